@@ -1,0 +1,52 @@
+# `make run` and `make test` do their own set-up; a second call starts at once.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+TORCH_CPU_INDEX = https://download.pytorch.org/whl/cpu
+
+.PHONY: run test bench lock clean
+
+run: $(VENV)/.installed
+	@$(BIN)/python app.py
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks --model packaged
+	$(BIN)/python -m benchmarks --model bert-base
+
+# Torch comes first and alone, so that only it is looked for in PyTorch's own index of builds without CUDA;
+# the other packages come from where pip is set up to find them.
+$(VENV)/.installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "error: Python 3.10 to 3.13 is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { echo "error: no virtual environment could be made; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing the dependencies into $(VENV); this takes some minutes, once."
+	@$(BIN)/pip install --quiet --no-deps --retries 1 --extra-index-url $(TORCH_CPU_INDEX) "$$(grep '^torch==' $<)"
+	@$(BIN)/pip install --quiet -r $<
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
+	@$(BIN)/pip install --quiet -r $<
+	@touch $@
+
+$(VENV)/.installed-bench: requirements-bench.lock $(VENV)/.installed
+	@$(BIN)/pip install --quiet -r $<
+	@touch $@
+
+# Pins every dependency for Python 3.10 to 3.13; [tool.uv] in pyproject.toml leaves the CUDA packages out.
+lock:
+	uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --group dev pyproject.toml -o requirements-dev.lock
+	uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate -c requirements-dev.lock pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate -c requirements-dev.lock --group bench pyproject.toml -o requirements-bench.lock
+	sed -i "/sys_platform == 'never'/d" requirements.lock requirements-dev.lock requirements-bench.lock
+
+# Everything that was learnt and recorded goes; the data files stay.
+clean:
+	rm -rf model triton_repo .sentiment

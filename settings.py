@@ -1,0 +1,135 @@
+"""Every setting of the pipeline, read from the environment (`SENTIMENT_…`) and from `.env`."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from dotenv import dotenv_values
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from errors import PipelineError
+
+ENV_PREFIX = "SENTIMENT_"
+ENV_FILE = Path(".env")
+DEFAULT_BASE_MODEL = "bert-base-uncased"
+
+Port = Annotated[int, Field(ge=1, le=65532)]
+
+
+class Settings(BaseSettings):
+    """Settings of one pipeline. Relative paths count from the directory it is started in."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_file=ENV_FILE,
+        env_file_encoding="utf-8",
+        extra="ignore",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    train_data: Path = Path("train_sentiment_data.csv")
+    """CSV file to learn from, with the columns `text` and `label`."""
+
+    val_data: Path = Path("val_sentiment_data.csv")
+    """CSV file to judge models by, with the same columns."""
+
+    base_model: str = DEFAULT_BASE_MODEL
+    """Encoder to fine-tune: a Hugging Face hub name or a local directory (BERT, DistilBERT, RoBERTa)."""
+
+    state_dir: Path = Path(".sentiment")
+    """Directory of the runtime state: MLflow store, training checkpoints, logs."""
+
+    model_dir: Path = Path("model")
+    """Directory that the trained model and its tokenizer are saved to."""
+
+    model_repository: Path = Path("triton_repo")
+    """Triton's model repository."""
+
+    mlflow_tracking_uri: str | None = None
+    """MLflow tracking server; unset, an SQLite store in the state directory."""
+
+    host: str = "127.0.0.1"
+    """Address that the gateway listens on."""
+
+    port: Port = 8000
+    """Port of the gateway. The bundled Triton takes the next three: gRPC, metrics, HTTP."""
+
+    triton_url: str | None = None
+    """`host:port` of an external Triton's gRPC; unset, the bundled Triton is run."""
+
+    runtime: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    """What runs the graph; `auto` takes the faster one for the processor."""
+
+    max_length: Annotated[int, Field(ge=8)] = 512
+    """Longest text, in tokens, that the model reads; what is over it is cut."""
+
+    epochs: Annotated[int, Field(ge=1)] = 2
+    """Most passes over the training data; training stops early when macro F1 no longer rises."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Texts in one training step."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    """Peak learning rate of AdamW, reached after the warm-up and then decayed linearly."""
+
+    seed: int = 13
+    """Seed of everything random: sample data, initial weights of the head, order of the texts."""
+
+    @property
+    def mlflow_uri(self) -> str:
+        """The MLflow tracking URI in use."""
+        return self.mlflow_tracking_uri or f"sqlite:///{(self.state_dir / 'mlflow.db').resolve()}"
+
+    @property
+    def triton_grpc_port(self) -> int:
+        """gRPC port of the bundled Triton."""
+        return self.port + 1
+
+    @property
+    def triton_metrics_port(self) -> int:
+        """Prometheus port of the bundled Triton."""
+        return self.port + 2
+
+    @property
+    def triton_http_port(self) -> int:
+        """HTTP port of the bundled Triton."""
+        return self.port + 3
+
+    @property
+    def triton_address(self) -> str:
+        """`host:port` of the gRPC of the Triton in use, external or bundled."""
+        return self.triton_url or f"127.0.0.1:{self.triton_grpc_port}"
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment and `.env`.
+
+    Raises:
+        PipelineError: a name is unknown or a value does not fit; all of them are told at once.
+    """
+    problems = _unknown_names()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        problems += [
+            f"{ENV_PREFIX}{str(detail['loc'][0]).upper()}={detail['input']!r}: {detail['msg']}"
+            for detail in error.errors()
+        ]
+    if problems:
+        raise PipelineError("The settings are wrong:\n" + "\n".join(f"  {problem}" for problem in problems))
+    return settings
+
+
+def _unknown_names() -> list[str]:
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    given = {name.upper(): "the environment" for name in os.environ}
+    given |= {name.upper(): str(ENV_FILE) for name in dotenv_values(ENV_FILE, encoding="utf-8")}
+    problems = []
+    for name, source in sorted(given.items()):
+        if name.startswith(ENV_PREFIX) and name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            problems.append(f"{name} (in {source}) is no setting; did you mean {nearest}?")
+    return problems

@@ -1,0 +1,69 @@
+"""Settings come from the environment and from .env, and say what is wrong with them."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from errors import PipelineError
+from settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_environment_goes_before_env_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("SENTIMENT_PORT=9000\nSENTIMENT_SEED=5\n")
+    monkeypatch.setenv("SENTIMENT_PORT", "9100")
+    settings = load_settings()
+    assert (settings.port, settings.seed) == (9100, 5)
+    assert (settings.triton_grpc_port, settings.triton_metrics_port, settings.triton_http_port) == (9101, 9102, 9103)
+
+
+def test_unknown_names_are_told_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_TRAIN_DATE", "x.csv")
+    Path(".env").write_text("SENTIMENT_POTR=9000\n")
+    with pytest.raises(PipelineError) as told:
+        load_settings()
+    assert "SENTIMENT_TRAIN_DATE (in the environment) is no setting; did you mean SENTIMENT_TRAIN_DATA?" in str(
+        told.value
+    )
+    assert "SENTIMENT_POTR (in .env) is no setting; did you mean SENTIMENT_PORT?" in str(told.value)
+
+
+def test_all_wrong_values_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_PORT", "http")
+    monkeypatch.setenv("SENTIMENT_EPOCHS", "0")
+    with pytest.raises(PipelineError, match=r"(?s)SENTIMENT_PORT='http': .*SENTIMENT_EPOCHS='0': "):
+        load_settings()
+
+
+def test_name_is_read_in_any_letter_case_and_is_never_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("sentiment_seed", "7")
+    assert load_settings().seed == 7
+    monkeypatch.setenv("sentiment_sede", "8")
+    with pytest.raises(PipelineError, match=r"SENTIMENT_SEDE .*did you mean SENTIMENT_SEED\?"):
+        load_settings()
+
+
+def test_empty_value_of_what_may_be_unset_is_as_if_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `SENTIMENT_TRITON_URL=` in .env or in a compose file; there would be no Triton at all otherwise."""
+    monkeypatch.setenv("SENTIMENT_TRITON_URL", "")
+    Path(".env").write_text("SENTIMENT_MLFLOW_TRACKING_URI=\n")
+    settings = load_settings()
+    assert settings.triton_url is None
+    assert settings.triton_address == "127.0.0.1:8001"
+    assert settings.mlflow_tracking_uri is None
+
+
+def test_env_file_that_is_not_utf_8_is_told() -> None:
+    Path(".env").write_bytes("SENTIMENT_TRAIN_DATA=café.csv\n".encode("latin-1"))
+    with pytest.raises(PipelineError, match=r"\.env.*UTF-8"):
+        load_settings()
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load_settings().port = 9000  # type: ignore[misc]
