@@ -1,0 +1,61 @@
+"""The figures by which models are judged."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import log_softmax, softmax
+
+from trainer.evaluation import evaluate, expected_calibration_error, fit_temperature
+
+
+def test_figures_of_a_small_example() -> None:
+    predicted = [0, 0, 1, 1, 1, 1]
+    probabilities = np.array([[0.9, 0.1] if label == 0 else [0.2, 0.8] for label in predicted])
+    figures = evaluate(probabilities, np.array([0, 1, 1, 1, 1, 0]), ("bad", "good"))
+    assert figures.accuracy == pytest.approx(4 / 6)
+    assert figures.f1_by_label == {"bad": pytest.approx(0.5), "good": pytest.approx(0.75)}
+    assert figures.macro_f1 == pytest.approx(0.625)
+    assert figures.confusion == [[1, 1], [1, 3]]
+    assert figures.metrics()["f1_good"] == pytest.approx(0.75)
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
+    sure = np.tile([0.9, 0.1], (10, 1))
+    assert expected_calibration_error(sure, np.array([0] * 9 + [1])) == pytest.approx(0)
+    assert expected_calibration_error(sure, np.array([0] * 5 + [1] * 5)) == pytest.approx(0.4)
+
+
+def test_overconfident_logits_are_cooled() -> None:
+    random = np.random.default_rng(0)
+    honest = random.normal(0, 1.5, (4000, 2))
+    targets = (random.random(4000) > softmax(honest, axis=1)[:, 0]).astype(int)
+    assert fit_temperature(honest * 3, targets) == pytest.approx(3, rel=0.1)
+
+
+def test_gaps_of_two_bins_do_not_cancel_out_and_certainty_has_a_bin() -> None:
+    confidence = np.array([1.0] * 10 + [0.6] * 10)
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    targets = np.array([0] * 8 + [1] * 2 + [0] * 8 + [1] * 2)  # right in 8 of 10, of both
+    assert expected_calibration_error(probabilities, targets) == pytest.approx(0.2)
+
+
+def test_label_that_is_never_predicted_has_an_f1_of_0() -> None:
+    figures = evaluate(np.array([[0.8, 0.1, 0.1]] * 4), np.array([0, 0, 1, 2]), ("a", "b", "c"))
+    assert figures.f1_by_label == {"a": pytest.approx(2 / 3), "b": 0, "c": 0}
+    assert figures.confusion == [[2, 0, 0], [1, 0, 0], [1, 0, 0]]
+
+
+@given(st.floats(0.1, 20), st.integers(0, 2**32 - 1), st.floats(0, 1))
+def test_no_other_temperature_has_less_log_loss_and_no_label_changes(scale: float, seed: int, noise: float) -> None:
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, scale, (50, 3))
+    targets = np.where(random.random(50) < noise, random.integers(0, 3, 50), logits.argmax(axis=1))
+
+    def log_loss(temperature: float) -> float:
+        return float(-log_softmax(logits / temperature, axis=1)[np.arange(50), targets].mean())
+
+    temperature = fit_temperature(logits, targets)
+    assert 0.25 <= temperature <= 10
+    assert all(log_loss(temperature) <= log_loss(other) + 1e-4 for other in np.geomspace(0.25, 10, 30))
+    assert (softmax(logits / temperature, axis=1).argmax(axis=1) == logits.argmax(axis=1)).all()

@@ -1,0 +1,187 @@
+"""Training: it learns, it is recorded, and nothing is lost when it is killed."""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from errors import PipelineError
+from settings import Settings
+from tests.conftest import make_encoder
+from tests.e2e.conftest import PROJECT, wait_for
+from tests.trainer.test_fine_tune import largest_file
+from trainer.base_model import PACKAGED_ENCODER, load_base_model
+from trainer.dataset import load_dataset
+from trainer.fine_tune import FineTuned, fine_tune
+from trainer.record import TrainingRecord
+from trainer.train import train
+
+
+def write_data(directory: Path, rows: int = 300) -> None:
+    """Texts that a word tells apart."""
+    for name, first, count in (("train", 0, rows), ("val", rows, 60)):
+        lines = [
+            f"I love this product {number},Positive" if number % 2 else f"This is terrible {number},Negative"
+            for number in range(first, first + count)
+        ]
+        (directory / f"{name}.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def trainable_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With weights as small as a training starts from, so that it always learns."""
+    return make_encoder("bert", tmp_path_factory.mktemp("trainable"), weight_scale=1)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, trainable_encoder: Path) -> Settings:
+    write_data(tmp_path)
+    return Settings(
+        train_data=tmp_path / "train.csv",
+        val_data=tmp_path / "val.csv",
+        base_model=str(trainable_encoder),
+        state_dir=tmp_path / "state",
+        model_dir=tmp_path / "model",
+        model_repository=tmp_path / "triton_repo",
+        runtime="onnxruntime",
+        learning_rate=1e-3,
+        epochs=3,
+    )
+
+
+def test_a_training_is_recorded_and_registered(settings: Settings) -> None:
+    record = train(settings)
+
+    assert record == TrainingRecord.load(settings.model_dir)
+    assert {path.name for path in settings.model_dir.iterdir()} >= {
+        "model.safetensors",
+        "tokenizer.json",
+        "config.json",
+    }
+    client = MlflowClient(settings.mlflow_uri)
+    run = client.get_run(record.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["base_model"] == settings.base_model
+    assert run.data.metrics["accuracy"] == record.metrics["accuracy"]
+    assert run.data.tags["data_fingerprint"] == record.data_fingerprint
+    assert len(client.get_metric_history(record.run_id, "eval_macro_f1")) >= 2
+    assert client.get_model_version("sentiment", "1").run_id == record.run_id
+    artifacts = Path(client.download_artifacts(record.run_id, ""))
+    assert (artifacts / "model" / "model.safetensors").is_file()
+    assert json.loads((artifacts / "model" / "training.json").read_text())["version"] == 1
+    confusion = json.loads((artifacts / "confusion_matrix.json").read_text())
+    assert np.sum(confusion["rows_right_columns_predicted"]) == 60
+    assert (artifacts / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+    assert list((settings.state_dir / "training").iterdir()) == []
+
+    # A number that the repository holds already, from a store that is gone, is passed over.
+    (settings.model_repository / "sentiment" / "2").mkdir(parents=True)
+    assert train(settings).version == 3
+    assert TrainingRecord.load(settings.model_dir).version == 3
+
+
+def test_same_seed_gives_the_same_model(settings: Settings) -> None:
+    dataset = load_dataset(settings.train_data, settings.val_data)
+    first = fine_tune(settings, dataset)
+    shutil.rmtree(first.checkpoints)
+    second = fine_tune(settings, dataset)
+    assert np.allclose(first.val_logits, second.val_logits, atol=1e-4)
+    assert [entry["step"] for entry in first.history] == [entry["step"] for entry in second.history]
+
+
+def test_a_killed_training_resumes(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    write_data(settings.train_data.parent, rows=6000)
+    environment = {
+        f"SENTIMENT_{name.upper()}": str(value) for name, value in settings.model_dump(exclude_unset=True).items()
+    }
+    process = subprocess.Popen(
+        [sys.executable, PROJECT / "app.py", "train"], env=os.environ | environment, stderr=subprocess.DEVNULL
+    )
+    training = settings.state_dir / "training"
+    wait_for(lambda: bool(list(training.glob("*/checkpoint-*/trainer_state.json"))), 90, "a checkpoint")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not settings.model_dir.exists()
+    # As if it had been killed while it wrote the next one.
+    (checkpoint,) = list(training.glob("*/checkpoint-*"))[:1]
+    half = checkpoint.with_name("checkpoint-99999")
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+
+    with caplog.at_level(logging.INFO):
+        record = train(settings)
+
+    assert "Resuming the training that was cut off, from checkpoint-" in caplog.text
+    assert "checkpoint-99999" not in caplog.text
+    assert record.version == 1
+
+
+def test_a_model_that_cannot_be_saved_leaves_the_old_one(settings: Settings) -> None:
+    train(settings)
+    before = TrainingRecord.load(settings.model_dir)
+    blocked = settings.model_copy(update={"model_dir": settings.val_data / "model", "seed": 14})
+    with pytest.raises(PipelineError, match="could not be saved"):
+        train(blocked)
+    assert TrainingRecord.load(settings.model_dir) == before
+
+
+def test_base_model_asked_for_by_name_is_never_replaced(settings: Settings, tmp_path: Path) -> None:
+    nowhere = settings.model_copy(update={"base_model": str(tmp_path / "nowhere")})
+    with pytest.raises(PipelineError, match=r"nowhere' \(SENTIMENT_BASE_MODEL\) cannot be loaded"):
+        load_base_model(nowhere, ("Negative", "Positive"))
+
+
+def test_default_base_model_is_replaced_where_the_hub_is_out_of_reach(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    base = load_base_model(Settings(), ("bad", "good", "so-so"))
+    assert base.name == PACKAGED_ENCODER
+    assert base.max_length == 512
+    assert base.model.config.id2label == {0: "bad", 1: "good", 2: "so-so"}
+    assert "the packaged encoder all-MiniLM-L6-v2" in caplog.text
+
+
+def test_roberta_reads_two_tokens_fewer_than_it_has_positions(settings: Settings, tmp_path: Path) -> None:
+    roberta = settings.model_copy(
+        update={"base_model": str(make_encoder("roberta", tmp_path / "roberta")), "max_length": 4096}
+    )
+    assert load_base_model(roberta, ("Negative", "Positive")).max_length == 512
+
+
+def test_a_disk_that_is_full_after_the_training_is_told_and_the_next_run_goes_on_there(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings.model_copy(update={"epochs": 1})
+    with contextlib.ExitStack() as disk:
+
+        def fill_the_disk(*arguments: Any) -> FineTuned:
+            tuned = fine_tune(*arguments)
+            disk.enter_context(largest_file(100_000))
+            return tuned
+
+        monkeypatch.setattr("trainer.train.fine_tune", fill_the_disk)
+        with pytest.raises(PipelineError, match=r"could not be saved beside .*model"):
+            train(settings)
+    monkeypatch.undo()
+    assert not list(settings.model_dir.parent.glob("*model*"))
+    record = train(settings)
+    assert any("Resuming the training" in message for message in caplog.messages)
+    assert record == TrainingRecord.load(settings.model_dir)
+
+
+def test_a_state_directory_that_cannot_be_made_is_named(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the place of a directory")
+    with pytest.raises(PipelineError, match=r"file.*SENTIMENT_STATE_DIR"):
+        train(settings.model_copy(update={"state_dir": tmp_path / "file"}))

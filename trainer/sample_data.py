@@ -1,0 +1,166 @@
+"""Makes sample data from the human ratings in the source distribution of `vaderSentiment` 3.3.2.
+
+The ratings come from C.J. Hutto and E.E. Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of
+Social Media Text", ICWSM 2014: each text was rated from -4 to 4 by about twenty people. They are under the MIT licence,
+© 2016 C.J. Hutto, whose notice must go with every copy: it is written beside each data file, as `<file>.license`.
+"""
+
+import csv
+import html
+import io
+import os
+import random
+import tarfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from errors import PipelineError
+from pypi_download import VADER, fetch
+
+Domain = Literal["film", "product", "tweet", "editorial"]
+
+_TABLES: dict[Domain, str] = {
+    "film": "movieReviewSnippets",
+    "product": "amazonReviewSnippets",
+    "tweet": "tweets",
+    "editorial": "nytEditorialSnippets",
+}
+_REVIEWS: tuple[Domain, ...] = ("film", "product")
+_DISTRIBUTION = VADER.filename.removesuffix(".tar.gz")
+_RATINGS_ARCHIVE = f"{_DISTRIBUTION}/additional_resources/hutto_ICWSM_2014.tar.gz"
+_LICENSE = f"{_DISTRIBUTION}/LICENSE.txt"
+_CLEAR_RATING = 0.5
+"""Nearer to zero than this, the raters disagree or see no sentiment."""
+_VALIDATION_SHARE = 0.1
+
+_Row = tuple[str, str]
+"""Text and label."""
+
+
+@dataclass(frozen=True)
+class SampleCounts:
+    """Rows written, by label."""
+
+    train: Mapping[str, int]
+    val: Mapping[str, int]
+
+
+def read_ratings(domain: Domain) -> list[tuple[str, float]]:
+    """Read the texts of a domain, cleaned, with their mean ratings from -4 (negative) to 4 (positive).
+
+    Raises:
+        PipelineError: the source distribution cannot be fetched.
+    """
+    with tarfile.open(fileobj=io.BytesIO(_distributed_file(_RATINGS_ARCHIVE))) as archive:
+        table = _member(archive, f"hutto_ICWSM_2014/{_TABLES[domain]}_GroundTruth.txt").decode()
+    # Not `splitlines`, and no csv reader: quotes and rarer line separators are part of the texts.
+    rows = [line.split("\t") for line in table.split("\r\n") if line]
+    return [(_clean(text), float(rating)) for _, rating, text in rows]
+
+
+def write_sample_data(train_path: Path, val_path: Path, seed: int) -> SampleCounts:
+    """Write film and product sentences of clear sentiment as two CSV files with the columns `text` and `label`.
+
+    The labels are `Positive` and `Negative`. A tenth of each label in each domain goes to validation. No text is in
+    both files, nor twice in one, letter case apart. The same seed gives the same bytes.
+
+    Raises:
+        PipelineError: a file of other content is in the place of one to write, a file cannot be written, or the source
+            distribution cannot be fetched.
+    """
+    if os.path.realpath(train_path) == os.path.realpath(val_path):
+        raise PipelineError(f"Training and validation data cannot both be {train_path}; name two files.")
+    train, val = _split(seed)
+    notice = _notice()
+    _write_all(
+        {
+            train_path.with_name(f"{train_path.name}.license"): notice,
+            val_path.with_name(f"{val_path.name}.license"): notice,
+            train_path: _csv(train),
+            val_path: _csv(val),
+        }
+    )
+    return SampleCounts(train=Counter(label for _, label in train), val=Counter(label for _, label in val))
+
+
+def _split(seed: int) -> tuple[list[_Row], list[_Row]]:
+    labels: dict[str, set[str]] = {}
+    strata: dict[tuple[Domain, str], dict[str, str]] = {}
+    for domain in _REVIEWS:
+        for text, rating in read_ratings(domain):
+            if abs(rating) >= _CLEAR_RATING:
+                label = "Positive" if rating > 0 else "Negative"
+                key = text.casefold()
+                if key not in labels:
+                    strata.setdefault((domain, label), {})[key] = text
+                labels.setdefault(key, set()).add(label)
+    train: list[_Row] = []
+    val: list[_Row] = []
+    shuffle = random.Random(seed).shuffle
+    for (_, label), texts in strata.items():
+        rows = [(text, label) for key, text in texts.items() if len(labels[key]) == 1]
+        shuffle(rows)
+        cut = round(len(rows) * _VALIDATION_SHARE)
+        val += rows[:cut]
+        train += rows[cut:]
+    shuffle(train)
+    shuffle(val)
+    return train, val
+
+
+def _clean(text: str) -> str:
+    # Some texts were escaped twice ("&amp;#38;"), and '' stands for a double quote.
+    return " ".join(html.unescape(html.unescape(text)).replace("''", '"').split())
+
+
+def _csv(rows: list[_Row]) -> bytes:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("text", "label"))
+    writer.writerows(rows)
+    return file.getvalue().encode()
+
+
+def _notice() -> bytes:
+    source = (
+        f"The texts come from the source distribution of {VADER.requirement} on PyPI, file {_RATINGS_ARCHIVE}; "
+        "the labels are made from its ratings.\n\n"
+    )
+    return source.encode() + _distributed_file(_LICENSE).replace(b"\r\n", b"\n")
+
+
+def _distributed_file(name: str) -> bytes:
+    with tarfile.open(fetch(VADER)) as archive:
+        return _member(archive, name)
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    assert file is not None  # the checksum was verified, so what was a file is one
+    return file.read()
+
+
+def _write_all(files: Mapping[Path, bytes]) -> None:
+    """Write all files, each in one step, and none before all could be written beside their places."""
+    parts: dict[Path, Path] = {}
+    try:
+        for path, content in files.items():
+            if path.exists() and path.read_bytes() != content:
+                raise PipelineError(
+                    f"{path} exists and is not the sample data of this seed; move it away, or name another file by "
+                    "SENTIMENT_TRAIN_DATA and SENTIMENT_VAL_DATA."
+                )
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            parts[path] = path.with_name(f".{path.name}.{os.getpid()}.part")
+            parts[path].write_bytes(content)
+        for path, part in parts.items():
+            part.replace(path)
+    except OSError as error:
+        raise PipelineError(f"The sample data cannot be written: {error.filename}: {error.strerror}.") from error
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)

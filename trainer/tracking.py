@@ -1,0 +1,153 @@
+"""Records trainings in MLflow, whose registry gives each model its version."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+
+from errors import PipelineError
+from serving.protocol import MODEL_NAME
+from settings import Settings
+from trainer.evaluation import Evaluation
+from trainer.record import FILE_NAME, TrainingRecord
+
+EXPERIMENT = "sentiment"
+CHAMPION = "champion"
+"""MLflow's alias of the version that is deployed."""
+
+
+class Tracking:
+    """The MLflow tracking server and model registry of the settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connect; with the default store its database and artifacts are made in the state directory.
+
+        Raises:
+            PipelineError: the tracking server cannot be reached or used.
+        """
+        self.uri = settings.mlflow_uri
+        artifacts = None
+        if settings.mlflow_tracking_uri is None:
+            settings.state_dir.mkdir(parents=True, exist_ok=True)
+            artifacts = (settings.state_dir / "mlflow-artifacts").resolve().as_uri()
+        try:
+            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            experiment = self._client.get_experiment_by_name(EXPERIMENT)
+            self._experiment_id = (
+                experiment.experiment_id if experiment else self._client.create_experiment(EXPERIMENT, artifacts)
+            )
+        except MlflowException as error:
+            raise PipelineError(
+                f"MLflow at {self.uri} cannot be used: {error.message} Check SENTIMENT_MLFLOW_TRACKING_URI."
+            ) from error
+
+    def record_run(
+        self,
+        model_dir: Path,
+        hyperparameters: Mapping[str, Any],
+        history: list[dict[str, float]],
+        evaluation: Evaluation,
+        tags: Mapping[str, str],
+    ) -> str:
+        """Record one finished training with its model; returns the run's id.
+
+        `history` are metrics by step, as the trainer logged them.
+        """
+        now = round(time.time() * 1000)
+        run = self._client.create_run(self._experiment_id, start_time=now, tags={"mlflow.source.name": "app.py train"})
+        run_id: str = run.info.run_id
+        self._client.log_batch(
+            run_id,
+            metrics=[
+                *(
+                    Metric(name, value, now, round(entry["step"]))
+                    for entry in history
+                    for name, value in entry.items()
+                    if name != "step"
+                ),
+                *(Metric(name, value, now, 0) for name, value in _named(evaluation.metrics())),
+            ],
+            params=[Param(name, str(value)) for name, value in hyperparameters.items()],
+            tags=[RunTag(name, value) for name, value in tags.items()],
+        )
+        labels = list(evaluation.f1_by_label)
+        self._client.log_dict(
+            run_id, {"labels": labels, "rows_right_columns_predicted": evaluation.confusion}, "confusion_matrix.json"
+        )
+        self._client.log_figure(run_id, confusion_figure(evaluation.confusion, labels), "confusion_matrix.png")
+        self._client.log_artifacts(run_id, str(model_dir), "model")
+        self._client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
+        return run_id
+
+    def register(self, run_id: str, taken: set[int]) -> int:
+        """Register the run's model; returns its version.
+
+        `taken` are versions that a model repository holds already, from a store that is gone:
+        one integer names a model everywhere, so such a number is used up and the next one taken.
+        """
+        source = f"{self._client.get_run(run_id).info.artifact_uri}/model"
+        try:
+            self._client.create_registered_model(MODEL_NAME, description="Text sentiment, served by Triton.")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        while True:
+            version = int(self._client.create_model_version(MODEL_NAME, source, run_id).version)
+            if version not in taken:
+                return version
+            self._client.update_model_version(
+                MODEL_NAME,
+                str(version),
+                f"Unused: version {version} of the model repository was there before this store.",
+            )
+
+    def save_record(self, record: TrainingRecord) -> None:
+        """Keep the training's record, which names the version, with the run."""
+        self._client.log_dict(record.run_id, asdict(record), f"model/{FILE_NAME}")
+
+    def record_export(self, run_id: str, version: int, bundle: Mapping[str, Any]) -> None:
+        """Keep what the export measured, `bundle.json`, with the run and the version."""
+        self._client.log_dict(run_id, dict(bundle), "bundle.json")
+        self._client.set_model_version_tag(MODEL_NAME, str(version), "exported", "true")
+
+    def set_champion(self, version: int) -> None:
+        """Point the alias `champion` at `version`."""
+        self._client.set_registered_model_alias(MODEL_NAME, CHAMPION, str(version))
+
+
+def _named(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
+    """MLflow allows few characters in a metric's name; a label may have any."""
+    allowed = "_-. /:"
+    return [
+        ("".join(char if char.isalnum() or char in allowed else "_" for char in name), float(value))
+        for name, value in metrics.items()
+    ]
+
+
+def confusion_figure(confusion: list[list[int]], labels: list[str]) -> Figure:
+    """Draw a confusion matrix: share of each right label by colour, number of texts in the cells."""
+    counts = np.array(confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = 2.6 + 0.9 * len(labels)
+    with matplotlib.rc_context({"font.size": 11}):
+        figure = Figure(figsize=(size + 1, size), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set_yticks(range(len(labels)), labels, rotation=90, va="center")
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("right")
+        for row, column in np.ndindex(counts.shape):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            text = f"{counts[row, column]}\n{shares[row, column]:.0%}"
+            axes.text(column, row, text, ha="center", va="center", color=colour)
+        figure.colorbar(image, label="share of the right label")
+    return figure
