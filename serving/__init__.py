@@ -1,0 +1,1 @@
+"""Runs the packed graph in Triton, and asks Triton for predictions."""

@@ -1,0 +1,1 @@
+"""The Triton backend `packed_onnx`: text in, label out."""

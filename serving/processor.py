@@ -1,0 +1,38 @@
+"""What the processor can do, and how much of it this process may use."""
+
+import math
+import os
+from functools import lru_cache
+from pathlib import Path
+
+_CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+
+@lru_cache
+def instruction_sets() -> frozenset[str]:
+    """The processor's flags as Linux names them (`avx512_bf16`, `amx_tile`, …); empty elsewhere."""
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return frozenset()
+    for line in cpuinfo.splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 natively, so that it is faster than float32."""
+    return not instruction_sets().isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, bounded by the cgroup's CPU quota; at least 1."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CGROUP_CPU_MAX.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return affinity
+    if quota == "max":
+        return affinity
+    return max(1, min(affinity, math.ceil(int(quota) / int(period))))

@@ -1,0 +1,125 @@
+"""Triton's model repository on disk: which versions there are, and which one is deployed."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from errors import PipelineError
+from serving.bundle import Bundle
+from serving.protocol import MAX_BATCH_SIZE, MODEL_NAME
+
+BACKEND = "packed_onnx"
+
+# A Triton that restarts loads what version_policy says, so this file is the record of what is deployed.
+_CONFIG = """\
+name: "{name}"
+backend: "{backend}"
+max_batch_size: {max_batch_size}
+input [ {{ name: "TEXT" data_type: TYPE_STRING dims: [ 1 ] }} ]
+output [
+  {{ name: "LABEL" data_type: TYPE_STRING dims: [ 1 ] }},
+  {{ name: "SCORE" data_type: TYPE_FP32 dims: [ 1 ] }},
+  {{ name: "PROBABILITIES" data_type: TYPE_FP32 dims: [ {labels} ] }},
+  {{ name: "TRUNCATED" data_type: TYPE_BOOL dims: [ 1 ] }}
+]
+version_policy: {{ specific: {{ versions: [ {version} ] }} }}
+dynamic_batching {{ max_queue_delay_microseconds: 0 }}
+instance_group [ {{ kind: KIND_CPU count: {instances} }} ]
+"""
+
+
+class ModelRepository:
+    """The directory that Triton serves from."""
+
+    def __init__(self, root: Path) -> None:
+        """`root` need not exist yet."""
+        self.root = root
+        self.model = root / MODEL_NAME
+        self._config = self.model / "config.pbtxt"
+
+    def published(self) -> set[int]:
+        """Versions that are in the repository, deployed or not."""
+        return {int(path.name) for path in self.model.glob("[1-9]*") if path.name.isdecimal() and path.is_dir()}
+
+    def version_directory(self, version: int) -> Path:
+        """Where `version` lies, or would lie."""
+        return self.model / str(version)
+
+    def deployed(self) -> int | None:
+        """The version that Triton loads; none before the first deployment.
+
+        Raises:
+            PipelineError: the configuration names no version, or one that is not complete.
+        """
+        try:
+            config = self._config.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        found = re.search(r"version_policy:\s*{\s*specific:\s*{\s*versions:\s*\[\s*(\d+)\s*]", config)
+        if not found:
+            raise PipelineError(
+                f"{self._config} names no deployed version (version_policy); restore or remove the file."
+            )
+        version = int(found[1])
+        Bundle.load(self.version_directory(version))
+        return version
+
+    def publish(self, staging: Path, version: int) -> None:
+        """Move the complete bundle in `staging`, on the same file system, to its place; never overwrites.
+
+        Raises:
+            PipelineError: the version is there already.
+        """
+        Bundle.load(staging)
+        for path in staging.iterdir():
+            _sync(path)
+        _sync(staging)
+        try:
+            # Fails on a directory that is not empty, also when another process just made it.
+            staging.rename(self.version_directory(version))
+        except OSError as error:
+            raise PipelineError(
+                f"Version {version} could not be published as {self.version_directory(version)}: "
+                f"{error.strerror}. A published version is never overwritten."
+            ) from error
+        _sync(self.model)
+
+    def staging_directory(self, version: int) -> Path:
+        """An empty directory beside the place of `version`, under a name that Triton passes over."""
+        staging = self.model / f".{version}.partial"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        return staging
+
+    def deploy(self, version: int, instances: int) -> None:
+        """Write the configuration that has Triton load `version` in `instances` processes.
+
+        Raises:
+            PipelineError: the version is not published, or not complete.
+        """
+        bundle = Bundle.load(self.version_directory(version))
+        temporary = self.model / ".config.pbtxt.partial"
+        temporary.write_text(
+            _CONFIG.format(
+                name=MODEL_NAME,
+                backend=BACKEND,
+                max_batch_size=MAX_BATCH_SIZE,
+                labels=len(bundle.labels),
+                version=version,
+                instances=instances,
+            ),
+            encoding="utf-8",
+        )
+        _sync(temporary)
+        temporary.replace(self._config)
+        _sync(self.model)
+
+
+def _sync(path: Path) -> None:
+    """Have the kernel write `path`, a file or a directory, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

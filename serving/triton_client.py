@@ -1,0 +1,183 @@
+"""Asks Triton's model `sentiment` over gRPC, with as little work a call as the protocol allows."""
+
+import asyncio
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from serving.protocol import MODEL_NAME
+
+_CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 30_000),
+    # A Triton that restarts is tried again within a second, not after gRPC's default of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+_UNAVAILABLE = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.NOT_FOUND,  # the model is not loaded (yet)
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.INTERNAL,  # an instance of the model died
+    grpc.StatusCode.UNKNOWN,
+}
+
+
+class TritonUnavailableError(Exception):
+    """Triton cannot answer now: it is down, starting, or has no version of the model loaded."""
+
+
+class TritonTimeoutError(Exception):
+    """Triton did not answer within the time given."""
+
+
+class TextRefusedError(Exception):
+    """The model refused a text, and says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The answer for a list of texts, in their order."""
+
+    labels: list[str]
+    scores: list[float]
+    """Calibrated probability of each label, 0 to 1."""
+    version: int
+    """The version that gave the answer."""
+    truncated: list[int]
+    """Positions of the texts that were longer than the model reads, and were cut."""
+
+
+class TritonClient:
+    """An asyncio client of one Triton; make and use it within one running event loop."""
+
+    def __init__(self, address: str) -> None:
+        """Connect lazily to `address`, the `host:port` of Triton's gRPC."""
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    async def classify(self, texts: Sequence[str], timeout_s: float) -> Classification:
+        """Classify at most as many texts as the model's batch limit.
+
+        Raises:
+            TextRefusedError: a text is empty or cannot be read.
+            TritonUnavailableError: nobody can answer now; trying again later makes sense.
+            TritonTimeoutError: no answer came within `timeout_s` seconds.
+        """
+        try:
+            response = await self._stub.ModelInfer(_request(texts), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+        return _classification(response)
+
+    async def is_loaded(self, timeout_s: float = 1.0) -> bool:
+        """Whether Triton says that a version of the model is ready; it also does when its Python has died."""
+        request = service_pb2.ModelReadyRequest(name=MODEL_NAME)
+        try:
+            return bool((await self._stub.ModelReady(request, timeout=timeout_s)).ready)
+        except grpc.aio.AioRpcError:
+            return False
+
+    async def is_ready(self, timeout_s: float = 2.0) -> bool:
+        """Whether the model answers: asks it, since Triton's own word is not enough."""
+        if not await self.is_loaded():
+            return False
+        try:
+            await self.classify(["ready?"], timeout_s)
+        except (TritonUnavailableError, TritonTimeoutError):
+            return False
+        return True
+
+    async def instance_count(self, timeout_s: float = 1.0) -> int:
+        """Return how many calls Triton has the model work on at the same time.
+
+        Raises:
+            TritonUnavailableError: Triton is down, or the model is not loaded.
+            TritonTimeoutError: no answer came within `timeout_s` seconds.
+        """
+        request = service_pb2.ModelConfigRequest(name=MODEL_NAME)
+        try:
+            config = (await self._stub.ModelConfig(request, timeout=timeout_s)).config
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+        # An instance group on GPUs has `count` instances on each of them.
+        return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
+
+    async def wait_until_ready(self, timeout_s: float) -> bool:
+        """Poll until the model is ready; false when `timeout_s` seconds passed without it."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while not await self.is_ready():
+            if asyncio.get_running_loop().time() > deadline:
+                return False
+            await asyncio.sleep(0.1)
+        return True
+
+    async def load_model(self, timeout_s: float) -> None:
+        """Have Triton load what the model's configuration on disk says, beside what it serves until then.
+
+        Raises:
+            TritonUnavailableError: Triton is down, or could not load the model (it says why).
+        """
+        request = service_pb2.RepositoryModelLoadRequest(model_name=MODEL_NAME)
+        try:
+            await self._stub.RepositoryModelLoad(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise TritonUnavailableError(error.details()) from error
+
+    async def close(self) -> None:
+        """Close the connection; calls under way are cancelled."""
+        await self._channel.close()
+
+
+def _request(texts: Sequence[str]) -> service_pb2.ModelInferRequest:
+    request = service_pb2.ModelInferRequest(model_name=MODEL_NAME)
+    text = request.inputs.add(name="TEXT", datatype="BYTES")
+    text.shape.extend((len(texts), 1))
+    # surrogatepass: a lone surrogate reaches the model as bytes that are not UTF-8, and is refused there.
+    encoded = [item.encode("utf-8", "surrogatepass") for item in texts]
+    request.raw_input_contents.append(b"".join(struct.pack("<I", len(item)) + item for item in encoded))
+    request.outputs.add(name="LABEL")
+    request.outputs.add(name="SCORE")
+    request.outputs.add(name="TRUNCATED")
+    return request
+
+
+def _classification(response: service_pb2.ModelInferResponse) -> Classification:
+    raw = {output.name: data for output, data in zip(response.outputs, response.raw_output_contents, strict=True)}
+    return Classification(
+        labels=_byte_strings(raw["LABEL"]),
+        scores=np.frombuffer(raw["SCORE"], dtype="<f4").tolist(),
+        version=int(response.model_version),
+        truncated=np.flatnonzero(np.frombuffer(raw["TRUNCATED"], dtype=bool)).tolist(),
+    )
+
+
+def _byte_strings(data: bytes) -> list[str]:
+    """Decode Triton's BYTES tensors: each item is its length (4 bytes, little-endian) and then its bytes."""
+    items = []
+    start = 0
+    while start < len(data):
+        (length,) = struct.unpack_from("<I", data, start)
+        start += 4
+        items.append(data[start : start + length].decode())
+        start += length
+    return items
+
+
+def _translated(error: grpc.aio.AioRpcError) -> Exception:
+    details = error.details() or error.code().name
+    if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+        return TextRefusedError(details)
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return TritonTimeoutError(details)
+    if error.code() in _UNAVAILABLE:
+        return TritonUnavailableError(details)
+    unexpected: Exception = error
+    return unexpected
