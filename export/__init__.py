@@ -1,0 +1,1 @@
+"""Turns a trained model into a verified version of the Triton model repository."""

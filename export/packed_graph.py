@@ -1,0 +1,118 @@
+"""The packed ONNX graph: several texts share a row, and none sees another.
+
+Packing without cross-contamination: Krell et al., "Efficient Sequence Packing without
+Cross-contamination", 2021 (arXiv:2107.02027). The attention mask is made inside the graph from
+segment ids, positions restart with each text, and each text's first token is gathered before the
+head, so the head runs once a text.
+"""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from errors import PipelineError
+
+ARCHITECTURES = ("bert", "distilbert", "roberta")
+OPSET = 20
+INPUT_NAMES = ["input_ids", "position_ids", "segment_ids", "first_tokens"]
+OUTPUT_NAME = "probabilities"
+
+# Added to a score before softmax; e^-10000 is 0 in every precision, and fp16 can hold it.
+_MASKED = -10_000.0
+
+
+def check_architecture(model_type: str) -> None:
+    """Raise a PipelineError unless a model of this type can be packed."""
+    if model_type not in ARCHITECTURES:
+        raise PipelineError(
+            f"The architecture {model_type!r} cannot be packed; it must be one of: {', '.join(ARCHITECTURES)}."
+        )
+
+
+class PackedClassifier(nn.Module):
+    """A sequence classifier of `transformers` that reads packed rows."""
+
+    def __init__(self, model: PreTrainedModel, temperature: float) -> None:
+        """Wrap `model`; its logits are divided by `temperature` before the softmax."""
+        super().__init__()
+        check_architecture(model.config.model_type)
+        # Any: the modules of transformers are untyped.
+        self.model: Any = model.eval()  # type: ignore[no-untyped-call]
+        self.temperature = temperature
+        # RoBERTa's positions start after its padding index.
+        self.first_position = model.config.pad_token_id + 1 if model.config.model_type == "roberta" else 0
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, first_tokens: Tensor) -> Tensor:
+        """Return the probabilities, FP32 [texts, labels].
+
+        Args:
+            input_ids: INT64 [rows, length], texts one after the other, padding after the last.
+            position_ids: INT64 [rows, length], from 0 in each text.
+            segment_ids: INT64 [rows, length], the same number for the tokens of one text, another
+                for its neighbours in the row, 0 for padding.
+            first_tokens: INT64 [texts], where each text begins, as an index into rows * length.
+        """
+        # Padding attends to padding, so that no row of the softmax is empty.
+        same_text = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+        token_types = (
+            {} if self.model.config.model_type == "distilbert" else {"token_type_ids": torch.zeros_like(input_ids)}
+        )
+        hidden = self.model.base_model(
+            input_ids=input_ids,
+            attention_mask=torch.where(same_text, 0.0, _MASKED),
+            position_ids=position_ids + self.first_position,
+            **token_types,
+        ).last_hidden_state
+        first_hidden = hidden.reshape(-1, hidden.shape[-1])[first_tokens]
+        return torch.softmax(self._logits(first_hidden) / self.temperature, dim=-1)
+
+    def _logits(self, first_hidden: Tensor) -> Tensor:
+        """The model's own head on the texts' first tokens, [texts, hidden] to [texts, labels]."""
+        logits: Tensor
+        match self.model.config.model_type:
+            case "bert":
+                logits = self.model.classifier(self.model.bert.pooler(first_hidden[:, None]))
+            case "roberta":
+                logits = self.model.classifier(first_hidden[:, None])
+            case _:
+                logits = self.model.classifier(torch.relu(self.model.pre_classifier(first_hidden)))
+        return logits
+
+
+def export_packed_graph(model: PreTrainedModel, temperature: float, path: Path) -> None:
+    """Write `model` as one self-contained ONNX file that `onnx` finds valid.
+
+    Raises:
+        PipelineError: the architecture is not supported.
+    """
+    packed = PackedClassifier(model, temperature)
+    rows, length, texts = torch.export.Dim("rows"), torch.export.Dim("length"), torch.export.Dim("texts")
+    # Three tensors, because torch.export takes one that is passed twice for one input.
+    tokens = [torch.zeros((3, 32), dtype=torch.long) for _ in range(3)]
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)  # it warns that torchvision, which nothing here needs, is missing
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside torch.export itself
+            program = torch.onnx.export(
+                packed,
+                (*tokens, torch.arange(5)),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=INPUT_NAMES,
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=[{0: rows, 1: length}] * 3 + [{0: texts}],
+                verbose=False,
+            )
+    finally:
+        exporter_log.setLevel(level)
+    assert program is not None  # it is None only without dynamo
+    program.save(str(path), external_data=False)
+    onnx.checker.check_model(str(path), full_check=True)

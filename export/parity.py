@@ -1,0 +1,112 @@
+"""Proves that a graph answers as torch does, whatever shares a text's batch."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from serving.engine import Engine
+
+LEAST_AGREEMENT = 0.995
+"""Share of texts that must get torch's label, in every mix of batch-mates."""
+MIXED_TEXTS = 500
+"""Texts that are also tried in other mixes than the order they come in."""
+_SEED = 0
+_REFERENCE_TOKENS = 8192
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How one runtime's answers agree with torch's, over every mix of batch-mates that was tried."""
+
+    texts: int
+    mixes: int
+    label_agreement: float
+    """The worst mix's share of texts with torch's label."""
+    largest_difference: float
+    """Of a probability, from torch's."""
+    largest_spread: float
+    """Of a text's probability, between two mixes."""
+
+
+def reference_probabilities(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_length: int,
+    temperature: float,
+) -> FloatArray:
+    """Torch's own answer in float32 with ordinary padding, [texts, labels]."""
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    answer = np.empty((len(texts), model.config.num_labels or 0), dtype=np.float32)
+    model.eval()  # type: ignore[no-untyped-call]
+    with torch.inference_mode():
+        start = 0
+        while start < len(order):
+            # Sorted by length, so the last of a batch is about its longest; a token has a character or more.
+            batch = order[start : start + 64]
+            while len(batch) > 1 and len(batch) * min(len(texts[batch[-1]]), max_length) > _REFERENCE_TOKENS:
+                batch = batch[: len(batch) // 2]
+            inputs = tokenizer(
+                [texts[index] for index in batch],
+                truncation=True,
+                max_length=max_length,
+                padding=True,
+                return_tensors="pt",
+            )
+            answer[batch] = torch.softmax(model(**inputs).logits.float() / temperature, dim=-1).numpy()
+            start += len(batch)
+    return answer
+
+
+def check_parity(engine: Engine, texts: Sequence[str], reference: FloatArray) -> Parity:
+    """Compare the answers of `engine` to `texts`, in no particular order, with `reference` [texts, labels]."""
+    in_order = engine.classify(texts).values
+    mixed = texts[:MIXED_TEXTS]
+    answers = [in_order, *(_in_mix(engine, mixed, mix) for mix in _mixes(mixed))]
+    references = [reference, *[reference[: len(mixed)]] * (len(answers) - 1)]
+    stacked = np.stack([answer[: len(mixed)] for answer in answers])
+    return Parity(
+        texts=len(texts),
+        mixes=len(answers),
+        label_agreement=min(
+            float((answer.argmax(axis=1) == right.argmax(axis=1)).mean())
+            for answer, right in zip(answers, references, strict=True)
+        ),
+        largest_difference=max(
+            float(np.abs(answer - right).max()) for answer, right in zip(answers, references, strict=True)
+        ),
+        largest_spread=float(np.ptp(stacked, axis=0).max()),
+    )
+
+
+def _mixes(texts: Sequence[str]) -> Iterator[list[list[int]]]:
+    """Ways to divide the texts into batches: one by one, sorted, paired, and shuffled in uneven batches."""
+    shuffled = random.Random(_SEED)
+    everything = list(range(len(texts)))
+    yield [[index] for index in everything]
+    by_length = sorted(everything, key=lambda index: len(texts[index]))
+    yield [by_length[start : start + 64] for start in range(0, len(texts), 64)]
+    # The shortest with the longest, so that short texts fill the gaps of long rows.
+    paired = [index for pair in zip(by_length, reversed(by_length), strict=True) for index in pair][: len(texts)]
+    yield [paired[start : start + 32] for start in range(0, len(texts), 32)]
+    shuffled.shuffle(everything)
+    uneven: list[list[int]] = []
+    while everything:
+        size = shuffled.randint(1, 48)
+        uneven.append(everything[:size])
+        del everything[:size]
+    yield uneven
+
+
+def _in_mix(engine: Engine, texts: Sequence[str], mix: list[list[int]]) -> FloatArray:
+    answer = np.empty((len(texts), len(engine.bundle.labels)), dtype=np.float32)
+    for batch in mix:
+        answer[batch] = engine.classify([texts[index] for index in batch]).values
+    return answer

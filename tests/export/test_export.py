@@ -1,0 +1,156 @@
+"""Publishing: only what was proved, whole, once."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from errors import PipelineError
+from export.export import export
+from export.packed_graph import PackedClassifier
+from serving.bundle import Bundle
+from serving.repository import ModelRepository
+from settings import Settings
+from tests.trainer.test_fine_tune import largest_file, make_learner, write_texts
+from tests.trainer.test_train import write_data
+from trainer.record import TrainingRecord
+from trainer.train import train
+
+
+@pytest.fixture(scope="module")
+def trained(bert_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    directory = tmp_path_factory.mktemp("trained")
+    write_data(directory)
+    settings = Settings(
+        train_data=directory / "train.csv",
+        val_data=directory / "val.csv",
+        base_model=str(bert_encoder),
+        state_dir=directory / "state",
+        model_dir=directory / "model",
+        model_repository=directory / "triton_repo",
+        runtime="onnxruntime",
+        learning_rate=1e-3,
+    )
+    train(settings)
+    return settings
+
+
+def test_published_deployed_and_recorded_once(trained: Settings, tmp_path: Path) -> None:
+    settings = trained.model_copy(update={"model_repository": tmp_path})
+    assert export(settings) == 1
+    repository = ModelRepository(tmp_path)
+    version = repository.version_directory(1)
+    assert {path.name for path in version.iterdir()} == {"model.onnx", "tokenizer.json", "bundle.json"}
+    assert repository.deployed() == 1
+    bundle, record = Bundle.load(version), TrainingRecord.load(settings.model_dir)
+    assert bundle.labels == ("Negative", "Positive")
+    assert (bundle.mlflow_run, bundle.data_fingerprint) == (record.run_id, record.data_fingerprint)
+    assert bundle.metrics["accuracy"] == pytest.approx(record.metrics["accuracy"])
+    assert bundle.parity["onnxruntime float32"]["label_agreement"] == 1.0
+    client = MlflowClient(settings.mlflow_uri)
+    assert client.get_model_version_by_alias("sentiment", "champion").version in (1, "1")
+    assert json.loads(Path(client.download_artifacts(record.run_id, "bundle.json")).read_text())["version"] == 1
+
+    before = {path: path.stat().st_mtime_ns for path in version.iterdir()}
+    with pytest.raises(PipelineError, match="is published already"):
+        export(settings)
+    assert {path: path.stat().st_mtime_ns for path in version.iterdir()} == before
+
+
+def test_a_graph_that_answers_otherwise_is_not_published(
+    trained: Settings, bert_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = PackedClassifier._logits
+    monkeypatch.setattr(PackedClassifier, "_logits", lambda self, hidden: -right(self, hidden))
+    shutil.copytree(bert_encoder, tmp_path / "model")
+    shutil.copy(trained.model_dir / "training.json", tmp_path / "model")
+    settings = trained.model_copy(
+        update={"model_dir": tmp_path / "model", "model_repository": tmp_path / "triton_repo"}
+    )
+    with pytest.raises(PipelineError, match=r"is not published: through onnxruntime .* at least 99\.5% are needed"):
+        export(settings)
+    assert list((tmp_path / "triton_repo" / "sentiment").iterdir()) == []
+
+
+def test_data_that_changed_since_the_training_are_told(trained: Settings, tmp_path: Path) -> None:
+    changed = tmp_path / "val.csv"
+    changed.write_text(trained.val_data.read_text() + "Another fine thing,Positive\n")
+    with pytest.raises(PipelineError, match=r"changed since the model in .* was trained"):
+        export(trained.model_copy(update={"val_data": changed, "model_repository": tmp_path / "triton_repo"}))
+
+
+def test_a_repository_that_cannot_be_written_is_told(trained: Settings, tmp_path: Path) -> None:
+    (tmp_path / "sentiment").write_text("a file in the place of the model's directory")
+    with pytest.raises(PipelineError, match=r"could not be written to .*sentiment"):
+        export(trained.model_copy(update={"model_repository": tmp_path}))
+
+
+def test_a_version_published_but_not_deployed_is_deployed(trained: Settings, tmp_path: Path) -> None:
+    settings = trained.model_copy(update={"model_repository": tmp_path})
+    export(settings)
+    (tmp_path / "sentiment" / "config.pbtxt").unlink()  # as if killed between the two
+    assert export(settings) == 1
+    assert ModelRepository(tmp_path).deployed() == 1
+
+
+def test_a_version_that_there_is_no_room_for_leaves_nothing_behind(trained: Settings, tmp_path: Path) -> None:
+    settings = trained.model_copy(update={"model_repository": tmp_path})
+    with largest_file(100_000), pytest.raises(PipelineError, match=r"could not be written .* Make room"):
+        export(settings)
+    assert list((tmp_path / "sentiment").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_damaged_model_is_told_by_what_to_do(trained: Settings, tmp_path: Path, name: str, damage: str) -> None:
+    directory = shutil.copytree(trained.model_dir, tmp_path / "model")
+    content = (directory / name).read_bytes()
+    (directory / name).unlink()
+    if damage == "cut":
+        (directory / name).write_bytes(content[:100])
+    settings = trained.model_copy(update={"model_dir": directory, "model_repository": tmp_path / "triton_repo"})
+    with pytest.raises(PipelineError, match=r"(?s)model\b.*train") as told:
+        export(settings)
+    assert "Make room" not in str(told.value)
+    assert not list((tmp_path / "triton_repo").glob("*/*"))
+
+
+def test_a_tokenizer_that_the_engine_does_not_follow_is_not_published(tmp_path: Path) -> None:
+    """It keeps the end of a text that is too long, and the engine keeps the beginning."""
+    encoder = make_learner(tmp_path / "encoder")
+    options = json.loads((encoder / "tokenizer_config.json").read_text())
+    (encoder / "tokenizer_config.json").write_text(json.dumps(options | {"truncation_side": "left"}))
+    write_texts(tmp_path)
+    for name in ("train", "val"):
+        rows = (tmp_path / f"{name}.csv").read_text().splitlines()[1:]
+        # Each text begins with a text of the other label, longer than the model reads.
+        turned = [
+            f"{' '.join(other.partition(',')[0].split() * 3)} {row}"
+            for row, other in zip(rows, rows[::-1], strict=True)
+        ]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *turned]) + "\n")
+    settings = Settings(
+        train_data=tmp_path / "train.csv",
+        val_data=tmp_path / "val.csv",
+        base_model=str(encoder),
+        state_dir=tmp_path / "state",
+        model_dir=tmp_path / "model",
+        model_repository=tmp_path / "triton_repo",
+        runtime="onnxruntime",
+        learning_rate=5e-4,
+        batch_size=16,
+        max_length=8,
+    )
+    assert train(settings).metrics["accuracy"] > 0.8, "only a model that learned the ends shows it"
+    with pytest.raises(PipelineError, match=r"is not published: through onnxruntime .* at least 99\.5% are needed"):
+        export(settings)
+    assert list((tmp_path / "triton_repo" / "sentiment").iterdir()) == []
+
+
+def test_a_store_that_is_gone_is_told_before_anything_is_published(trained: Settings, tmp_path: Path) -> None:
+    settings = trained.model_copy(update={"state_dir": tmp_path / "new", "model_repository": tmp_path / "triton_repo"})
+    with pytest.raises(PipelineError, match=r"MLflow.*train"):
+        export(settings)
+    assert not list((tmp_path / "triton_repo").glob("*/*"))
