@@ -1,0 +1,68 @@
+"""Keeps the answers of the version that is deployed, the most recently asked texts first, within a bound of memory."""
+
+import sys
+from collections import OrderedDict
+
+from gateway.inference import Prediction
+
+MAX_BYTES = 64 * 1024 * 1024
+"""Room for about 150,000 review sentences."""
+
+MAX_CHARACTERS = 2_000
+"""Characters of the longest text that is kept. A longer one is hardly ever sent twice, and would take the room of
+dozens of short ones."""
+
+_ENTRY_BYTES = 288
+"""Memory of an entry besides its text: the prediction, its score, the dictionary's slot and link. On CPython 3.10 to
+3.13 it is 170 to 270, as the dictionary is full or has just grown."""
+
+
+class AnswerCache:
+    """The answers of one version, by text: a version that takes over starts with none.
+
+    So no answer can be taken for another version's, and `version` need not be part of each key. Where the memory does
+    not suffice, the texts that were not asked for the longest time make room.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        """Hold at most `max_bytes`, counted as CPython allocates them."""
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._answers: OrderedDict[str, Prediction] = OrderedDict()
+        self._version: int | None = None
+        self.hits = 0
+        """Texts whose answer was there."""
+        self.misses = 0
+        """Texts whose answer was not there, or is never kept."""
+
+    def turn_to(self, version: int) -> None:
+        """Keep answers of `version` from now on; those of another are dropped."""
+        if version != self._version:
+            self._version = version
+            self._answers.clear()
+            self._bytes = 0
+
+    def get(self, text: str) -> Prediction | None:
+        """Return the answer for `text`, if it is known."""
+        # Not looked up, for hashing a long text takes longer than all the rest.
+        prediction = self._answers.get(text) if len(text) <= MAX_CHARACTERS else None
+        if prediction is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._answers.move_to_end(text)
+        return prediction
+
+    def put(self, text: str, prediction: Prediction) -> None:
+        """Keep an answer, unless another version gave it (one that was asked before the change) or it is too long."""
+        if prediction.version != self._version or len(text) > MAX_CHARACTERS or text in self._answers:
+            return
+        self._answers[text] = prediction
+        self._bytes += _size(text)
+        while self._bytes > self._max_bytes:
+            oldest, _ = self._answers.popitem(last=False)
+            self._bytes -= _size(oldest)
+
+
+def _size(text: str) -> int:
+    return sys.getsizeof(text) + _ENTRY_BYTES

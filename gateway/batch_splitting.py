@@ -1,0 +1,82 @@
+"""Answers a long list of texts in several calls, as if one version of the model had answered it in one."""
+
+import asyncio
+
+from gateway.inference import Model, Outcomes, Prediction
+from serving.protocol import MAX_BATCH_SIZE
+from serving.triton_client import TextRefusedError, TritonUnavailableError
+
+VERSION_TRIES = 3
+"""Times that texts are asked before giving up on one version for all: the second try meets a swap of versions,
+the third a swap during the second."""
+
+
+class TextsRefusedError(Exception):
+    """The model refused texts of a list."""
+
+    def __init__(self, refusals: dict[int, str]) -> None:
+        """Tell why, by the texts' positions."""
+        super().__init__(refusals)
+        self.refusals = refusals
+
+
+class BatchSplitter:
+    """Answers lists of texts through calls of up to `MAX_BATCH_SIZE`; make and use it within one event loop.
+
+    All lists together have one call under way for each instance of the model and one ahead: enough that no instance
+    waits for the next one, and few enough that a live request is not far behind them in Triton's queue.
+    """
+
+    def __init__(self, model: Model) -> None:
+        """Answer by `model`."""
+        self._model = model
+        self._instances = 0
+        self._free_calls = asyncio.Semaphore(0)
+
+    async def predict(self, texts: list[str], known: dict[str, Prediction], deadline: float) -> list[Prediction]:
+        """Answer `texts`, all by one version, until `deadline`, a time of the event loop's clock.
+
+        `known` are answers that need not be asked for, as long as the others turn out to be of their version.
+
+        Raises:
+            TextsRefusedError: the model refuses texts.
+            TritonUnavailableError: nobody can answer now, or the version changes faster than the list is answered.
+            TritonTimeoutError: no answer came in time.
+        """
+        predictions = dict(known)
+        stale = [text for text in dict.fromkeys(texts) if text not in known]
+        if not stale:
+            return [predictions[text] for text in texts]
+        for _ in range(VERSION_TRIES):
+            outcomes = await self._infer(stale, deadline)
+            refused = {
+                text: str(outcome) for text, outcome in outcomes.items() if isinstance(outcome, TextRefusedError)
+            }
+            if refused:
+                raise TextsRefusedError({at: refused[text] for at, text in enumerate(texts) if text in refused})
+            predictions |= {text: outcome for text, outcome in outcomes.items() if isinstance(outcome, Prediction)}
+            # What was asked last was answered by the newest version: calls start in order, and may end in any.
+            newest = predictions[stale[-1]].version
+            stale = [text for text, prediction in predictions.items() if prediction.version != newest]
+            if not stale:
+                return [predictions[text] for text in texts]
+        raise TritonUnavailableError("the model's version kept changing")
+
+    async def _infer(self, texts: list[str], deadline: float) -> Outcomes:
+        chunks = [texts[start : start + MAX_BATCH_SIZE] for start in range(0, len(texts), MAX_BATCH_SIZE)]
+        calls = [asyncio.ensure_future(self._infer_chunk(chunk, deadline)) for chunk in chunks]
+        try:
+            outcomes = await asyncio.gather(*calls)
+        finally:
+            # After one has failed, or the caller has gone, the others would be work for nobody.
+            for call in calls:
+                call.cancel()
+        return {text: outcome for chunk in outcomes for text, outcome in chunk.items()}
+
+    async def _infer_chunk(self, chunk: list[str], deadline: float) -> Outcomes:
+        if self._instances != self._model.instances:
+            # Calls that hold the old semaphore end on it.
+            self._instances = self._model.instances
+            self._free_calls = asyncio.Semaphore(self._instances + 1)
+        async with self._free_calls:
+            return await self._model.infer(chunk, deadline)

@@ -1,0 +1,103 @@
+"""The deployed model, and what its answers tell the gateway about it: ready or not, version, instances."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from gateway.answer_cache import AnswerCache
+from gateway.inference import Outcomes, Prediction, infer
+from serving.triton_client import Classification, TextRefusedError, TritonClient, TritonTimeoutError
+
+WATCH_INTERVAL_S = 1.0
+"""Longest time without an answer of the model's before it is asked for a sign of life."""
+
+PROBE = "Is this ready?"
+PROBE_TIMEOUT_S = 10.0
+"""A live request is given as long: as long as the model only is busy, it is ready."""
+
+log = logging.getLogger(__name__)
+
+
+class DeployedModel:
+    """The model in Triton; make and use it within one event loop.
+
+    Triton's own word does not count: one whose Python has died calls the model ready and fails every call, and one
+    that is changing versions tells of both. So a text is put to the model whenever requests, say because the cache
+    answers them all, brought no news of it for `WATCH_INTERVAL_S`. The answer shows that it can answer, and which
+    version does.
+    """
+
+    def __init__(self, client: TritonClient, cache: AnswerCache) -> None:
+        """Ask through `client`, and fill `cache` with what is answered by the version that is deployed."""
+        self._client = client
+        self._cache = cache
+        self._calls = 0
+        self._newest_call = 0
+        self._version: int | None = None
+        self._heard_at = -WATCH_INTERVAL_S
+        self.instances = 1
+        """Processes of the model, each of which works on a call of its own."""
+        self.ready = False
+        """Whether the last that was heard of the model was an answer."""
+
+    async def infer(self, texts: list[str], deadline: float) -> Outcomes:
+        """Answer at most `MAX_BATCH_SIZE` distinct texts until `deadline`, a time of the event loop's clock.
+
+        Raises:
+            TritonUnavailableError: nobody can answer now.
+            TritonTimeoutError: no answer came in time.
+        """
+        outcomes = await infer(self._classify, texts, deadline)
+        for text, outcome in outcomes.items():
+            if isinstance(outcome, Prediction):
+                self._cache.put(text, outcome)
+        return outcomes
+
+    async def watch(self) -> None:
+        """Keep `ready`, `instances` and the cache's version true, until cancelled."""
+        loop = asyncio.get_running_loop()
+        described: int | None = None
+        while True:
+            await asyncio.sleep(self._heard_at + WATCH_INTERVAL_S - loop.time())
+            try:
+                if loop.time() - self._heard_at >= WATCH_INTERVAL_S:
+                    await self._classify([PROBE], PROBE_TIMEOUT_S)
+                if self._version != described:
+                    version = self._version
+                    self.instances = await self._client.instance_count()
+                    described = version
+            except Exception as error:
+                self._hear(ready=False, reason=error)
+                # A Triton that comes back may be another one.
+                described = None
+
+    async def _classify(self, texts: Sequence[str], timeout_s: float) -> Classification:
+        self._calls += 1
+        call = self._calls
+        try:
+            answer = await self._client.classify(texts, timeout_s)
+        except TextRefusedError:
+            self._hear(ready=True)
+            raise
+        except TritonTimeoutError:
+            # Tells no more than that this request's time was too short.
+            raise
+        except Exception as error:
+            self._hear(ready=False, reason=error)
+            raise
+        self._hear(ready=True)
+        # Calls reach Triton in the order they start in, but end in any: one that started before the newest tells of
+        # the past, and must not bring an old version back.
+        if call > self._newest_call:
+            self._newest_call = call
+            if answer.version != self._version:
+                log.info("Version %d answers.", answer.version)
+                self._version = answer.version
+                self._cache.turn_to(answer.version)
+        return answer
+
+    def _hear(self, ready: bool, reason: Exception | None = None) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+        if self.ready and not ready:
+            log.warning("The model does not answer: %s", reason)
+        self.ready = ready

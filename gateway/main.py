@@ -1,0 +1,48 @@
+"""The gateway's application."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from gateway import health, predictions
+from gateway.answer_cache import MAX_BYTES, AnswerCache
+from gateway.deps import set_predictor
+from gateway.openapi import DocumentedAPI
+from gateway.predictor import Predictor
+from gateway.problems import answer_with_problems
+from serving.triton_client import TritonClient
+from settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Make the app that answers through the Triton of `settings`, up or not."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        client = TritonClient(settings.triton_address)
+        predictor = Predictor(client, AnswerCache(MAX_BYTES))
+        set_predictor(app, predictor)
+        watch = asyncio.create_task(predictor.watch())
+        # Modules, schemas and routes are here to stay. The collector's walks over them held up requests: without, the
+        # 99th percentile at 64 connections fell from 58 to 20 ms, and the rate rose by a quarter.
+        gc.collect()
+        gc.freeze()
+        try:
+            yield
+        finally:
+            watch.cancel()
+            await client.close()
+
+    app = DocumentedAPI(
+        title="Sentiment",
+        summary="Tells the sentiment of texts.",
+        version="1",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        routes=[*predictions.routes, *health.routes],
+    )
+    answer_with_problems(app)
+    return app

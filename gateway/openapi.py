@@ -1,0 +1,59 @@
+"""The parts of the OpenAPI document that FastAPI cannot derive from routes that read their own bodies."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from gateway.problems import MEDIA_TYPE, ProblemError
+from gateway.schemas import BatchRequest, LiveRequest, Problem
+
+_REF_TEMPLATE = "#/components/schemas/{model}"
+_EXTRA_MODELS: tuple[type[BaseModel], ...] = (LiveRequest, BatchRequest, Problem)
+
+Json = dict[str, Any]
+
+
+class DocumentedAPI(FastAPI):
+    """FastAPI, with the models of hand-read bodies and of problems among the document's components."""
+
+    def openapi(self) -> Json:
+        """Return the OpenAPI document."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            _, extra = models_json_schema(
+                [(model, "validation") for model in _EXTRA_MODELS], ref_template=_REF_TEMPLATE
+            )
+            document["components"]["schemas"] |= extra["$defs"]
+        return super().openapi()
+
+
+def request_body(model: type[BaseModel]) -> Json:
+    """Document `model` as the JSON body of a request; for `openapi_extra`."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _reference(model)}}}}
+
+
+def problem_responses(*kinds: type[ProblemError]) -> dict[int | str, Json]:
+    """Document the problems that a route may answer with, and that any other error is one too; for `responses`."""
+    responses: dict[int | str, Json] = {kind.status: _problem_response(kind) for kind in kinds}
+    responses["default"] = {
+        "description": "Any other problem",
+        "content": {MEDIA_TYPE: {"schema": _reference(Problem)}},
+    }
+    return responses
+
+
+def _problem_response(kind: type[ProblemError]) -> Json:
+    return {
+        "description": kind.title,
+        "content": {MEDIA_TYPE: {"schema": {**_reference(Problem), "properties": {"type": {"const": kind.type}}}}},
+        "headers": {
+            name: {"schema": {"type": "string", "const": value}, "required": True}
+            for name, value in kind.headers.items()
+        },
+    }
+
+
+def _reference(model: type[BaseModel]) -> Json:
+    return {"$ref": _REF_TEMPLATE.format(model=model.__name__)}

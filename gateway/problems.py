@@ -1,0 +1,162 @@
+"""What can go wrong for a client, each as an RFC 9457 problem, and the one handler that answers with it."""
+
+import http
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from serving.triton_client import TritonTimeoutError, TritonUnavailableError
+
+MEDIA_TYPE = "application/problem+json"
+_TYPE_PREFIX = "urn:sentiment:problem:"
+_NO_TYPE = "about:blank"
+"""RFC 9457, section 4.2.1: the problem means no more than its HTTP status says."""
+
+_DETAILS = {
+    404: "Nothing is at this path; /docs shows what there is.",
+    405: "This path does not take this method; the Allow header names those it takes.",
+}
+"""The framework's own errors, in more than its two words."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What is wrong with one field of a request, and what would be right."""
+
+    field: str
+    """The field's place in the body, such as `texts[3]`; `body` is the whole."""
+    message: str
+
+
+class ProblemError(Exception):
+    """A problem that the client is told. Subclasses are the kinds: a client may rely on their `type`."""
+
+    status: ClassVar[int]
+    type: ClassVar[str]
+    title: ClassVar[str]
+    headers: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, detail: str, errors: Sequence[FieldError] = ()) -> None:
+        """Tell `detail`, a sentence about this occurrence, and the fields at fault."""
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = errors
+
+    def response(self) -> Response:
+        """Build the answer."""
+        return _response(self.status, self.type, self.title, self.detail, self.errors, self.headers)
+
+
+class MalformedBodyError(ProblemError):
+    """The body cannot be read as JSON."""
+
+    status = 400
+    type = _TYPE_PREFIX + "malformed-body"
+    title = "The body is not JSON"
+
+
+class TooLargeError(ProblemError):
+    """The body is over the limit, in bytes or in texts."""
+
+    status = 413
+    type = _TYPE_PREFIX + "too-large"
+    title = "The request is too large"
+
+
+class UnsupportedMediaTypeError(ProblemError):
+    """The body is not sent as plain `application/json`."""
+
+    status = 415
+    type = _TYPE_PREFIX + "unsupported-media-type"
+    title = "The body is not sent as JSON"
+    headers: ClassVar[Mapping[str, str]] = {"Accept-Encoding": "identity"}
+
+
+class InvalidFieldsError(ProblemError):
+    """The body is JSON, but fields of it are wrong; `errors` names every one."""
+
+    status = 422
+    type = _TYPE_PREFIX + "invalid-fields"
+    title = "The request has wrong fields"
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        """Tell each wrong field; the first is also the detail."""
+        first = f"{errors[0].field} {errors[0].message}"
+        super().__init__(first if len(errors) == 1 else f"{first} (and {len(errors) - 1} more, see errors)", errors)
+
+
+class ModelUnavailableError(ProblemError):
+    """No model can answer now."""
+
+    status = 503
+    type = _TYPE_PREFIX + "model-unavailable"
+    title = "The model is not available"
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+
+
+class ModelTimeoutError(ProblemError):
+    """The model did not answer in time."""
+
+    status = 504
+    type = _TYPE_PREFIX + "model-timeout"
+    title = "The model did not answer in time"
+
+
+def answer_with_problems(app: FastAPI) -> None:
+    """Have `app` answer every error, the framework's own among them, with a problem."""
+    for kind in (
+        ProblemError,
+        TritonUnavailableError,
+        TritonTimeoutError,
+        RequestValidationError,
+        ClientDisconnect,
+        HTTPException,
+        Exception,
+    ):
+        app.add_exception_handler(kind, _answer)
+
+
+async def _answer(_request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return _http_response(error.status_code, _DETAILS.get(error.status_code, error.detail), error.headers)
+    problem = _problem(error)
+    if problem is not None:
+        return problem.response()
+    # What an unexpected exception says is for the log, not for strangers. The server writes it there, and then closes
+    # the connection: the client must know, or its next request is lost on it.
+    return _http_response(500, "Something unexpected went wrong; the server's log has it.", {"Connection": "close"})
+
+
+def _problem(error: Exception) -> ProblemError | None:
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, TritonUnavailableError):
+        return ModelUnavailableError("No version of the model can answer now; ask again in a second.")
+    if isinstance(error, TritonTimeoutError):
+        return ModelTimeoutError("The model did not answer within the time allowed; ask again, or with less text.")
+    if isinstance(error, ClientDisconnect):
+        return MalformedBodyError("The connection was closed before the body was complete.")
+    if isinstance(error, RequestValidationError):
+        return InvalidFieldsError(
+            [FieldError(".".join(map(str, item["loc"])), f"is wrong: {item['msg']}") for item in error.errors()]
+        )
+    return None
+
+
+def _http_response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    return _response(status, _NO_TYPE, http.HTTPStatus(status).phrase, detail, (), headers or {})
+
+
+def _response(
+    status: int, type_: str, title: str, detail: str, errors: Sequence[FieldError], headers: Mapping[str, str]
+) -> Response:
+    body: dict[str, object] = {"type": type_, "title": title, "status": status, "detail": detail}
+    if errors:
+        body["errors"] = errors
+    return Response(orjson.dumps(body), status, headers=headers, media_type=MEDIA_TYPE)

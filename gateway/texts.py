@@ -1,0 +1,120 @@
+"""Takes the texts out of a prediction request, or names every wrong field of it."""
+
+import difflib
+import re
+from typing import Any
+
+from gateway.problems import FieldError, InvalidFieldsError, TooLargeError
+from gateway.request_body import parse_json
+
+MAX_TEXTS = 1_000
+"""Texts in a batch request. Were all of them cut, the answer's headers, with every position in
+`X-Truncated-Texts`, would still fit the 4 KiB that proxies have for them at the least."""
+
+MAX_CHARACTERS = 100_000
+"""Characters in a text: a novella's chapter, far over what any model reads, and still quick to tokenize."""
+
+_MAX_NAMES = 20
+"""Unknown or repeated names that an answer tells of; a body has room for half a million."""
+
+_SHOWN_NAME = 50
+_VISIBLE = re.compile(
+    r"[^\s\x00-\x1f\x7f-\x9f\u2800"
+    r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    r"\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""Anything but blanks, control characters, the empty Braille cell, and what Unicode calls default-ignorable: the
+zero-width characters, fillers and selectors that show nothing by themselves."""
+
+
+class _Missing:
+    pass
+
+
+_MISSING = _Missing()
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "a boolean",
+    type(None): "null",
+    _Missing: "missing",
+}
+
+
+def live_text(body: bytes) -> str:
+    """Return the text of `{"text": "…"}`.
+
+    Raises:
+        MalformedBodyError: the body is not JSON.
+        InvalidFieldsError: fields are wrong; all of them are told.
+    """
+    fields, errors = _fields(body, "text")
+    text = fields.get("text", _MISSING)
+    fault = _fault(text)
+    if fault is not None:
+        errors.append(FieldError("text", fault))
+    if errors:
+        raise InvalidFieldsError(errors)
+    return str(text)
+
+
+def batch_texts(body: bytes) -> list[str]:
+    """Return the texts of `{"texts": ["…", "…"]}`, at least one.
+
+    Raises:
+        MalformedBodyError: the body is not JSON.
+        TooLargeError: there are more than `MAX_TEXTS`.
+        InvalidFieldsError: fields are wrong; all of them are told.
+    """
+    fields, errors = _fields(body, "texts")
+    texts = fields.get("texts", _MISSING)
+    if not isinstance(texts, list):
+        errors.append(FieldError("texts", f"is {_KINDS[type(texts)]}; a list of strings is needed"))
+    elif not texts:
+        errors.append(FieldError("texts", "is empty; a list of at least one string is needed"))
+    elif len(texts) > MAX_TEXTS:
+        errors.append(FieldError("texts", f"has {len(texts):,} texts; at most {MAX_TEXTS:,} are allowed"))
+        raise TooLargeError("The list is too long; send it in several requests.", errors)
+    else:
+        faults = ((position, _fault(text)) for position, text in enumerate(texts))
+        errors += [FieldError(f"texts[{position}]", fault) for position, fault in faults if fault is not None]
+    if errors:
+        raise InvalidFieldsError(errors)
+    return list(texts)
+
+
+def _fields(body: bytes, key: str) -> tuple[dict[str, Any], list[FieldError]]:
+    fields, repeated = parse_json(body, key)
+    if not isinstance(fields, dict):
+        raise InvalidFieldsError([FieldError("body", f"is {_KINDS[type(fields)]}; an object is needed")])
+    errors = [FieldError(_shown(name), "is given more than once; give it once") for name in repeated[:_MAX_NAMES]]
+    unknown = [name for name in fields if name != key]
+    for name in unknown[:_MAX_NAMES]:
+        near = difflib.get_close_matches(_shown(name).lower(), [key], n=1)
+        advice = f"did you mean {key}?" if near else f"only {key} is allowed"
+        errors.append(FieldError(_shown(name), f"is not a field; {advice}"))
+    return fields, errors
+
+
+def _fault(text: object) -> str | None:
+    """Say what is wrong with `text`, and what would be right."""
+    if not isinstance(text, str):
+        return f"is {_KINDS[type(text)]}; a string is needed"
+    if len(text) > MAX_CHARACTERS:
+        return f"is {len(text):,} characters long; at most {MAX_CHARACTERS:,} are allowed"
+    if not _VISIBLE.search(text):
+        return "is empty or only blanks; a text with a visible character is needed"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(text[error.start]):04x}"
+        return f"has half of a surrogate pair, {code}, at position {error.start}; whole characters are needed"
+    return None
+
+
+def _shown(name: str) -> str:
+    """Shorten a name that a stranger chose, and make it fit for an answer in UTF-8."""
+    return name[:_SHOWN_NAME].encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,111 @@
+"""A server of Triton's gRPC protocol that does what a test tells it. The end-to-end tests use the real Triton."""
+
+import struct
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from gateway.deployed_model import PROBE
+from serving.protocol import MAX_BATCH_SIZE
+
+SCORE = 0.98754
+MODEL_READS = 200
+"""Characters, in place of tokens."""
+
+
+class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Answers `Negative` for a text with "terrible" in it, otherwise `Positive`."""
+
+    def __init__(self) -> None:
+        self._server: Any = None
+        self.lock = threading.Lock()
+        self.port = 0
+        self.behave()
+
+    def behave(self) -> None:
+        """Do again what a healthy Triton does, and forget what was asked."""
+        self.version = 1
+        self.score = SCORE
+        self.instances = 2
+        self.described = 0
+        """The version whose number of instances was asked for."""
+        self.refused: set[str] = set()
+        self.error: grpc.StatusCode | None = None
+        self.delay_s = 0.0
+        self.before_answer: Callable[[list[str]], None] = lambda _texts: None
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.held: set[str] = set()
+        """First texts of calls that wait for `may_answer`."""
+        self.calls: list[list[str]] = []
+        self.probes = 0
+        """Calls with which the gateway asked for a sign of life; `calls` leaves them out."""
+
+    def start(self) -> None:
+        self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop(grace=None).wait()
+
+    def ModelReady(self, _request: Any, context: Any) -> Any:  # noqa: N802
+        if self.error is not None:
+            context.abort(self.error, "Request for unknown model: 'sentiment' is not found")
+        return service_pb2.ModelReadyResponse(ready=True)
+
+    def ModelConfig(self, _request: Any, context: Any) -> Any:  # noqa: N802
+        if self.error is not None:
+            context.abort(self.error, "Request for unknown model: 'sentiment' is not found")
+        self.described = self.version
+        response = service_pb2.ModelConfigResponse()
+        response.config.instance_group.add(count=self.instances)
+        return response
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        texts = _texts(request.raw_input_contents[0])
+        assert 0 < len(texts) <= MAX_BATCH_SIZE
+        with self.lock:
+            if texts == [PROBE]:
+                self.probes += 1
+            else:
+                self.calls.append(texts)
+                self.before_answer(texts)
+            version, score = self.version, self.score
+        time.sleep(self.delay_s)
+        if texts[0] in self.held:
+            assert self.may_answer.wait(10)
+        if self.error is not None:
+            context.abort(self.error, "secret: /opt/models")
+        for text in texts:
+            if text in self.refused:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the model cannot read {text!r}")
+        return _response(texts, version, score)
+
+
+def _texts(data: bytes) -> list[str]:
+    texts = []
+    while data:
+        (length,) = struct.unpack_from("<I", data)
+        texts.append(data[4 : 4 + length].decode())
+        data = data[4 + length :]
+    return texts
+
+
+def _response(texts: list[str], version: int, score: float) -> Any:
+    response = service_pb2.ModelInferResponse(model_name="sentiment", model_version=str(version))
+    labels = [b"Negative" if "terrible" in text else b"Positive" for text in texts]
+    response.outputs.add(name="LABEL", datatype="BYTES")
+    response.raw_output_contents.append(b"".join(struct.pack("<I", len(label)) + label for label in labels))
+    response.outputs.add(name="SCORE", datatype="FP32")
+    response.raw_output_contents.append(np.full(len(texts), score, "<f4").tobytes())
+    response.outputs.add(name="TRUNCATED", datatype="BOOL")
+    response.raw_output_contents.append(bytes(len(text) > MODEL_READS for text in texts))
+    return response
