@@ -1,0 +1,110 @@
+"""Holds the figures against what the design promises, as ratios within one run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from benchmarks.batching import PACKED, PADDED
+from benchmarks.results import Measurement, Results, ratios
+from benchmarks.sections import engine, lengths, server
+from benchmarks.texts import FLAT_LONG
+
+_LIVE_64 = (server.SECTION, server.GATEWAY, server.connections(64))
+_LIVE_1 = (server.SECTION, server.GATEWAY, server.connections(1))
+_SERVED = (server.SECTION, server.ENGINE, PACKED)
+
+Key = tuple[str, str, str]
+"""Section, group and name of a measurement."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A ratio, repeat by repeat, and what it should be."""
+
+    text: str
+    values: list[float]
+    bound: Literal["at least", "at most"]
+    limit: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the median keeps to the limit."""
+        middle = median(self.values)
+        return middle >= self.limit if self.bound == "at least" else middle <= self.limit
+
+
+def claims(results: Results) -> list[Claim]:
+    """Every claim that this run measured both sides of."""
+    return [*_of_engine(results), *_of_lengths(results), *_of_server(results)]
+
+
+def _of_engine(results: Results) -> Iterator[Claim]:
+    packed = [item for item in results.of_section(engine.SECTION) if item.name == PACKED]
+    for item in packed:
+        padded = results.find(engine.SECTION, item.group, PADDED)
+        if padded is not None:
+            values = ratios(item, padded, "texts_per_s")
+            yield Claim(f"packed ÷ padded, 64 reviews ({item.group})", values, "at least", 2.5)
+    bfloat16 = [item for item in packed if "bfloat16" in item.group]
+    int8 = [item for item in packed if "int8" in item.group]
+    if bfloat16 and int8:
+        values = ratios(_fastest(int8), _fastest(bfloat16), "texts_per_s")
+        yield Claim("int8 ÷ bfloat16, packed, each in its fastest runtime", values, "at least", 1.3)
+
+
+def _of_lengths(results: Results) -> Iterator[Claim]:
+    packed = results.find(lengths.SECTION, lengths.ENGINE_PACKED, FLAT_LONG)
+    padded = results.find(lengths.SECTION, lengths.ENGINE_PADDED, FLAT_LONG)
+    if packed and padded:
+        values = ratios(packed, padded, "texts_per_s")
+        yield Claim("packed ÷ padded, flat-long texts (engine)", values, "at least", 0.95)
+
+
+def _of_server(results: Results) -> Iterator[Claim]:
+    base_size = results.model == "bert-base"
+    batches = (server.SECTION, server.GATEWAY_BATCHES, server.connections(8))
+    grpc = (server.SECTION, server.TRITON_GRPC, server.streams(4, 64))
+    cached = (server.SECTION, server.CACHED, server.connections(64))
+    constant = (server.SECTION, server.CONSTANT, server.connections(64))
+    per_s: tuple[tuple[str, Key, Key, float], ...] = (
+        ("gateway live, 64 connections ÷ engine", _LIVE_64, _SERVED, 0.9 if base_size else 0.75),
+        ("gateway, batches of 32 ÷ engine", batches, _SERVED, 0.95),
+        ("Triton gRPC, 4 streams of 64 ÷ engine", grpc, _SERVED, 0.95),
+        ("gateway ÷ transformers pipeline, 64 connections", _LIVE_64, _baseline(server.TRANSFORMERS, 64), 15),
+        ("gateway ÷ LitServe, 64 connections", _LIVE_64, _baseline(server.LITSERVE, 64), 3.5),
+        ("cached ÷ constant route, 64 connections", cached, constant, 0.8),
+    )
+    for text, above, below, limit in per_s:
+        yield from _ratio(results, text, above, below, "texts_per_s", "at least", limit)
+    for text, baseline, limit in (
+        ("gateway ÷ transformers pipeline, median latency at 1 connection", server.TRANSFORMERS, 0.25),
+        ("gateway ÷ LitServe, median latency at 1 connection", server.LITSERVE, 1.0),
+    ):
+        yield from _ratio(results, text, _LIVE_1, _baseline(baseline, 1), "p50_ms", "at most", limit)
+    live = results.find(*_LIVE_64)
+    if live is not None:
+        values = [p99 / p50 for p99, p50 in zip(live.figures["p99_ms"], live.figures["p50_ms"], strict=True)]
+        yield Claim("99th percentile ÷ median latency, gateway live, 64 connections", values, "at most", 2.0)
+
+
+def _ratio(
+    results: Results,
+    text: str,
+    above: Key,
+    below: Key,
+    figure: str,
+    bound: Literal["at least", "at most"],
+    limit: float,
+) -> Iterator[Claim]:
+    first, second = results.find(*above), results.find(*below)
+    if first and second:
+        yield Claim(text, ratios(first, second, figure), bound, limit)
+
+
+def _baseline(group: str, count: int) -> Key:
+    return server.SECTION, group, server.connections(count)
+
+
+def _fastest(items: list[Measurement]) -> Measurement:
+    return max(items, key=lambda item: median(item.figures["texts_per_s"]))

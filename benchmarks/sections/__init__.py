@@ -1,0 +1,1 @@
+"""What is measured, a section a module; each adds its measurements to the run's results."""
