@@ -1,0 +1,190 @@
+"""The one command: train if no model is deployed, then run Triton and the gateway."""
+
+import argparse
+import asyncio
+import errno
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from errors import PipelineError
+from serving.die_with_parent import command_dying_with_parent
+from settings import Settings, load_settings
+
+log = logging.getLogger("app")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+    for chatty in ("httpx", "alembic", "matplotlib", "torch", "onnxscript", "onnx_ir"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    # Read by these libraries when they are imported, which the commands below do late.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        command: Callable[[Settings, argparse.Namespace], None] = options.command
+        command(load_settings(), options)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = f" (writing {error.filename})" if error.filename else ""
+        print(f"error: the disk is full{where}; make room and run the command again.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="app.py",
+        description="Learns text sentiment from two CSV files and serves it through Triton. "
+        "Without a command: trains if no model is deployed, then serves. "
+        "Settings come from SENTIMENT_… in the environment and from .env; the README lists them.",
+    )
+    parser.set_defaults(command=_run)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(name: str, command: Callable[[Settings, argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        subparser = commands.add_parser(name, help=text, description=text)
+        subparser.set_defaults(command=command)
+        return subparser
+
+    add("data", _data, "check the two CSV files; where there are none, make sample data")
+    add("train", _train, "fine-tune on the CSV files, save to ./model, register the version in MLflow")
+    add("export", _export, "export ./model to ONNX, prove it, publish it; deploy it if no version is deployed")
+    add("serve", _serve, "run Triton and the gateway for the deployed version")
+    predict = add("predict", _predict, "classify a text with the version that is being served")
+    predict.add_argument("text")
+    return parser
+
+
+def _run(settings: Settings, options: argparse.Namespace) -> None:
+    from serving.repository import ModelRepository
+
+    _check_machine(settings)
+    if ModelRepository(settings.model_repository).deployed() is None:
+        log.info("No model is deployed yet, so one is trained first.")
+        fingerprint = _check_data(settings)
+        # Each step in a process of its own, so that its memory is free again when the model is served.
+        if not _is_trained(settings, fingerprint):
+            _run_step("train")
+        _run_step("export")
+    _serve(settings, options)
+
+
+def _run_step(name: str) -> None:
+    ended = subprocess.run(command_dying_with_parent([sys.executable, __file__, name]), check=False)
+    if ended.returncode:
+        raise PipelineError(f"`python app.py {name}` did not succeed, so there is nothing to serve yet.")
+
+
+def _is_trained(settings: Settings, fingerprint: str) -> bool:
+    """Whether ./model was trained on these data, by a run that was ended before the export."""
+    from trainer.record import TrainingRecord
+
+    try:
+        return TrainingRecord.load(settings.model_dir).data_fingerprint == fingerprint
+    except PipelineError:
+        return False
+
+
+def _data(settings: Settings, _: argparse.Namespace) -> None:
+    _check_data(settings)
+
+
+def _check_data(settings: Settings) -> str:
+    """Check the data, made where there are none; returns their fingerprint."""
+    from trainer.dataset import load_dataset
+    from trainer.sample_data import write_sample_data
+
+    named = settings.model_fields_set & {"train_data", "val_data"}
+    if not named and not settings.train_data.exists() and not settings.val_data.exists():
+        counts = write_sample_data(settings.train_data, settings.val_data, settings.seed)
+        log.info(
+            "No data were given, so sample data were made (film and product reviews, MIT licence): "
+            "%d texts in %s, %d in %s.",
+            sum(counts.train.values()),
+            settings.train_data,
+            sum(counts.val.values()),
+            settings.val_data,
+        )
+    dataset = load_dataset(settings.train_data, settings.val_data)
+    for repair in dataset.repairs:
+        log.warning("%s", repair)
+    log.info(
+        "The data are good: %d texts to learn from, %d to validate on, labels %s.",
+        len(dataset.train.texts),
+        len(dataset.val.texts),
+        ", ".join(dataset.labels),
+    )
+    return dataset.fingerprint
+
+
+def _train(settings: Settings, _: argparse.Namespace) -> None:
+    from trainer.train import train
+
+    train(settings)
+
+
+def _export(settings: Settings, _: argparse.Namespace) -> None:
+    from export.export import export
+
+    export(settings)
+
+
+def _serve(settings: Settings, _: argparse.Namespace) -> None:
+    from serve import serve
+    from serving.repository import ModelRepository
+
+    _check_machine(settings)
+    if settings.triton_url is None and ModelRepository(settings.model_repository).deployed() is None:
+        raise PipelineError("No model is deployed; run `python app.py` to train, export and serve one.")
+    asyncio.run(serve(settings))
+
+
+def _check_machine(settings: Settings) -> None:
+    """Tell what would stop the pipeline at its end before it begins, not minutes later."""
+    from serve import check_ports
+    from serving.triton import check_platform
+
+    check_ports(settings)
+    if settings.triton_url is None:
+        check_platform()
+
+
+def _predict(settings: Settings, options: argparse.Namespace) -> None:
+    from serving.triton_client import TextRefusedError, TritonClient, TritonTimeoutError, TritonUnavailableError
+
+    async def classify() -> None:
+        client = TritonClient(settings.triton_address)
+        try:
+            answer = await client.classify([options.text], timeout_s=10)
+        except (TritonUnavailableError, TritonTimeoutError) as error:
+            raise PipelineError(
+                f"Triton does not answer at {settings.triton_address}: {error}. Start it with `python app.py`."
+            ) from error
+        except TextRefusedError as error:
+            raise PipelineError(str(error)) from error
+        finally:
+            await client.close()
+        cut = " (the text is longer than the model reads, and was cut)" if answer.truncated else ""
+        print(f"{answer.labels[0]} {answer.scores[0]:.4f} (version {answer.version}){cut}")
+
+    asyncio.run(classify())
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    sys.exit(main(sys.argv[1:]))

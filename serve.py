@@ -1,0 +1,133 @@
+"""Runs Triton and the gateway together, until a signal ends them in order."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from errors import PipelineError
+from gateway.main import create_app
+from serving.supervisor import TritonSupervisor
+from serving.triton_client import TritonClient, TritonTimeoutError, TritonUnavailableError
+from settings import Settings
+
+_LOAD_TIMEOUT_S = 300.0
+
+log = logging.getLogger(__name__)
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM: the gateway finishes what it has accepted, then Triton ends.
+
+    Raises:
+        PipelineError: the bundled Triton cannot run here.
+    """
+    server = _Server(
+        uvicorn.Config(
+            create_app(settings),
+            host=settings.host,
+            port=settings.port,
+            loop="uvloop",
+            http="httptools",
+            access_log=False,
+            log_config=None,
+            log_level=logging.WARNING,
+        )
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, server.stop)
+    tasks = [asyncio.create_task(_announce(settings))]
+    if settings.triton_url is None:
+        tasks.append(asyncio.create_task(TritonSupervisor(settings).run()))
+    serving = asyncio.create_task(server.serve())
+    try:
+        # A task that fails, as the supervisor does when Triton cannot be started, ends everything.
+        await asyncio.wait([serving, *tasks[1:]], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        server.should_exit = True
+        await serving
+        for task in tasks:
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in ended:
+        if isinstance(result, Exception):
+            raise result
+    log.info("Everything has ended.")
+
+
+def check_ports(settings: Settings) -> None:
+    """Raise a PipelineError that names each port which is taken, and what to do."""
+    needed = {"the gateway": (settings.host, settings.port)}
+    if settings.triton_url is None:
+        needed |= {
+            "Triton's gRPC": ("127.0.0.1", settings.triton_grpc_port),
+            "Triton's metrics": ("127.0.0.1", settings.triton_metrics_port),
+            "Triton's HTTP": ("127.0.0.1", settings.triton_http_port),
+        }
+    problems = [
+        f"{what} ({host}:{port}): {why}" for what, (host, port) in needed.items() if (why := _refusal(host, port))
+    ]
+    if problems:
+        raise PipelineError(
+            f"A port cannot be used: {'; '.join(problems)}. Is the pipeline running already? "
+            "SENTIMENT_PORT moves the gateway, and Triton takes the three ports after it."
+        )
+
+
+def _refusal(host: str, port: int) -> str | None:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+async def _announce(settings: Settings) -> None:
+    """Say when the first answer can be had."""
+    client = TritonClient(settings.triton_address)
+    try:
+        if settings.triton_url is not None and not await client.is_ready():
+            with contextlib.suppress(TritonUnavailableError):
+                await client.load_model(_LOAD_TIMEOUT_S)
+        while (version := await _first_answer(client)) is None:
+            log.warning("Triton at %s is not ready yet.", settings.triton_address)
+    finally:
+        await client.close()
+    log.info("Ready: version %d answers at http://%s:%d (API pages: /docs).", version, settings.host, settings.port)
+
+
+async def _first_answer(client: TritonClient) -> int | None:
+    """The version that answers, once it does; none where it does not within half a minute."""
+    if not await client.wait_until_ready(timeout_s=30):
+        return None
+    try:
+        return (await client.classify(["I love this product!"], timeout_s=10)).version
+    except (TritonUnavailableError, TritonTimeoutError) as error:
+        log.warning("Triton does not answer: %s", error)
+        await asyncio.sleep(1)
+        return None
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that leaves the signals to the pipeline."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Uvicorn would raise the signal once more after it ended, before Triton could end."""
+        yield
+
+    def stop(self) -> None:
+        """End after the requests under way; when asked again, at once."""
+        if self.should_exit:
+            self.force_exit = True
+        else:
+            log.info("Ending; once more ends at once.")
+            self.should_exit = True

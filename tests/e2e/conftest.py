@@ -1,0 +1,143 @@
+"""The pipeline as a newcomer runs it: a copy of the checkout, `make run`, and minutes later an answer."""
+
+import csv
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from trainer.sample_data import write_sample_data
+
+PROJECT = Path(__file__).resolve().parents[2]
+TRAIN_TEXTS = 2_400
+VAL_TEXTS = 300
+
+
+@dataclass
+class Pipeline:
+    """A running `make run` in a copy of the checkout."""
+
+    checkout: Path
+    port: int
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that belongs to it: its descendants, Triton's session among them."""
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def triton(self) -> psutil.Process:
+        return next(process for process in self.processes() if process.name() == "tritonserver")
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what}"
+        time.sleep(0.1)
+
+
+def free_ports() -> int:
+    """The first of four free ports in a row, as the gateway and Triton take them."""
+    for first in range(18_000 + os.getpid() % 5_000, 30_000, 4):
+        sockets = [socket.socket() for _ in range(4)]
+        try:
+            for offset, probe in enumerate(sockets):
+                probe.bind(("127.0.0.1", first + offset))
+        except OSError:
+            continue
+        finally:
+            for probe in sockets:
+                probe.close()
+        return first
+    raise AssertionError("no four free ports in a row")
+
+
+def copy_checkout(target: Path) -> None:
+    """Copy what git tracks or would track, and nothing that was made by running it."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if (PROJECT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, target / name)
+
+
+def write_slice(target: Path, directory: Path) -> None:
+    """Data small enough to train on within a minute: the first rows of the sample data."""
+    write_sample_data(directory / "train.csv", directory / "val.csv", seed=13)
+    for name, rows in (("train", TRAIN_TEXTS), ("val", VAL_TEXTS)):
+        with (directory / f"{name}.csv").open(encoding="utf-8", newline="") as source:
+            content = [row for row, _ in zip(csv.reader(source), range(rows + 1), strict=False)]
+        with (target / f"{name}_sentiment_data.csv").open("w", encoding="utf-8", newline="") as sliced:
+            csv.writer(sliced).writerows(content)
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    checkout = tmp_path_factory.mktemp("checkout")
+    copy_checkout(checkout)
+    write_slice(checkout, tmp_path_factory.mktemp("sample"))
+    port = free_ports()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SENTIMENT_")}
+    environment |= {
+        "SENTIMENT_PORT": str(port),
+        "SENTIMENT_EPOCHS": "1",
+        "SENTIMENT_LEARNING_RATE": "2e-4",
+        # The environment of the tests stands in for the one that make would set up anew.
+        "VENV": sys.prefix,
+    }
+    log = checkout / "make-run.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["make", "run"],
+            cwd=checkout,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    running = Pipeline(checkout, port, environment, process, log)
+
+    def ready_or_ended() -> bool:
+        return "Ready: version" in log.read_text() or process.poll() is not None
+
+    try:
+        wait_for(ready_or_ended, 400, "make run to be ready")
+        assert process.poll() is None, log.read_text()
+        yield running
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+
+
+@pytest.fixture
+def http(pipeline: Pipeline) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=pipeline.url, timeout=15) as client:
+        yield client

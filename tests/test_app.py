@@ -1,0 +1,86 @@
+"""The command line: what it offers, and what it says when something cannot be."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import PROJECT, free_ports
+
+
+def app(directory: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SENTIMENT_")}
+    return subprocess.run(
+        [sys.executable, PROJECT / "app.py", *arguments],
+        cwd=directory,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_help_names_each_command(tmp_path: Path) -> None:
+    output = app(tmp_path, "--help").stdout
+    assert all(f"\n    {command} " in output for command in ("data", "train", "export", "serve", "predict"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["data"], {"SENTIMENT_TRAIN_DATA": "no.csv"}, "no.csv: no such file"),
+        (["data"], {"SENTIMENT_PROT": "1"}, "did you mean SENTIMENT_PORT?"),
+        (["export"], {}, "model holds no trained model; run `python app.py train` first."),
+        (["serve"], {}, "No model is deployed; run `python app.py` to train, export and serve one."),
+        (["predict", "fine"], {}, "Start it with `python app.py`."),
+    ],
+)
+def test_what_cannot_be_is_one_message_and_status_1(
+    tmp_path: Path, arguments: list[str], environment: dict[str, str], message: str
+) -> None:
+    ended = app(tmp_path, *arguments, **{"SENTIMENT_PORT": str(free_ports())} | environment)
+    assert ended.returncode == 1
+    assert "error: " in ended.stderr
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_port_in_use_is_told_before_the_work_begins(tmp_path: Path) -> None:
+    port = free_ports()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port + 1))
+        other.listen()
+        ended = app(tmp_path, SENTIMENT_PORT=str(port))
+    assert ended.returncode == 1
+    assert f"Triton's gRPC (127.0.0.1:{port + 1}): Address already in use" in ended.stderr
+    assert "SENTIMENT_PORT" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sample_data_are_made_where_none_are_given(tmp_path: Path) -> None:
+    ended = app(tmp_path, "data")
+    assert ended.returncode == 0, ended.stderr
+    assert "No data were given, so sample data were made" in ended.stderr
+    assert "The data are good: 11741 texts to learn from, 1305 to validate on" in ended.stderr
+    assert "No data were given" not in app(tmp_path, "data").stderr
+
+
+def test_importing_does_nothing(tmp_path: Path) -> None:
+    modules = [
+        ".".join(path.relative_to(PROJECT).with_suffix("").parts)
+        for folder in ("trainer", "export", "serving", "gateway")
+        for path in (PROJECT / folder).rglob("*.py")
+        if path.name not in ("__init__.py", "model.py")
+    ]
+    code = (
+        f"import sys, threading; sys.path.insert(0, {str(PROJECT)!r})\n"
+        + "".join(f"import {module}\n" for module in [*modules, "app", "serve", "settings"])
+        + "assert threading.active_count() == 1, threading.enumerate()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == ""
+    assert list(tmp_path.iterdir()) == []
