@@ -25,6 +25,8 @@ class Settings(BaseSettings):
         env_prefix=ENV_PREFIX,
         env_file=ENV_FILE,
         env_file_encoding="utf-8",
+        # As `SENTIMENT_TRITON_URL=` in a compose file: not set.
+        env_ignore_empty=True,
         extra="ignore",
         frozen=True,
         use_attribute_docstrings=True,
@@ -110,14 +112,17 @@ def load_settings() -> Settings:
     Raises:
         PipelineError: a name is unknown or a value does not fit; all of them are told at once.
     """
-    problems = _unknown_names()
+    problems: list[str] = []
     try:
+        problems += _unknown_names()
         settings = Settings()
     except ValidationError as error:
         problems += [
             f"{ENV_PREFIX}{str(detail['loc'][0]).upper()}={detail['input']!r}: {detail['msg']}"
             for detail in error.errors()
         ]
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{ENV_FILE} is not UTF-8 (byte {error.start}); save it in UTF-8.") from error
     if problems:
         raise PipelineError("The settings are wrong:\n" + "\n".join(f"  {problem}" for problem in problems))
     return settings

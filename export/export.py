@@ -7,7 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from errors import PipelineError
 from export.packed_graph import export_packed_graph
@@ -57,6 +63,21 @@ def export(settings: Settings) -> int:
     return record.version
 
 
+def _load_trained(model_dir: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    silence_loading()
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
+        # The engine reads this file alone, where `transformers` would fall back on others.
+        Tokenizer.from_file(str(model_dir / TOKENIZER))
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(model_dir, use_safetensors=True)
+    except Exception as error:  # tokenizers raises no narrower one
+        reason = str(error).strip().partition("\n")[0]
+        raise PipelineError(
+            f"The trained model in {model_dir} is incomplete or damaged ({reason}); train again."
+        ) from error
+    return model, tokenizer
+
+
 def _publish(settings: Settings, record: TrainingRecord, repository: ModelRepository, tracking: Tracking) -> None:
     dataset = load_dataset(settings.train_data, settings.val_data)
     if dataset.fingerprint != record.data_fingerprint:
@@ -64,10 +85,12 @@ def _publish(settings: Settings, record: TrainingRecord, repository: ModelReposi
             f"{settings.train_data} or {settings.val_data} changed since the model in {settings.model_dir} was "
             "trained, so its figures would not be comparable; train again."
         )
+    tracking.check_registered(record.version)
+    model, tokenizer = _load_trained(settings.model_dir)
     try:
         staging = repository.staging_directory(record.version)
         try:
-            bundle = _build(settings, record, dataset, staging)
+            bundle = _build(settings, record, dataset, model, tokenizer, staging)
             tracking.record_export(record.run_id, record.version, asdict(bundle))
             repository.publish(staging, record.version)
         finally:
@@ -80,11 +103,15 @@ def _publish(settings: Settings, record: TrainingRecord, repository: ModelReposi
     log.info("Published version %d in %s.", record.version, repository.version_directory(record.version))
 
 
-def _build(settings: Settings, record: TrainingRecord, dataset: Dataset, directory: Path) -> Bundle:
+def _build(
+    settings: Settings,
+    record: TrainingRecord,
+    dataset: Dataset,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+) -> Bundle:
     """Write the whole bundle into `directory`, and prove it there."""
-    silence_loading()
-    tokenizer = AutoTokenizer.from_pretrained(settings.model_dir)
-    model = AutoModelForSequenceClassification.from_pretrained(settings.model_dir, use_safetensors=True)
     log.info("Exporting version %d to ONNX.", record.version)
     export_packed_graph(model, record.temperature, directory / GRAPH)
     shutil.copyfile(settings.model_dir / TOKENIZER, directory / TOKENIZER)

@@ -41,7 +41,7 @@ class Engine:
     def warm_up(self) -> None:
         """Run every shape once, so that no request pays for a shape's first use."""
         for rows, length in all_shapes(self.bundle.max_length):
-            self.runtime.run(rows_of_shape(rows, length, self.bundle.padding_token))
+            self.runtime.run(rows_of_shape(rows, length, self.bundle.max_length, self.bundle.padding_token))
 
     def classify(self, texts: Sequence[str]) -> Probabilities:
         """Classify any number of texts; what one gets does not depend on the others."""

@@ -84,14 +84,12 @@ def all_shapes(max_length: int) -> Iterator[tuple[int, int]]:
         yield from ((rows, length) for rows in range(1, max(1, TOKENS_PER_CALL // length) + 1))
 
 
-def rows_of_shape(rows: int, length: int, padding_token: int) -> PackedRows:
-    """Rows of one text each, for warming a runtime up."""
-    return next(_uniform(rows, length, padding_token))
-
-
-def _uniform(rows: int, length: int, padding_token: int) -> Iterator[PackedRows]:
-    group = [_Row(length, [index], length) for index in range(rows)]
-    yield _lay_out(group, length, [[padding_token] * length] * rows, [length] * rows, padding_token)
+def rows_of_shape(rows: int, length: int, max_length: int, padding_token: int) -> PackedRows:
+    """Full rows of texts of at most `max_length` tokens, for warming a runtime up."""
+    row = [min(max_length, length - start) for start in range(0, length, max_length)]
+    lengths = row * rows
+    group = [_Row(length, list(range(first, first + len(row))), length) for first in range(0, len(lengths), len(row))]
+    return _lay_out(group, length, [[padding_token] * text for text in lengths], lengths, padding_token)
 
 
 def _fill_rows(lengths: list[int]) -> list[_Row]:

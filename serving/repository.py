@@ -53,7 +53,7 @@ class ModelRepository:
             PipelineError: the configuration names no version, or one that is not complete.
         """
         try:
-            config = self._config.read_text(encoding="utf-8")
+            config = self._config.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return None
         found = re.search(r"version_policy:\s*{\s*specific:\s*{\s*versions:\s*\[\s*(\d+)\s*]", config)

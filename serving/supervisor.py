@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
+
 from serving import triton
 from serving.die_with_parent import command_dying_with_parent
 from serving.triton_client import TritonClient, TritonTimeoutError, TritonUnavailableError
@@ -87,12 +89,20 @@ class TritonSupervisor:
         return self._process
 
     async def _kill_when_broken(self, process: asyncio.subprocess.Process) -> None:
-        """Kill a Triton whose Python has died: it would say "ready" and fail every request for ever."""
+        """Kill a Triton whose Python has died: it would say "ready" and fail requests for ever."""
         client = TritonClient(self._address)
         failed = 0
+        dead: set[int] = set()
+        reason = ""
         try:
             while failed < FAILED_PROBES:
                 await asyncio.sleep(PROBE_INTERVAL_S)
+                # Where one instance of several has died, the others answer most probes. Triton reaps those that it
+                # ends itself within the interval.
+                dead_before, dead = dead, _dead_children(process.pid)
+                if dead & dead_before:
+                    reason = "one of its Python processes has died"
+                    break
                 if not await client.is_loaded():
                     failed = 0
                     continue
@@ -100,7 +110,7 @@ class TritonSupervisor:
                     await client.classify(["ready?"], _PROBE_TIMEOUT_S)
                 except TritonUnavailableError as error:
                     failed += 1
-                    reason = error
+                    reason = str(error)
                 except TritonTimeoutError:
                     pass  # It may only be busy.
                 else:
@@ -128,6 +138,20 @@ class TritonSupervisor:
             os.killpg(group, signal.SIGKILL)
         for segment in Path("/dev/shm").glob(f"{self._shared_memory_prefix}*"):
             segment.unlink(missing_ok=True)
+
+
+def _dead_children(pid: int) -> set[int]:
+    """Children of a process that have ended, and that it has not noticed."""
+    try:
+        children = psutil.Process(pid).children()
+    except psutil.NoSuchProcess:
+        return set()
+    dead = set()
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() == psutil.STATUS_ZOMBIE:
+                dead.add(child.pid)
+    return dead
 
 
 def _ending(returncode: int | None) -> str:

@@ -20,9 +20,11 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
+    TrainerControl,
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from errors import PipelineError
 from serving.processor import has_bf16, usable_cores
@@ -80,6 +82,8 @@ class TokenizedTexts(torch.utils.data.Dataset[dict[str, Any]]):
             chunks.append(np.fromiter((token for ids in encoded for token in ids), dtype=np.int32))
         self._tokens = np.concatenate(chunks)
         self._ends = np.cumsum(lengths)
+        self.lengths = lengths
+        """Tokens of each text."""
 
     def __len__(self) -> int:
         """Number of texts."""
@@ -127,13 +131,7 @@ def fine_tune(settings: Settings, dataset: Dataset) -> FineTuned:
     checkpoint = _last_whole_checkpoint(checkpoints)
     if checkpoint:
         log.info("Resuming the training that was cut off, from %s.", checkpoint.name)
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except OSError as error:
-        raise PipelineError(
-            f"The training could not write its checkpoint to {checkpoints}: {error}. "
-            "Make room or set SENTIMENT_STATE_DIR to another disk, then run it again: it resumes."
-        ) from error
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     prediction = trainer.predict(val)
     return FineTuned(
         base_model=base.name,
@@ -147,6 +145,53 @@ def fine_tune(settings: Settings, dataset: Dataset) -> FineTuned:
         hyperparameters=hyperparameters,
         checkpoints=checkpoints,
     )
+
+
+class _EpochSampler(LengthGroupedSampler):
+    """Draws the order of an epoch from the seed and the epoch's number alone.
+
+    So a training that resumes within an epoch passes over the texts that it has seen there; from the global random
+    state, which a checkpoint restores as it was then, it would draw another order, with some texts twice and some
+    not at all.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Have the next pass be that of `epoch`; the trainer calls it."""
+        self.generator.manual_seed(self._seed + epoch)
+
+
+class _EarlyStopping(EarlyStoppingCallback):
+    """Early stopping that also stops a training which is resumed where it had stopped."""
+
+    def on_train_begin(self, *arguments: Any, **named: Any) -> None:
+        super().on_train_begin(*arguments, **named)  # type: ignore[no-untyped-call]
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control: TrainerControl = arguments[2]
+            control.should_training_stop = True
+
+
+class _ResumableTrainer(Trainer):
+    """A trainer of `TokenizedTexts` whose checkpoints can be relied upon."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> _EpochSampler:
+        texts = train_dataset or self.train_dataset
+        assert isinstance(texts, TokenizedTexts)
+        return _EpochSampler(self.args.train_batch_size, texts.lengths, self.args.seed)
+
+    def _save_checkpoint(self, *arguments: Any, **named: Any) -> None:
+        try:
+            super()._save_checkpoint(*arguments, **named)
+        except Exception as error:
+            # A full disk is an OSError, a SafetensorError or a RuntimeError, as the file may be.
+            raise PipelineError(
+                f"The training could not write its checkpoint to {self.args.output_dir}: {error}. "
+                "Make room or set SENTIMENT_STATE_DIR to another disk, then run it again: it resumes."
+            ) from error
 
 
 def _bf16() -> bool:
@@ -171,7 +216,7 @@ def _trainer(
         figures = evaluate(probabilities, np.asarray(prediction.label_ids), labels)
         return {"accuracy": figures.accuracy, "macro_f1": figures.macro_f1}
 
-    trainer = Trainer(
+    trainer = _ResumableTrainer(
         model=model,
         args=TrainingArguments(
             output_dir=str(checkpoints),
@@ -184,13 +229,15 @@ def _trainer(
             seed=settings.seed,
             bf16=_bf16(),
             use_cpu=not torch.cuda.is_available(),
-            train_sampling_strategy="group_by_length",
+            train_sampling_strategy="group_by_length",  # for the evaluation; see _EpochSampler for the training
             eval_strategy="steps",
             eval_steps=evaluate_every,
             save_strategy="steps",
             save_steps=evaluate_every,
             save_total_limit=2,
             load_best_model_at_end=True,
+            # With them the patience that early stopping had left.
+            restore_callback_states_from_checkpoint=True,
             metric_for_best_model="macro_f1",
             greater_is_better=True,
             logging_steps=max(1, steps_per_epoch // 20),
@@ -202,7 +249,7 @@ def _trainer(
         eval_dataset=val,
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
         compute_metrics=metrics,
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=PATIENCE), ProgressLine()],
+        callbacks=[_EarlyStopping(early_stopping_patience=PATIENCE), ProgressLine()],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -36,7 +36,13 @@ class Tracking:
         self.uri = settings.mlflow_uri
         artifacts = None
         if settings.mlflow_tracking_uri is None:
-            settings.state_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                settings.state_dir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise PipelineError(
+                    f"The state directory {settings.state_dir} cannot be made: {error.strerror}. "
+                    "SENTIMENT_STATE_DIR names another."
+                ) from error
             artifacts = (settings.state_dir / "mlflow-artifacts").resolve().as_uri()
         try:
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
@@ -112,6 +118,16 @@ class Tracking:
     def save_record(self, record: TrainingRecord) -> None:
         """Keep the training's record, which names the version, with the run."""
         self._client.log_dict(record.run_id, asdict(record), f"model/{FILE_NAME}")
+
+    def check_registered(self, version: int) -> None:
+        """Raise a PipelineError unless the registry holds `version`."""
+        try:
+            self._client.get_model_version(MODEL_NAME, str(version))
+        except MlflowException as error:
+            raise PipelineError(
+                f"MLflow at {self.uri} cannot tell of version {version}: {error.message} Check "
+                "SENTIMENT_MLFLOW_TRACKING_URI and SENTIMENT_STATE_DIR; if its store is gone, train again."
+            ) from error
 
     def record_export(self, run_id: str, version: int, bundle: Mapping[str, Any]) -> None:
         """Keep what the export measured, `bundle.json`, with the run and the version."""

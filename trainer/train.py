@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from errors import PipelineError
 from serving.repository import ModelRepository
@@ -90,7 +91,7 @@ def _save_beside(model_dir: Path, tuned: FineTuned) -> Path:
     try:
         tuned.model.save_pretrained(staging)
         tuned.tokenizer.save_pretrained(staging)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise PipelineError(
             f"The trained model could not be saved beside {model_dir}: {error}. "

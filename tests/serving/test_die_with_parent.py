@@ -13,8 +13,11 @@ from serving.die_with_parent import command_dying_with_parent
 
 
 def parent_of(command: list[str], after: str) -> subprocess.Popen[str]:
-    """A process that starts `command`, prints its process id, and then does `after`."""
-    code = f"import os, subprocess; print(subprocess.Popen({command!r}).pid, flush=True); {after}"
+    """A process that starts `command` to die with it, prints the command's process id, and then does `after`."""
+    code = (
+        "import os, subprocess; from serving.die_with_parent import command_dying_with_parent; "
+        f"print(subprocess.Popen(command_dying_with_parent({command!r})).pid, flush=True); {after}"
+    )
     return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -53,7 +56,7 @@ def test_command_keeps_its_arguments_its_process_id_and_its_exit_status() -> Non
 
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "exits"])
 def test_command_does_not_outlive_its_parent(killed: bool, leftovers: list[psutil.Process]) -> None:
-    with parent_of(command_dying_with_parent(["sleep", "60"]), "input()") as parent:
+    with parent_of(["sleep", "60"], "input()") as parent:
         assert parent.stdin
         assert parent.stdout
         child = psutil.Process(int(parent.stdout.readline()))
@@ -73,7 +76,7 @@ def test_command_does_not_outlive_its_parent(killed: bool, leftovers: list[psuti
 
 def test_command_does_not_begin_after_its_parent_is_gone(leftovers: list[psutil.Process]) -> None:
     """The parent is gone before the child can ask the kernel to be told of its end."""
-    with parent_of(command_dying_with_parent(["sleep", "60"]), "os._exit(0)") as parent:
+    with parent_of(["sleep", "60"], "os._exit(0)") as parent:
         assert parent.stdout
         with contextlib.suppress(psutil.NoSuchProcess):  # gone already, as it should be
             leftovers.append(psutil.Process(int(parent.stdout.readline())))

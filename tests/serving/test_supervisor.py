@@ -2,12 +2,9 @@
 
 import asyncio
 import contextlib
-import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving import die_with_parent, triton
+from serving import triton
 from serving.repository import ModelRepository
 from serving.supervisor import TritonSupervisor
 from serving.triton_client import TextRefusedError, TritonClient, TritonUnavailableError
 from settings import Settings
-from tests.e2e.conftest import free_ports, wait_for
+from tests.e2e.conftest import free_ports
 
 
 def deployed_settings(bundle: Path, directory: Path) -> Settings:
@@ -122,24 +119,6 @@ def test_tritons_python_has_numpy_1_and_this_ones_packages(tmp_path: Path) -> No
         ["python3", "-c", code], env=triton.environment(settings), cwd="/", check=True, capture_output=True, text=True
     ).stdout
     assert output.startswith("1.26.")
-
-
-def test_a_child_dies_with_its_parent() -> None:
-    command = die_with_parent.command_dying_with_parent(["sleep", "600"])
-    parent = subprocess.Popen(
-        [sys.executable, "-c", f"import subprocess; print(subprocess.Popen({command!r}).pid, flush=True); input()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert parent.stdout
-    assert parent.stdin
-    child = psutil.Process(int(parent.stdout.readline()))
-    wait_for(lambda: child.name() == "sleep", 10, "the child to become its command")
-    os.kill(parent.pid, signal.SIGKILL)
-    parent.wait()
-    parent.stdin.close()
-    parent.stdout.close()
-    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 10, "the child to end")
 
 
 def test_one_dead_instance_of_two_is_noticed_too(bert_bundle: Path, tmp_path: Path) -> None:
