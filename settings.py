@@ -63,7 +63,10 @@ class Settings(BaseSettings):
     """`host:port` of an external Triton's gRPC; unset, the bundled Triton is run."""
 
     runtime: Literal["auto", "onnxruntime", "openvino"] = "auto"
-    """What runs the graph; `auto` takes the faster one for the processor."""
+    """What runs the graph; `auto` takes the fastest that was proven on such a processor at export."""
+
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """What the graph computes in; `auto` takes the fastest that was proven on such a processor at export."""
 
     max_length: Annotated[int, Field(ge=8)] = 512
     """Longest text, in tokens, that the model reads; what is over it is cut."""

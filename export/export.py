@@ -16,13 +16,16 @@ from transformers import (
 )
 
 from errors import PipelineError
+from export.int8 import CALIBRATION_TEXTS, calibration_inputs
 from export.packed_graph import export_packed_graph
-from export.parity import LEAST_AGREEMENT, Parity, check_parity, reference_probabilities
-from serving.bundle import GRAPH, TOKENIZER, Bundle
+from export.parity import reference_probabilities
+from export.variants import Validation, prove_variants
+from serving.bundle import TOKENIZER, Bundle
+from serving.choice import choose_variant
 from serving.engine import Engine
 from serving.processor import usable_cores
 from serving.repository import ModelRepository
-from serving.runtime import ONNXRUNTIME, choose_runtime
+from serving.runtime import FLOAT_GRAPH
 from settings import Settings
 from trainer.base_model import silence_loading
 from trainer.dataset import Dataset, load_dataset
@@ -30,8 +33,8 @@ from trainer.evaluation import evaluate
 from trainer.record import TrainingRecord
 from trainer.tracking import Tracking
 
-PARITY_TEXTS = 2_000
-"""Validation texts that parity is proved on, drawn at random where there are more."""
+MOST_TEXTS = 2_000
+"""Validation texts that variants are tried on, drawn at random where there are more."""
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +60,9 @@ def export(settings: Settings) -> int:
             "version is never overwritten; train again for a new one."
         )
     if repository.deployed() is None:
-        repository.deploy(record.version, instances=usable_cores())
+        repository.deploy(
+            record.version,
+        )
         tracking.set_champion(record.version)
         log.info("Deployed version %d.", record.version)
     return record.version
@@ -113,7 +118,7 @@ def _build(
 ) -> Bundle:
     """Write the whole bundle into `directory`, and prove it there."""
     log.info("Exporting version %d to ONNX.", record.version)
-    export_packed_graph(model, record.temperature, directory / GRAPH)
+    export_packed_graph(model, record.temperature, directory / FLOAT_GRAPH)
     shutil.copyfile(settings.model_dir / TOKENIZER, directory / TOKENIZER)
     bundle = Bundle(
         version=record.version,
@@ -124,41 +129,33 @@ def _build(
         data_fingerprint=record.data_fingerprint,
         mlflow_run=record.run_id,
         metrics={},
-        parity={},
+        proofs=(),
     )
     bundle.save(directory)
 
-    texts = dataset.val.texts
-    sample = random.Random(0).sample(texts, min(len(texts), PARITY_TEXTS))
-    log.info("Comparing the graph's answers with torch's on %d texts.", len(sample))
-    reference = reference_probabilities(model, tokenizer, sample, record.max_length, record.temperature)
-    serving_runtime = choose_runtime(settings.runtime)
-    parity = {}
-    # ONNX Runtime's float32 shows that the graph is right; the serving runtime, that it may be served so.
-    for name in dict.fromkeys((ONNXRUNTIME, serving_runtime)):
-        engine = Engine(directory, name, threads=usable_cores())
-        parity[f"{name} {engine.runtime.precision}"] = asdict(_proved(engine, check_parity(engine, sample, reference)))
+    sample = random.Random(0).sample(range(len(dataset.val.texts)), min(len(dataset.val.texts), MOST_TEXTS))
+    texts = [dataset.val.texts[index] for index in sample]
+    log.info("Comparing the graphs' answers with torch's on %d texts.", len(texts))
+    validation = Validation(
+        texts=texts,
+        targets=np.array([record.labels.index(dataset.val.labels[index]) for index in sample]),
+        labels=record.labels,
+        reference=reference_probabilities(model, tokenizer, texts, record.max_length, record.temperature),
+    )
+    calibration = calibration_inputs(
+        random.Random(1).sample(dataset.train.texts, min(len(dataset.train.texts), CALIBRATION_TEXTS)),
+        directory / TOKENIZER,
+        bundle,
+    )
+    bundle = replace(bundle, proofs=prove_variants(directory, validation, list(calibration)))
+    bundle.save(directory)
+    choice = choose_variant(bundle, settings.runtime, settings.precision)
+    log.info("Here it is served by %s (%s).", choice.variant, choice.reason)
+    with Engine(directory, choice.variant, usable_cores()) as engine:
+        answers = engine.classify(dataset.val.texts).values
     targets = np.array([record.labels.index(label) for label in dataset.val.labels])
-    evaluation = evaluate(engine.classify(texts).values, targets, record.labels)
+    evaluation = evaluate(answers, targets, record.labels)
     log.info("As it will be served: accuracy %.4f, macro F1 %.4f.", evaluation.accuracy, evaluation.macro_f1)
-    bundle = replace(bundle, metrics=evaluation.metrics(), parity=parity)
+    bundle = replace(bundle, metrics=evaluation.metrics())
     bundle.save(directory)
     return bundle
-
-
-def _proved(engine: Engine, parity: Parity) -> Parity:
-    what = f"{engine.runtime.name} ({engine.runtime.precision})"
-    log.info(
-        "%s: torch's label on %.2f %% of the texts, in the worst of %d mixes of batch-mates; "
-        "largest difference of a probability %.4f.",
-        what,
-        100 * parity.label_agreement,
-        parity.mixes,
-        parity.largest_difference,
-    )
-    if parity.label_agreement < LEAST_AGREEMENT:
-        raise PipelineError(
-            f"Version {engine.bundle.version} is not published: through {what} the graph gives torch's label on "
-            f"{parity.label_agreement:.2%} of {parity.texts} texts, and at least {LEAST_AGREEMENT:.1%} are needed."
-        )
-    return parity

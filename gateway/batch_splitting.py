@@ -3,6 +3,7 @@
 import asyncio
 
 from gateway.inference import Model, Outcomes, Prediction
+from serving.processor import usable_cores
 from serving.protocol import MAX_BATCH_SIZE
 from serving.triton_client import TextRefusedError, TritonUnavailableError
 
@@ -23,15 +24,14 @@ class TextsRefusedError(Exception):
 class BatchSplitter:
     """Answers lists of texts through calls of up to `MAX_BATCH_SIZE`; make and use it within one event loop.
 
-    All lists together have one call under way for each instance of the model and one ahead: enough that no instance
-    waits for the next one, and few enough that a live request is not far behind them in Triton's queue.
+    All lists together have one call under way for each core and one ahead: enough that no core is idle, and few enough
+    that a live request does not wait for long lists.
     """
 
     def __init__(self, model: Model) -> None:
         """Answer by `model`."""
         self._model = model
-        self._instances = 0
-        self._free_calls = asyncio.Semaphore(0)
+        self._free_calls = asyncio.Semaphore(usable_cores() + 1)
 
     async def predict(self, texts: list[str], known: dict[str, Prediction], deadline: float) -> list[Prediction]:
         """Answer `texts`, all by one version, until `deadline`, a time of the event loop's clock.
@@ -74,9 +74,5 @@ class BatchSplitter:
         return {text: outcome for chunk in outcomes for text, outcome in chunk.items()}
 
     async def _infer_chunk(self, chunk: list[str], deadline: float) -> Outcomes:
-        if self._instances != self._model.instances:
-            # Calls that hold the old semaphore end on it.
-            self._instances = self._model.instances
-            self._free_calls = asyncio.Semaphore(self._instances + 1)
         async with self._free_calls:
             return await self._model.infer(chunk, deadline)

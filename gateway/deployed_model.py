@@ -1,4 +1,4 @@
-"""The deployed model, and what its answers tell the gateway about it: ready or not, version, instances."""
+"""The deployed model, and what its answers tell the gateway about it: ready or not, and which version."""
 
 import asyncio
 import logging
@@ -35,8 +35,6 @@ class DeployedModel:
         self._newest_call = 0
         self._version: int | None = None
         self._heard_at = -WATCH_INTERVAL_S
-        self.instances = 1
-        """Processes of the model, each of which works on a call of its own."""
         self.ready = False
         """Whether the last that was heard of the model was an answer."""
 
@@ -54,22 +52,15 @@ class DeployedModel:
         return outcomes
 
     async def watch(self) -> None:
-        """Keep `ready`, `instances` and the cache's version true, until cancelled."""
+        """Keep `ready` and the cache's version true, until cancelled."""
         loop = asyncio.get_running_loop()
-        described: int | None = None
         while True:
             await asyncio.sleep(self._heard_at + WATCH_INTERVAL_S - loop.time())
-            try:
-                if loop.time() - self._heard_at >= WATCH_INTERVAL_S:
+            if loop.time() - self._heard_at >= WATCH_INTERVAL_S:
+                try:
                     await self._classify([PROBE], PROBE_TIMEOUT_S)
-                if self._version != described:
-                    version = self._version
-                    self.instances = await self._client.instance_count()
-                    described = version
-            except Exception as error:
-                self._hear(ready=False, reason=error)
-                # A Triton that comes back may be another one.
-                described = None
+                except Exception as error:
+                    self._hear(ready=False, reason=error)
 
     async def _classify(self, texts: Sequence[str], timeout_s: float) -> Classification:
         self._calls += 1

@@ -30,9 +30,6 @@ Outcomes: TypeAlias = dict[str, Prediction | TextRefusedError]
 class Model(Protocol):
     """What live and batch requests are answered by: `DeployedModel`, or a test's own."""
 
-    instances: int
-    """Calls that it works on at the same time; changes with the version."""
-
     async def infer(self, texts: list[str], deadline: float) -> Outcomes:
         """Answer as the function `infer` does."""
 

@@ -1,4 +1,4 @@
-"""A version of the model as it lies in the repository: graph, tokenizer and `bundle.json`."""
+"""A version of the model as it lies in the repository: graphs, tokenizer and `bundle.json`."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -6,10 +6,44 @@ from pathlib import Path
 from typing import Any
 
 from errors import PipelineError
+from serving.runtime import FLOAT_GRAPH, Precision, RuntimeName, Variant
 
-GRAPH = "model.onnx"
 TOKENIZER = "tokenizer.json"
 DESCRIPTION = "bundle.json"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How a variant answered when the version was exported, and whether it may serve."""
+
+    runtime: RuntimeName
+    precision: Precision
+    arithmetic: str
+    """Of the processor that it was tried on; see `processor.arithmetic`."""
+    texts: int
+    mixes: int
+    """Ways in which the texts were divided into requests."""
+    label_agreement: float
+    """Share of texts with the reference's label, in the worst mix. A float graph's reference is torch in float32, an
+    int8 graph's the float graph."""
+    confident_agreement: float
+    """The same, of the texts for whose label the reference gives 0.9 or more."""
+    largest_difference: float
+    """Of a probability, from the reference's."""
+    largest_spread: float
+    """Of a text's probability, between two mixes."""
+    accuracy: float
+    macro_f1: float
+    """On the validation texts."""
+    tokens_per_s: float
+    """On all cores of the machine that it was tried on."""
+    refused: str = ""
+    """Why it may not serve."""
+
+    @property
+    def variant(self) -> Variant:
+        """What was tried."""
+        return Variant(self.runtime, self.precision)
 
 
 @dataclass(frozen=True)
@@ -26,9 +60,9 @@ class Bundle:
     data_fingerprint: str
     mlflow_run: str
     metrics: dict[str, float]
-    """On the validation texts, through the graph and the runtime that will serve it."""
-    parity: dict[str, dict[str, float]]
-    """By runtime: how the graph's answers agree with torch's."""
+    """On the validation texts, through the variant that serves on the machine that it was exported on."""
+    proofs: tuple[Proof, ...]
+    """One for each variant that was tried."""
 
     def save(self, directory: Path) -> None:
         """Write `bundle.json` into `directory`."""
@@ -42,11 +76,12 @@ class Bundle:
         Raises:
             PipelineError: a file of it is missing or damaged.
         """
-        missing = [name for name in (GRAPH, TOKENIZER, DESCRIPTION) if not (directory / name).is_file()]
+        missing = [name for name in (FLOAT_GRAPH, TOKENIZER, DESCRIPTION) if not (directory / name).is_file()]
         if missing:
             raise PipelineError(f"{directory} is no complete version: {', '.join(missing)} missing.")
         try:
             fields: dict[str, Any] = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
-            return cls(**{**fields, "labels": tuple(fields["labels"])})
+            proofs = tuple(Proof(**proof) for proof in fields["proofs"])
+            return cls(**{**fields, "labels": tuple(fields["labels"]), "proofs": proofs})
         except (ValueError, TypeError, KeyError) as error:
             raise PipelineError(f"{directory / DESCRIPTION} is damaged: {error}.") from error

@@ -1,16 +1,28 @@
-"""Text in, probabilities out: a version's tokenizer, packing and graph in this process."""
+"""Text in, probabilities out: a version's tokenizer and graph in this process, on all its cores.
 
+Texts wait in one queue, whoever sent them, and each core takes from it as many as fill its next run. So a text that
+arrives while all cores compute joins the next run, however the callers have divided theirs into requests.
+"""
+
+import threading
+import time
+from bisect import bisect_left
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
-from serving.bundle import GRAPH, TOKENIZER, Bundle
-from serving.packing import all_shapes, pack, rows_of_shape
-from serving.runtime import load_runtime
+from serving.bundle import TOKENIZER, Bundle
+from serving.packing import ROW_LENGTH, TOKENS_PER_RUN, Row, all_shapes, choose_rows, lay_out, rows_of_shape
+from serving.runtime import Graph, Variant, load_graph
+
+_CHOICE = 256
+"""Waiting texts that a run is chosen from: a few times what it holds, even of texts of few tokens."""
 
 
 @dataclass(frozen=True)
@@ -23,31 +35,186 @@ class Probabilities:
     """[texts]; whether the text was longer than the model reads, and was cut."""
 
 
-class Engine:
-    """One version of the model, loaded. Not for use by several threads at once."""
+def load_tokenizer(file: Path, max_length: int) -> Tokenizer:
+    """A bundle's tokenizer, which cuts texts to `max_length` tokens and does not pad."""
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    return tokenizer
 
-    def __init__(self, directory: Path, runtime: str, threads: int) -> None:
-        """Load the bundle in `directory` into `runtime` with `threads` threads.
+
+class _Request:
+    """Texts that are answered together."""
+
+    def __init__(self, encodings: Sequence[Encoding], labels: int) -> None:
+        self.token_ids = [encoding.ids for encoding in encodings]
+        self.truncated = np.fromiter((bool(encoding.overflowing) for encoding in encodings), dtype=bool)
+        self.values = np.empty((len(encodings), labels), dtype=np.float32)
+        self.texts_left = len(encodings)
+        self.answer: Future[Probabilities] = Future()
+
+
+class _Text(NamedTuple):
+    """A text that waits; sorted, the most urgent is first."""
+
+    due: float
+    number: int
+    """Of all texts so far, so that no two compare equal and equally urgent ones keep their order."""
+    tokens: int
+    request: _Request
+    position: int
+    """In its request."""
+
+
+class Engine:
+    """One version of the model, loaded. Any thread may call it; `close` ends its own threads.
+
+    A core runs the graph on one thread, because threads that share a run wait for each other at every layer. Only
+    when there is no more than a row to run, and all cores are idle, do they share it: nothing else can use them then.
+
+    A request's texts are due after as long as they take alone, so a short request overtakes those long ones, and only
+    those, that came not much before it.
+    """
+
+    def __init__(self, directory: Path, variant: Variant, cores: int) -> None:
+        """Load the bundle in `directory` to run as `variant` on `cores` cores, and run every shape once.
 
         Raises:
-            PipelineError: the bundle is incomplete or the runtime unknown.
+            PipelineError: the bundle is incomplete.
         """
         self.bundle = Bundle.load(directory)
-        self.runtime = load_runtime(runtime, directory / GRAPH, threads)
-        self._tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(self.bundle.max_length)
+        self.variant = variant
+        self.graph = load_graph(directory, variant, streams=cores, threads=1)
+        """Runs on one core, for as many callers at a time as there are cores."""
+        self._graph_of_all_cores = self.graph if cores == 1 else load_graph(directory, variant, 1, cores)
+        self._tokenizer = load_tokenizer(directory / TOKENIZER, self.bundle.max_length)
+        self._cores = cores
+        self._seconds_per_token = self._warm_up() / cores
+        self._changed = threading.Condition()
+        self._waiting: list[_Text] = []
+        self._texts_so_far = 0
+        self._busy = 0
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"engine-{core}", daemon=True) for core in range(cores)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def warm_up(self) -> None:
-        """Run every shape once, so that no request pays for a shape's first use."""
-        for rows, length in all_shapes(self.bundle.max_length):
-            self.runtime.run(rows_of_shape(rows, length, self.bundle.max_length, self.bundle.padding_token))
+    def submit(self, texts: Sequence[str]) -> "Future[Probabilities]":
+        """Classify any number of texts; what one gets does not depend on the others.
+
+        A callback of the future runs in one of the engine's threads, and keeps it from running the graph meanwhile.
+        """
+        request = _Request(self._tokenizer.encode_batch_fast(texts), len(self.bundle.labels))
+        if not texts:
+            request.answer.set_result(Probabilities(request.values, request.truncated))
+            return request.answer
+        lengths = list(map(len, request.token_ids))
+        due = time.monotonic() + self._seconds_per_token * sum(lengths)
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("the engine is closed")
+            numbers = range(self._texts_so_far, self._texts_so_far + len(texts))
+            self._texts_so_far += len(texts)
+            place = bisect_left(self._waiting, (due, numbers[0]))
+            self._waiting[place:place] = [
+                _Text(due, number, tokens, request, position)
+                for position, (number, tokens) in enumerate(zip(numbers, lengths, strict=True))
+            ]
+            self._changed.notify_all()
+        return request.answer
 
     def classify(self, texts: Sequence[str]) -> Probabilities:
-        """Classify any number of texts; what one gets does not depend on the others."""
-        encodings = self._tokenizer.encode_batch_fast(texts)
-        values = np.empty((len(texts), len(self.bundle.labels)), dtype=np.float32)
-        for rows in pack([encoding.ids for encoding in encodings], self.bundle.padding_token):
-            values[rows.texts] = self.runtime.run(rows)[: len(rows.texts)]
-        truncated = np.fromiter((bool(encoding.overflowing) for encoding in encodings), dtype=bool, count=len(texts))
-        return Probabilities(values, truncated)
+        """Classify any number of texts and wait for them."""
+        return self.submit(texts).result()
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Tokens that the model reads of the texts."""
+        return sum(len(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(texts))
+
+    def close(self) -> None:
+        """Answer what waits, then end the threads."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> "Engine":
+        """Use it in a `with` statement, which closes it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def _warm_up(self) -> float:
+        """Run every shape once, so that no request pays for a shape's first use; returns a core's seconds a token."""
+        for shape in all_shapes(self.bundle.max_length):
+            rows = rows_of_shape(*shape, self.bundle.max_length, self.bundle.padding_token)
+            self.graph.run(rows)
+            if len(rows.input_ids) == 1:
+                self._graph_of_all_cores.run(rows)
+        full = rows_of_shape(
+            TOKENS_PER_RUN // ROW_LENGTH, ROW_LENGTH, self.bundle.max_length, self.bundle.padding_token
+        )
+        started = time.perf_counter()
+        self.graph.run(full)
+        return (time.perf_counter() - started) / full.input_ids.size
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting:
+                    if self._closing:
+                        return
+                    self._changed.wait()
+                rows, texts, graph = self._take()
+                self._busy += 1
+            try:
+                token_ids = [text.request.token_ids[text.position] for text in texts]
+                packed = lay_out(rows, token_ids, self.bundle.padding_token)
+                values = graph.run(packed)
+            except Exception as error:
+                self._fail([texts[index] for row in rows for index in row.texts], error)
+            else:
+                self._deliver([texts[index] for index in packed.texts], values)
+
+    def _take(self) -> tuple[list[Row], list[_Text], Graph]:
+        """Choose the next run's rows, the texts that they were chosen from, and the graph to run them."""
+        texts = self._waiting[:_CHOICE]
+        lengths = [text.tokens for text in texts]
+        tokens = sum(lengths)
+        if self._busy == 0 and (len(texts) == 1 or tokens <= ROW_LENGTH):
+            graph, budget = self._graph_of_all_cores, ROW_LENGTH
+        else:
+            share = -(-tokens // (self._cores - self._busy))
+            graph, budget = self.graph, min(TOKENS_PER_RUN, max(ROW_LENGTH, share))
+        rows = choose_rows(lengths, budget)
+        chosen = {index for row in rows for index in row.texts}
+        self._waiting[:_CHOICE] = [text for index, text in enumerate(texts) if index not in chosen]
+        return rows, texts, graph
+
+    def _deliver(self, texts: Sequence[_Text], values: npt.NDArray[np.float32]) -> None:
+        complete = []
+        with self._changed:
+            self._busy -= 1
+            for text, probabilities in zip(texts, values, strict=False):  # the graph repeats the first text
+                request = text.request
+                request.values[text.position] = probabilities
+                request.texts_left -= 1
+                if request.texts_left == 0:
+                    complete.append(request)
+        for request in complete:
+            request.answer.set_result(Probabilities(request.values, request.truncated))
+
+    def _fail(self, texts: Sequence[_Text], error: Exception) -> None:
+        """Fail the requests of the texts; their other texts would be work for nobody."""
+        failed = {id(text.request): text.request for text in texts}
+        with self._changed:
+            self._busy -= 1
+            self._waiting = [text for text in self._waiting if id(text.request) not in failed]
+        for request in failed.values():
+            if not request.answer.done():
+                request.answer.set_exception(error)

@@ -15,16 +15,24 @@ Int64Array = npt.NDArray[np.int64]
 
 ROW_LENGTH = 128
 """Tokens of a row that holds a mixture of short texts; longer rows waste attention (design, finding 3)."""
-SHORT_STEP = 16
-"""A lone row is cut to a multiple of this."""
-LONG_STEP = 64
-"""A text longer than ROW_LENGTH gets a row of a multiple of this."""
-TOKENS_PER_CALL = 1024
-"""Most tokens in one run of the graph: bounds its memory, and keeps long texts from holding up short ones.
-
-On one core the graph runs as many tokens a second with 512 in a call as with 4096.
-"""
+STEP = 16
+"""A row that is alone, or that holds one long text, is cut to a multiple of this."""
+TOKENS_PER_RUN = 512
+"""Most tokens in one run of the graph, unless one text has more: bounds its memory, and keeps long texts from holding
+up short ones. On one core a run of 512 tokens computes as many a second as one of 4096."""
+SURPLUS = 1.25
+"""Short texts that a run chooses among, as a multiple of the tokens that it holds: with a choice, the rows get full."""
 _FIRST_TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Texts that share a row."""
+
+    length: int
+    """Tokens of the row, padding among them."""
+    texts: list[int]
+    """Positions of its texts in the list that they were chosen from."""
 
 
 @dataclass(frozen=True)
@@ -40,84 +48,74 @@ class PackedRows:
     first_tokens: Int64Array
     """[texts or more]; where each text begins in rows * length; repeats the first up to a round number."""
     texts: Int64Array
-    """[texts]; which text of the batch each of `first_tokens` is."""
+    """[texts]; which text each of `first_tokens` is."""
 
 
-@dataclass
-class _Row:
-    length: int
-    texts: list[int]
-    used: int
+def choose_rows(lengths: Sequence[int], budget: int = TOKENS_PER_RUN) -> list[Row]:
+    """Choose texts for the next run, all rows of one length; at most `budget` tokens, but at least one text.
 
-
-def pack(token_ids: Sequence[Sequence[int]], padding_token: int) -> Iterator[PackedRows]:
-    """Pack the texts, each a non-empty list of token ids, into runs of at most TOKENS_PER_CALL tokens.
-
-    Best-fit decreasing: the longest text first, each into the fullest row that still holds it. A row
-    opened for a text longer than ROW_LENGTH takes short ones into its gap. One text alone may exceed
-    TOKENS_PER_CALL.
+    `lengths` are the tokens of the texts that wait, the most urgent first: it always runs, and others run as they
+    fit beside it. Texts longer than ROW_LENGTH have rows of their own, for packing saves nothing there; shorter ones
+    are packed by best-fit decreasing.
     """
-    lengths = [len(ids) for ids in token_ids]
-    rows = _fill_rows(lengths)
-    rows.sort(key=lambda row: row.length)
-    start = 0
-    while start < len(rows):
-        length = rows[start].length
-        end = start + 1
-        while end < len(rows) and rows[end].length == length and (end + 1 - start) * length <= TOKENS_PER_CALL:
-            end += 1
-        group = rows[start:end]
-        if len(group) == 1 and length == ROW_LENGTH:
-            length = -(-group[0].used // SHORT_STEP) * SHORT_STEP
-        yield _lay_out(group, length, token_ids, lengths, padding_token)
-        start = end
+    longest = lengths[0]
+    if longest > ROW_LENGTH:
+        length = _whole_steps(longest)
+        alike = (text for text, tokens in enumerate(lengths) if _whole_steps(tokens) == length)
+        return [Row(length, [text]) for text, _ in zip(alike, range(max(1, budget // length)), strict=False)]
+
+    most_rows = max(1, budget // ROW_LENGTH)
+    candidates = []
+    tokens_left = most_rows * ROW_LENGTH * SURPLUS
+    for text, tokens in enumerate(lengths):
+        if tokens <= ROW_LENGTH:
+            tokens_left -= tokens
+            if tokens_left < 0:
+                break
+            candidates.append(text)
+    candidates[1:] = sorted(candidates[1:], key=lengths.__getitem__, reverse=True)
+
+    rows: list[list[int]] = []
+    # Free tokens of each open row with its index, sorted: the first that is large enough fits best.
+    gaps: list[tuple[int, int]] = []
+    for text in candidates:
+        need = lengths[text]
+        best = bisect_left(gaps, (need, -1))
+        if best < len(gaps):
+            free, row = gaps.pop(best)
+            rows[row].append(text)
+        elif len(rows) < most_rows:
+            free, row = ROW_LENGTH, len(rows)
+            rows.append([text])
+        else:
+            continue
+        if free > need:
+            insort(gaps, (free - need, row))
+    length = _whole_steps(sum(lengths[text] for text in rows[0])) if len(rows) == 1 else ROW_LENGTH
+    return [Row(length, row) for row in rows]
 
 
 def all_shapes(max_length: int) -> Iterator[tuple[int, int]]:
-    """Every (rows, length) that `pack` makes of texts of at most `max_length` tokens."""
-    yield from ((1, length) for length in range(SHORT_STEP, ROW_LENGTH, SHORT_STEP))
-    lengths = [
-        ROW_LENGTH,
-        *(step for step in range(2 * LONG_STEP, max_length + LONG_STEP, LONG_STEP) if step > ROW_LENGTH),
-    ]
-    for length in lengths:
-        yield from ((rows, length) for rows in range(1, max(1, TOKENS_PER_CALL // length) + 1))
+    """Every (rows, length) that `choose_rows` makes of texts of at most `max_length` tokens, the smallest first."""
+    yield from ((1, length) for length in range(STEP, ROW_LENGTH, STEP))
+    for length in range(ROW_LENGTH, max(ROW_LENGTH, _whole_steps(max_length)) + STEP, STEP):
+        yield from ((rows, length) for rows in range(1, max(1, TOKENS_PER_RUN // length) + 1))
 
 
 def rows_of_shape(rows: int, length: int, max_length: int, padding_token: int) -> PackedRows:
     """Full rows of texts of at most `max_length` tokens, for warming a runtime up."""
-    row = [min(max_length, length - start) for start in range(0, length, max_length)]
-    lengths = row * rows
-    group = [_Row(length, list(range(first, first + len(row))), length) for first in range(0, len(lengths), len(row))]
-    return _lay_out(group, length, [[padding_token] * text for text in lengths], lengths, padding_token)
+    pieces = [min(max_length, length - start) for start in range(0, length, max_length)]
+    token_ids = [[padding_token] * piece for piece in pieces] * rows
+    full = [Row(length, list(range(first, first + len(pieces)))) for first in range(0, len(token_ids), len(pieces))]
+    return lay_out(full, token_ids, padding_token)
 
 
-def _fill_rows(lengths: list[int]) -> list[_Row]:
-    rows: list[_Row] = []
-    # Free tokens of each open row with its index, sorted: the first that is large enough fits best.
-    gaps: list[tuple[int, int]] = []
-    for text in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        need = lengths[text]
-        best = bisect_left(gaps, (need, -1))
-        if best < len(gaps):
-            free, index = gaps.pop(best)
-            rows[index].texts.append(text)
-            rows[index].used += need
-        else:
-            length = ROW_LENGTH if need <= ROW_LENGTH else -(-need // LONG_STEP) * LONG_STEP
-            free, index = length, len(rows)
-            rows.append(_Row(length, [text], need))
-        if free > need:
-            insort(gaps, (free - need, index))
-    return rows
-
-
-def _lay_out(
-    rows: list[_Row], length: int, token_ids: Sequence[Sequence[int]], lengths: list[int], padding_token: int
-) -> PackedRows:
+def lay_out(rows: Sequence[Row], token_ids: Sequence[Sequence[int]], padding_token: int) -> PackedRows:
+    """Lay the texts out as the graph reads them; `token_ids` are those that the rows' texts were chosen from."""
+    length = rows[0].length
     texts = np.fromiter((text for row in rows for text in row.texts), dtype=np.int64)
     counts = [len(row.texts) for row in rows]
-    text_lengths = np.fromiter((lengths[text] for text in texts), dtype=np.int64, count=len(texts))
+    text_lengths = np.fromiter((len(token_ids[text]) for text in texts), dtype=np.int64, count=len(texts))
     ends = np.cumsum(text_lengths)
     row_of_text = np.repeat(np.arange(len(rows)), counts)
     # Texts lie end to end, so a text's place in its row is its place in all texts less its row's.
@@ -127,7 +125,7 @@ def _lay_out(
 
     positions = np.arange(ends[-1]) - np.repeat(starts, text_lengths)
     places = np.repeat(first_tokens, text_lengths) + positions
-    flat = np.full((3, len(rows) * length), 0, dtype=np.int64)
+    flat = np.zeros((3, len(rows) * length), dtype=np.int64)
     flat[0] = padding_token
     flat[0, places] = np.fromiter(
         (token for text in texts for token in token_ids[text]), dtype=np.int64, count=ends[-1]
@@ -140,3 +138,7 @@ def _lay_out(
     padded_first_tokens[: len(texts)] = first_tokens
     input_ids, position_ids, segment_ids = flat.reshape(3, len(rows), length)
     return PackedRows(input_ids, position_ids, segment_ids, padded_first_tokens, texts)
+
+
+def _whole_steps(tokens: int) -> int:
+    return -(-tokens // STEP) * STEP

@@ -21,9 +21,25 @@ def instruction_sets() -> frozenset[str]:
     return frozenset()
 
 
+_ARITHMETIC = ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+
+
+def arithmetic() -> str:
+    """The instructions, of those that int8 and bfloat16 graphs are computed with, that this processor has.
+
+    Where they are the same, a graph's answers are the same too, and about as fast.
+    """
+    return " ".join(name for name in _ARITHMETIC if name in instruction_sets()) or "baseline"
+
+
 def has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 natively, so that it is faster than float32."""
     return not instruction_sets().isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
+def has_vnni() -> bool:
+    """Whether the processor adds products of 8-bit numbers in 32 bits."""
+    return not instruction_sets().isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 def usable_cores() -> int:

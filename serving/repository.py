@@ -25,7 +25,7 @@ output [
 ]
 version_policy: {{ specific: {{ versions: [ {version} ] }} }}
 dynamic_batching {{ max_queue_delay_microseconds: 0 }}
-instance_group [ {{ kind: KIND_CPU count: {instances} }} ]
+instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 """
 
 
@@ -92,8 +92,8 @@ class ModelRepository:
         staging.mkdir(parents=True)
         return staging
 
-    def deploy(self, version: int, instances: int) -> None:
-        """Write the configuration that has Triton load `version` in `instances` processes.
+    def deploy(self, version: int) -> None:
+        """Write the configuration that has Triton load `version`.
 
         Raises:
             PipelineError: the version is not published, or not complete.
@@ -107,7 +107,6 @@ class ModelRepository:
                 max_batch_size=MAX_BATCH_SIZE,
                 labels=len(bundle.labels),
                 version=version,
-                instances=instances,
             ),
             encoding="utf-8",
         )

@@ -1,39 +1,80 @@
 """The two libraries that run the graph: ONNX Runtime everywhere, OpenVINO where it is faster."""
 
-import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from queue import SimpleQueue
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from errors import PipelineError
 from serving.packing import PackedRows
 from serving.processor import has_bf16
 
-ONNXRUNTIME = "onnxruntime"
-OPENVINO = "openvino"
+RuntimeName = Literal["onnxruntime", "openvino"]
+Precision = Literal["float32", "bfloat16", "int8"]
 
-log = logging.getLogger(__name__)
+ONNXRUNTIME: RuntimeName = "onnxruntime"
+OPENVINO: RuntimeName = "openvino"
+FLOAT32: Precision = "float32"
+BFLOAT16: Precision = "bfloat16"
+INT8: Precision = "int8"
+
+FLOAT_GRAPH = "model.onnx"
+_INT8_GRAPHS: dict[RuntimeName, str] = {ONNXRUNTIME: "model.int8.onnxruntime.onnx", OPENVINO: "model.int8.openvino.xml"}
+"""An int8 graph belongs to a runtime: what one runs fast is slow in the other (design, finding 4)."""
 
 
-class Runtime(Protocol):
-    """A loaded graph."""
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a version of the model."""
 
-    name: str
-    precision: str
+    runtime: RuntimeName
+    precision: Precision
+
+    @property
+    def graph(self) -> str:
+        """The file of the bundle that it runs."""
+        return _INT8_GRAPHS[self.runtime] if self.precision == INT8 else FLOAT_GRAPH
+
+    def __str__(self) -> str:
+        """As logs and tables name it."""
+        return f"{self.runtime} {self.precision}"
+
+
+class Graph(Protocol):
+    """A loaded graph. Several threads may run it at the same time."""
 
     def run(self, rows: PackedRows) -> npt.NDArray[np.float32]:
         """Probabilities, FP32 [len(rows.first_tokens), labels]."""
 
 
-class OnnxRuntime:
-    """The graph in ONNX Runtime: CUDA where this build of it has CUDA, float32 on the CPU elsewhere."""
+def float_variants() -> list[Variant]:
+    """The variants that run the float graph on this processor; the first is the reference of the others.
 
-    name = ONNXRUNTIME
+    bfloat16 only where the processor multiplies it natively, for elsewhere it is slower than float32.
+    """
+    return [Variant(ONNXRUNTIME, FLOAT32), Variant(OPENVINO, BFLOAT16 if has_bf16() else FLOAT32)]
+
+
+def has_cuda() -> bool:
+    """Whether ONNX Runtime has CUDA and a GPU here."""
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def load_graph(directory: Path, variant: Variant, streams: int, threads: int) -> Graph:
+    """Load the graph of `variant` from a bundle, to be run by `streams` callers at a time on `threads` threads each."""
+    if variant.runtime == ONNXRUNTIME:
+        return _OnnxRuntimeGraph(directory / variant.graph, threads)
+    return _OpenVinoGraph(directory / variant.graph, variant.precision, streams, threads)
+
+
+class _OnnxRuntimeGraph:
+    """On CUDA where this build of ONNX Runtime has it."""
 
     def __init__(self, graph: Path, threads: int) -> None:
-        """Load `graph` to run on `threads` threads."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -42,76 +83,49 @@ class OnnxRuntime:
         options.log_severity_level = 3
         # Threads that spin while they wait would take the core from the gateway.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        available = onnxruntime.get_available_providers()
-        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if has_cuda() else ["CPUExecutionProvider"]
         self._session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
-        self.precision = "float32"
 
     def run(self, rows: PackedRows) -> npt.NDArray[np.float32]:
-        """Probabilities, FP32 [len(rows.first_tokens), labels]."""
-        (probabilities,) = self._session.run(None, _feed(rows))
+        (probabilities,) = self._session.run(None, feed(rows))
         return np.asarray(probabilities, dtype=np.float32)
 
 
-class OpenVino:
-    """The graph in OpenVINO: bfloat16 where the processor has it, float32 elsewhere.
+class _OpenVinoGraph:
+    """OpenVINO's own Python runtime, because its plugin for ONNX Runtime refuses processors of other makers than
+    Intel, and the same graph runs faster with it on AMD's (see the README)."""
 
-    OpenVINO's own Python runtime, because its plugin for ONNX Runtime refuses processors of other
-    makers than Intel, and the same graph runs twice as fast with it on AMD's (see the README).
-    """
-
-    name = OPENVINO
-
-    def __init__(self, graph: Path, threads: int) -> None:
-        """Compile `graph` to run on `threads` threads."""
+    def __init__(self, graph: Path, precision: Precision, streams: int, threads: int) -> None:
         import openvino
 
-        self.precision = "bfloat16" if has_bf16() else "float32"
         compiled = openvino.Core().compile_model(
             str(graph),
             "CPU",
             {
-                "INFERENCE_NUM_THREADS": threads,
-                "NUM_STREAMS": 1,
-                # Pinned, all one-thread instances would sit on the first core (design, finding 5).
+                "NUM_STREAMS": streams,
+                "INFERENCE_NUM_THREADS": streams * threads,
+                # Pinned, the threads of several processes would sit on the same cores (design, finding 5).
                 "ENABLE_CPU_PINNING": False,
-                "INFERENCE_PRECISION_HINT": "bf16" if has_bf16() else "f32",
+                # Of what is not int8 already.
+                "INFERENCE_PRECISION_HINT": "bf16" if has_bf16() and precision != FLOAT32 else "f32",
             },
         )
-        self._request = compiled.create_infer_request()
+        self._requests: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(streams):
+            self._requests.put(compiled.create_infer_request())
 
     def run(self, rows: PackedRows) -> npt.NDArray[np.float32]:
-        """Probabilities, FP32 [len(rows.first_tokens), labels]."""
-        self._request.infer(_feed(rows), share_inputs=True)
-        # A copy, because the next run writes over the tensor.
-        return np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
+        request = self._requests.get()
+        try:
+            request.infer(feed(rows), share_inputs=True)
+            # A copy, because the next run writes over the tensor.
+            return np.array(request.get_output_tensor(0).data, dtype=np.float32)
+        finally:
+            self._requests.put(request)
 
 
-def choose_runtime(setting: str) -> str:
-    """The runtime of the setting; for `auto` the faster one: OpenVINO with bfloat16, unless there is CUDA."""
-    if setting != "auto":
-        return setting
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        return ONNXRUNTIME
-    return OPENVINO if has_bf16() else ONNXRUNTIME
-
-
-def load_runtime(name: str, graph: Path, threads: int) -> Runtime:
-    """Load `graph` in the runtime called `name`.
-
-    Raises:
-        PipelineError: there is no such runtime.
-    """
-    if name == ONNXRUNTIME:
-        return OnnxRuntime(graph, threads)
-    if name == OPENVINO:
-        return OpenVino(graph, threads)
-    raise PipelineError(f"There is no runtime {name!r}; it is {ONNXRUNTIME} or {OPENVINO}.")
-
-
-def _feed(rows: PackedRows) -> dict[str, npt.NDArray[np.int64]]:
+def feed(rows: PackedRows) -> dict[str, npt.NDArray[np.int64]]:
+    """The graph's inputs by name."""
     return {
         "input_ids": rows.input_ids,
         "position_ids": rows.position_ids,

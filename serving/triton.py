@@ -62,7 +62,8 @@ def environment(settings: Settings) -> dict[str, str]:
         "VIRTUAL_ENV": str(virtual_environment),
         "LD_LIBRARY_PATH": ":".join(library_path),
         "SENTIMENT_RUNTIME": settings.runtime,
-        # Each instance has one core; more threads would only get in each other's way.
+        "SENTIMENT_PRECISION": settings.precision,
+        # The engine divides the cores; more threads would only get in each other's way.
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
     }

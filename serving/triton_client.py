@@ -95,21 +95,6 @@ class TritonClient:
             return False
         return True
 
-    async def instance_count(self, timeout_s: float = 1.0) -> int:
-        """Return how many calls Triton has the model work on at the same time.
-
-        Raises:
-            TritonUnavailableError: Triton is down, or the model is not loaded.
-            TritonTimeoutError: no answer came within `timeout_s` seconds.
-        """
-        request = service_pb2.ModelConfigRequest(name=MODEL_NAME)
-        try:
-            config = (await self._stub.ModelConfig(request, timeout=timeout_s)).config
-        except grpc.aio.AioRpcError as error:
-            raise _translated(error) from error
-        # An instance group on GPUs has `count` instances on each of them.
-        return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
-
     async def wait_until_ready(self, timeout_s: float) -> bool:
         """Poll until the model is ready; false when `timeout_s` seconds passed without it."""
         deadline = asyncio.get_running_loop().time() + timeout_s

@@ -8,7 +8,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from export.packed_graph import export_packed_graph
-from serving.bundle import GRAPH, TOKENIZER, Bundle
+from serving.bundle import TOKENIZER, Bundle
+from serving.runtime import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME, Variant
+
+REFERENCE = Variant(ONNXRUNTIME, FLOAT32)
+"""What every processor runs, with the same answers."""
 
 LABELS = ("Negative", "Positive")
 MAX_LENGTH = 320
@@ -78,7 +82,7 @@ def make_bundle(encoder: Path, directory: Path, version: int = 1) -> Path:
     """A complete version made of a saved encoder, as the export lays it out."""
     directory.mkdir(parents=True)
     model = AutoModelForSequenceClassification.from_pretrained(encoder)
-    export_packed_graph(model, temperature=1.0, path=directory / GRAPH)
+    export_packed_graph(model, temperature=1.0, path=directory / FLOAT_GRAPH)
     (directory / TOKENIZER).write_bytes((encoder / TOKENIZER).read_bytes())
     Bundle(
         version=version,
@@ -89,7 +93,7 @@ def make_bundle(encoder: Path, directory: Path, version: int = 1) -> Path:
         data_fingerprint="",
         mlflow_run="",
         metrics={},
-        parity={},
+        proofs=(),
     ).save(directory)
     return directory
 

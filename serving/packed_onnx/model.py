@@ -1,68 +1,80 @@
-"""Triton's entry into the backend: reads requests, asks the engine once, writes responses."""
+"""Triton's entry into the backend: hands requests to the engine, and sends each its response when it is done."""
 
-import json
 import os
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from serving.bundle import Bundle
+from serving.choice import choose_variant
 from serving.engine import Engine, Probabilities
 from serving.processor import usable_cores
-from serving.runtime import choose_runtime
+
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
-    """One instance of one version of the model, in a process of its own."""
+    """One version of the model, in a process of its own that uses all cores.
+
+    `execute` returns before the texts are classified, so that Triton passes on what comes next, and the engine finds
+    it waiting when a core is free. The engine's queue takes the place of Triton's batcher.
+    """
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the version and run every shape once; the version is ready when this returns."""
-        config = json.loads(args["model_config"])
-        instances = sum(group["count"] for group in config["instance_group"])
-        self._engine = Engine(
-            Path(args["model_repository"]) / args["model_version"],
-            choose_runtime(os.environ.get("SENTIMENT_RUNTIME", "auto")),
-            threads=max(1, usable_cores() // instances),
+        directory = Path(args["model_repository"]) / args["model_version"]
+        choice = choose_variant(
+            Bundle.load(directory),
+            os.environ.get("SENTIMENT_RUNTIME", "auto"),
+            os.environ.get("SENTIMENT_PRECISION", "auto"),
         )
-        self._engine.warm_up()
+        self._engine = Engine(directory, choice.variant, usable_cores())
         self._labels = np.array([label.encode() for label in self._engine.bundle.labels], dtype=object)
         pb_utils.Logger.log_info(
-            f"{args['model_instance_name']} version {args['model_version']}: "
-            f"{self._engine.runtime.name}, {self._engine.runtime.precision}"
+            f"sentiment version {args['model_version']}: {choice.variant} on {usable_cores()} cores ({choice.reason})"
         )
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Classify the texts of all requests together; a bad text fails its own request alone."""
-        texts: list[str] = []
-        # Each request's own part of `texts`, or what is wrong with it.
-        parts: list[slice | str] = []
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Have the texts classified; a bad text fails its own request alone."""
         for request in requests:
+            sender = request.get_response_sender()
             items = pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy().ravel()
             try:
-                decoded = [_decode(position, item) for position, item in enumerate(items)]
+                texts = [_decode(position, item) for position, item in enumerate(items)]
             except ValueError as error:
-                parts.append(str(error))
-            else:
-                parts.append(slice(len(texts), len(texts) + len(decoded)))
-                texts.extend(decoded)
-        answer = self._engine.classify(texts)
-        return [self._refusal(part) if isinstance(part, str) else self._response(answer, part) for part in parts]
+                sender.send(_refusal(str(error), pb_utils.TritonError.INVALID_ARG), flags=_FINAL)
+                continue
+            self._engine.submit(texts).add_done_callback(partial(self._send, sender))
 
-    def _response(self, answer: Probabilities, part: slice) -> Any:
-        probabilities = answer.values[part]
+    def finalize(self) -> None:
+        """End the engine's threads; Triton calls it once nothing is under way any more."""
+        self._engine.close()
+
+    def _send(self, sender: Any, answer: "Future[Probabilities]") -> None:
+        sender.send(self._response(answer), flags=_FINAL)
+
+    def _response(self, answer: "Future[Probabilities]") -> Any:
+        error = answer.exception()
+        if error is not None:
+            return _refusal(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
+        probabilities, truncated = answer.result().values, answer.result().truncated
         best = probabilities.argmax(axis=1)[:, None]
         outputs = [
             pb_utils.Tensor("LABEL", self._labels[best]),
             pb_utils.Tensor("SCORE", np.take_along_axis(probabilities, best, axis=1)),
             pb_utils.Tensor("PROBABILITIES", probabilities),
-            pb_utils.Tensor("TRUNCATED", answer.truncated[part][:, None]),
+            pb_utils.Tensor("TRUNCATED", truncated[:, None]),
         ]
         return pb_utils.InferenceResponse(outputs)
 
-    @staticmethod
-    def _refusal(reason: str) -> Any:
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(reason, pb_utils.TritonError.INVALID_ARG))
+
+def _refusal(reason: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(reason, code))
 
 
 def _decode(position: int, item: bytes) -> str:

@@ -13,6 +13,7 @@ from export.packed_graph import PackedClassifier
 from serving.bundle import Bundle
 from serving.repository import ModelRepository
 from settings import Settings
+from tests.conftest import REFERENCE
 from tests.trainer.test_fine_tune import largest_file, make_learner, write_texts
 from tests.trainer.test_train import write_data
 from trainer.record import TrainingRecord
@@ -48,7 +49,8 @@ def test_published_deployed_and_recorded_once(trained: Settings, tmp_path: Path)
     assert bundle.labels == ("Negative", "Positive")
     assert (bundle.mlflow_run, bundle.data_fingerprint) == (record.run_id, record.data_fingerprint)
     assert bundle.metrics["accuracy"] == pytest.approx(record.metrics["accuracy"])
-    assert bundle.parity["onnxruntime float32"]["label_agreement"] == 1.0
+    assert bundle.proofs[0].variant == REFERENCE
+    assert bundle.proofs[0].label_agreement == 1.0
     client = MlflowClient(settings.mlflow_uri)
     assert client.get_model_version_by_alias("sentiment", "champion").version in (1, "1")
     assert json.loads(Path(client.download_artifacts(record.run_id, "bundle.json")).read_text())["version"] == 1

@@ -10,8 +10,8 @@ from errors import PipelineError
 from export.packed_graph import ARCHITECTURES, export_packed_graph
 from export.parity import check_parity, reference_probabilities
 from serving.engine import Engine
-from serving.runtime import ONNXRUNTIME, OPENVINO
-from tests.conftest import MAX_LENGTH, SENTENCES, make_bundle, make_encoder
+from serving.runtime import OPENVINO, float_variants
+from tests.conftest import MAX_LENGTH, REFERENCE, SENTENCES, make_bundle, make_encoder
 
 # Every length from one word to more than the model reads.
 TEXTS = SENTENCES * 5 + [" ".join(SENTENCES[:4] * repeat)[: 40 * repeat] for repeat in range(1, 40)]
@@ -26,7 +26,8 @@ def test_same_answers_as_torch_in_every_mix(architecture: str, tmp_path: Path) -
     reference = reference_probabilities(model, tokenizer, TEXTS, MAX_LENGTH, temperature=1.0)
     assert np.ptp(reference[:, 0]) > 0.1, "the random encoder must tell texts apart, or agreement shows nothing"
 
-    parity = check_parity(Engine(bundle, ONNXRUNTIME, threads=2), TEXTS, reference)
+    with Engine(bundle, REFERENCE, cores=2) as engine:
+        parity = check_parity(lambda texts: engine.classify(texts).values, TEXTS, reference)
 
     assert parity.label_agreement == 1.0
     assert parity.largest_difference < 1e-4
@@ -37,7 +38,9 @@ def test_openvino_runs_the_same_graph(bert_encoder: Path, bert_bundle: Path) -> 
     model = AutoModelForSequenceClassification.from_pretrained(bert_encoder)
     tokenizer = AutoTokenizer.from_pretrained(bert_encoder)
     reference = reference_probabilities(model, tokenizer, TEXTS, MAX_LENGTH, temperature=1.0)
-    answers = Engine(bert_bundle, OPENVINO, threads=2).classify(TEXTS).values
+    (variant,) = [variant for variant in float_variants() if variant.runtime == OPENVINO]
+    with Engine(bert_bundle, variant, cores=2) as engine:
+        answers = engine.classify(TEXTS).values
     # bfloat16 keeps 8 bits of a number.
     assert np.abs(answers - reference).max() < 0.1
     assert np.corrcoef(answers[:, 0], reference[:, 0])[0, 1] > 0.99
@@ -49,7 +52,8 @@ def test_temperature_divides_the_logits(bert_encoder: Path, tmp_path: Path) -> N
     bundle = make_bundle(bert_encoder, tmp_path / "bundle")
     export_packed_graph(model, temperature=2.5, path=bundle / "model.onnx")
     reference = reference_probabilities(model, tokenizer, SENTENCES, MAX_LENGTH, temperature=2.5)
-    assert np.allclose(Engine(bundle, ONNXRUNTIME, threads=1).classify(SENTENCES).values, reference, atol=1e-5)
+    with Engine(bundle, REFERENCE, cores=1) as engine:
+        assert np.allclose(engine.classify(SENTENCES).values, reference, atol=1e-5)
 
 
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
@@ -60,8 +64,8 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_text_over_the_maximum_is_cut_and_told(bert_bundle: Path) -> None:
-    engine = Engine(bert_bundle, ONNXRUNTIME, threads=1)
-    long = "good " * 1000
-    answer = engine.classify(["good", long])
+    with Engine(bert_bundle, REFERENCE, cores=1) as engine:
+        answer = engine.classify(["good", "good " * 1000])
+        longer = engine.classify(["good " * 2000])
     assert answer.truncated.tolist() == [False, True]
-    assert np.allclose(answer.values[1], engine.classify(["good " * 2000]).values[0])
+    assert np.allclose(answer.values[1], longer.values[0], atol=1e-5)

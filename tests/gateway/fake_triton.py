@@ -32,9 +32,6 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         """Do again what a healthy Triton does, and forget what was asked."""
         self.version = 1
         self.score = SCORE
-        self.instances = 2
-        self.described = 0
-        """The version whose number of instances was asked for."""
         self.refused: set[str] = set()
         self.error: grpc.StatusCode | None = None
         self.delay_s = 0.0
@@ -60,14 +57,6 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         if self.error is not None:
             context.abort(self.error, "Request for unknown model: 'sentiment' is not found")
         return service_pb2.ModelReadyResponse(ready=True)
-
-    def ModelConfig(self, _request: Any, context: Any) -> Any:  # noqa: N802
-        if self.error is not None:
-            context.abort(self.error, "Request for unknown model: 'sentiment' is not found")
-        self.described = self.version
-        response = service_pb2.ModelConfigResponse()
-        response.config.instance_group.add(count=self.instances)
-        return response
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         texts = _texts(request.raw_input_contents[0])

@@ -7,6 +7,7 @@ import pytest
 
 from gateway.batch_splitting import VERSION_TRIES
 from gateway.texts import MAX_TEXTS
+from serving.processor import usable_cores
 from serving.protocol import MAX_BATCH_SIZE
 from tests.gateway.conftest import until
 from tests.gateway.fake_triton import MODEL_READS, FakeTriton
@@ -82,19 +83,15 @@ def test_long_batch_is_split_and_keeps_its_order(http: httpx.Client, triton: Fak
     assert len(triton.calls) == -(-MAX_TEXTS // MAX_BATCH_SIZE)
 
 
-def test_long_batch_has_a_call_for_each_instance_of_the_model_and_one_ahead(
-    http: httpx.Client, triton: FakeTriton
-) -> None:
-    triton.version, triton.instances = 3, 5  # The number is read anew with each version.
-    until(lambda: triton.described == 3)
+def test_long_batch_has_a_call_for_each_core_and_one_ahead(http: httpx.Client, triton: FakeTriton) -> None:
     texts = [str(number) for number in range(MAX_TEXTS)]
     triton.held = set(texts)
     triton.may_answer.clear()
     asking = threading.Thread(target=batch, args=(http, texts))
     asking.start()
-    until(lambda: len(triton.calls) == 6)
+    until(lambda: len(triton.calls) == usable_cores() + 1)
     time.sleep(0.05)
-    assert len(triton.calls) == 6
+    assert len(triton.calls) == usable_cores() + 1
     triton.may_answer.set()
     asking.join()
 

@@ -11,7 +11,6 @@ import pytest
 from errors import PipelineError
 from serving.bundle import Bundle
 from serving.engine import Engine
-from serving.runtime import ONNXRUNTIME
 from tests import conftest
 
 
@@ -59,6 +58,5 @@ def test_encoder_of_few_positions_is_warmed_up_and_answers(tmp_path: Path, monke
     monkeypatch.setitem(conftest.ENCODERS, "bert", conftest.ENCODERS["bert"] | {"max_position_embeddings": positions})
     monkeypatch.setattr(conftest, "MAX_LENGTH", positions)
     bundle = conftest.make_bundle(conftest.make_encoder("bert", tmp_path / "encoder"), tmp_path / "1")
-    engine = Engine(bundle, ONNXRUNTIME, threads=1)
-    engine.warm_up()
-    assert np.allclose(engine.classify(["good " * 1000, "good"]).values.sum(axis=1), 1, atol=1e-5)
+    with Engine(bundle, conftest.REFERENCE, cores=2) as engine:
+        assert np.allclose(engine.classify(["good " * 1000, "good"]).values.sum(axis=1), 1, atol=1e-5)

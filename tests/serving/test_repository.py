@@ -23,7 +23,7 @@ def test_published_and_deployed(bert_bundle: Path, tmp_path: Path) -> None:
     assert repository.published() == set()
     repository.publish(staging, 1)
     assert (repository.published(), repository.deployed()) == ({1}, None)
-    repository.deploy(1, instances=2)
+    repository.deploy(1)
     assert repository.deployed() == 1
 
 
@@ -47,14 +47,14 @@ def test_an_incomplete_version_is_neither_published_nor_deployed(
         repository.publish(staging, 1)
     assert repository.published() == set()
     with pytest.raises(PipelineError, match="no complete version"):
-        repository.deploy(1, instances=1)
+        repository.deploy(1)
     assert repository.deployed() is None
 
 
 def test_damage_is_told(bert_bundle: Path, tmp_path: Path) -> None:
     repository = ModelRepository(tmp_path)
     repository.publish(stage(repository, bert_bundle, 1), 1)
-    repository.deploy(1, instances=1)
+    repository.deploy(1)
     (repository.version_directory(1) / "bundle.json").write_text("{")
     with pytest.raises(PipelineError, match=r"bundle\.json is damaged"):
         repository.deployed()
@@ -69,16 +69,16 @@ def test_damage_is_told(bert_bundle: Path, tmp_path: Path) -> None:
 def test_a_version_that_is_not_published_is_not_deployed(bert_bundle: Path, tmp_path: Path) -> None:
     repository = ModelRepository(tmp_path)
     repository.publish(stage(repository, bert_bundle, 1), 1)
-    repository.deploy(1, instances=1)
+    repository.deploy(1)
     with pytest.raises(PipelineError, match=r"sentiment/2 is no complete version"):
-        repository.deploy(2, instances=1)
+        repository.deploy(2)
     assert repository.deployed() == 1
 
 
 def test_a_version_that_is_gone_is_told(bert_bundle: Path, tmp_path: Path) -> None:
     repository = ModelRepository(tmp_path)
     repository.publish(stage(repository, bert_bundle, 1), 1)
-    repository.deploy(1, instances=1)
+    repository.deploy(1)
     shutil.rmtree(repository.version_directory(1))
     with pytest.raises(PipelineError, match=r"sentiment/1 is no complete version"):
         repository.deployed()

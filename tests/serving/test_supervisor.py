@@ -26,7 +26,7 @@ def deployed_settings(bundle: Path, directory: Path) -> Settings:
     for file in bundle.iterdir():
         shutil.copy(file, staging)
     repository.publish(staging, 1)
-    repository.deploy(1, instances=1)
+    repository.deploy(1)
     return Settings(
         port=free_ports(), state_dir=directory / "state", model_repository=repository.root, runtime="onnxruntime"
     )
@@ -124,7 +124,8 @@ def test_tritons_python_has_numpy_1_and_this_ones_packages(tmp_path: Path) -> No
 def test_one_dead_instance_of_two_is_noticed_too(bert_bundle: Path, tmp_path: Path) -> None:
     """The other one still answers, so requests fail and succeed by turns."""
     settings = deployed_settings(bert_bundle, tmp_path)
-    ModelRepository(settings.model_repository).deploy(1, instances=2)
+    config = settings.model_repository / "sentiment" / "config.pbtxt"
+    config.write_text(config.read_text().replace("count: 1", "count: 2"))
 
     async def scenario() -> None:
         async with running(settings) as client:

@@ -1,0 +1,80 @@
+"""What serves is the fastest variant that was proven on a processor like this one, or what was asked for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from errors import PipelineError
+from serving import choice, processor
+from serving.bundle import Bundle, Proof
+from serving.choice import choose_variant
+from serving.processor import arithmetic
+from serving.runtime import INT8, ONNXRUNTIME, OPENVINO, Precision, RuntimeName, Variant
+from tests.conftest import REFERENCE
+
+
+def proof(runtime: RuntimeName, precision: Precision, tokens_per_s: float, refused: str = "") -> Proof:
+    return Proof(
+        runtime=runtime,
+        precision=precision,
+        arithmetic=arithmetic(),
+        texts=100,
+        mixes=5,
+        label_agreement=1.0,
+        confident_agreement=1.0,
+        largest_difference=0.0,
+        largest_spread=0.0,
+        accuracy=0.9,
+        macro_f1=0.9,
+        tokens_per_s=tokens_per_s,
+        refused=refused,
+    )
+
+
+FLOAT = proof(ONNXRUNTIME, "float32", 1000)
+FASTER = proof(OPENVINO, INT8, 3000)
+FASTEST_BUT_REFUSED = proof(ONNXRUNTIME, INT8, 5000, refused="macro F1 falls from 0.9 to 0.8")
+
+
+@pytest.fixture
+def bundle(bert_bundle: Path) -> Bundle:
+    return replace(Bundle.load(bert_bundle), proofs=(FLOAT, FASTER, FASTEST_BUT_REFUSED))
+
+
+def test_the_fastest_that_was_proven_serves(bundle: Bundle) -> None:
+    assert choose_variant(bundle).variant == Variant(OPENVINO, INT8)
+
+
+def test_settings_narrow_the_choice(bundle: Bundle) -> None:
+    assert choose_variant(bundle, runtime=ONNXRUNTIME).variant == REFERENCE
+    assert choose_variant(bundle, precision="float32").variant == REFERENCE
+    assert choose_variant(bundle, OPENVINO, "float32").variant == Variant(OPENVINO, "float32")
+
+
+def test_what_was_refused_is_not_served_even_when_asked_for(bundle: Bundle) -> None:
+    with pytest.raises(PipelineError, match=r"onnxruntime int8 was refused: macro F1 falls from 0\.9 to 0\.8"):
+        choose_variant(bundle, ONNXRUNTIME, INT8)
+
+
+def test_a_proof_holds_only_for_the_arithmetic_that_it_was_made_with(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "arithmetic", lambda: "avx2 of tomorrow")
+    chosen = choose_variant(bundle)
+    assert chosen.variant == REFERENCE
+    assert "nothing was proven on such a processor (avx2 of tomorrow)" in chosen.reason
+    with pytest.raises(PipelineError, match=r"no int8 graph for this processor .* export again on this machine"):
+        choose_variant(bundle, precision=INT8)
+
+
+def test_a_gpu_is_used_unless_something_else_is_asked_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "has_cuda", lambda: True)
+    assert choose_variant(bundle).reason == "on the GPU"
+    assert choose_variant(bundle, precision=INT8).variant == Variant(OPENVINO, INT8)
+
+
+def test_bfloat16_is_not_served_where_the_processor_has_none(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "instruction_sets", lambda: frozenset({"avx2"}))
+    with pytest.raises(PipelineError, match="SENTIMENT_PRECISION=bfloat16 cannot run version 1 here"):
+        choose_variant(bundle, precision="bfloat16")

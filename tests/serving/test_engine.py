@@ -1,0 +1,137 @@
+"""The engine: one queue for all callers, each of whom gets the answers to their own texts."""
+
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.engine import Engine
+from serving.packing import PackedRows
+from tests.conftest import REFERENCE, SENTENCES
+
+CORES = 2
+
+
+@pytest.fixture
+def engine(bert_bundle: Path) -> Iterator[Engine]:
+    with Engine(bert_bundle, REFERENCE, CORES) as engine:
+        yield engine
+
+
+class HeldGraph:
+    """The engine's own graph, each run of which waits until the test lets it go on."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._graph = engine.graph
+        self.runs: list[int] = []
+        """Tokens of each run that began."""
+        self.may_run = threading.Semaphore(0)
+        self.began = threading.Semaphore(0)
+        self.error: Exception | None = None
+        engine.graph = engine._graph_of_all_cores = self
+
+    def run(self, rows: PackedRows) -> Any:
+        self.runs.append(int((rows.segment_ids > 0).sum()))
+        self.began.release()
+        assert self.may_run.acquire(timeout=20)
+        if self.error is not None:
+            raise self.error
+        return self._graph.run(rows)
+
+
+def test_callers_at_the_same_time_get_the_answers_to_their_own_texts(engine: Engine) -> None:
+    shuffled = random.Random(0)
+    texts = [" ".join(shuffled.choices(SENTENCES, k=shuffled.randint(1, 30))) for _ in range(120)]
+    alone = np.concatenate([engine.classify([text]).values for text in texts])
+    assert np.ptp(alone[:, 0]) > 0.1, "the texts must get different answers, or equal ones show nothing"
+    answers: dict[int, Any] = {}
+
+    def ask(start: int) -> None:
+        for size in (1, 7, 22):
+            answers[start] = engine.classify(texts[start : start + size]).values
+            start += size
+
+    callers = [threading.Thread(target=ask, args=(start,)) for start in range(0, 120, 30)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    together = np.concatenate([answers[start] for start in sorted(answers)])
+    assert np.allclose(together, alone, atol=1e-4)
+
+
+def test_texts_that_wait_share_the_next_run_whoever_sent_them(engine: Engine) -> None:
+    held = HeldGraph(engine)
+    first = [engine.submit(["good " * 200]) for _ in range(CORES)]
+    for _ in range(CORES):
+        assert held.began.acquire(timeout=20)
+    waiting = [engine.submit([sentence]) for sentence in SENTENCES]
+    held.may_run.release(CORES + 2)
+    for answer in (*first, *waiting):
+        answer.result(20)
+    assert len(held.runs) <= CORES + 2
+
+
+def test_a_short_request_overtakes_a_long_one_that_waits(engine: Engine) -> None:
+    held = HeldGraph(engine)
+    engine._seconds_per_token = 1.0
+    busy = [engine.submit(["good " * 200]) for _ in range(CORES)]
+    for _ in range(CORES):
+        assert held.began.acquire(timeout=20)
+    long = engine.submit(["good " * 250] * 6)
+    short = engine.submit(["good"])
+    held.may_run.release(CORES + 1)
+    short.result(20)
+    assert not long.done()
+    held.may_run.release(100)
+    for answer in (*busy, long):
+        answer.result(20)
+
+
+def test_a_lone_text_runs_on_all_cores_and_many_on_one_each(engine: Engine) -> None:
+    of_one_core, of_all = engine.graph, engine._graph_of_all_cores
+    assert of_one_core is not of_all
+    used = []
+
+    class Named:
+        def __init__(self, name: str, graph: Any) -> None:
+            self._name, self._graph = name, graph
+
+        def run(self, rows: PackedRows) -> Any:
+            used.append(self._name)
+            return self._graph.run(rows)
+
+    engine.graph, engine._graph_of_all_cores = Named("one", of_one_core), Named("all", of_all)
+    engine.classify(["good"])
+    assert used == ["all"]
+    used.clear()
+    engine.classify(["good " * 60] * 40)
+    assert set(used) == {"one"}
+
+
+def test_a_run_that_fails_fails_its_requests_alone(engine: Engine) -> None:
+    held = HeldGraph(engine)
+    held.error = MemoryError("too much")
+    held.may_run.release()
+    with pytest.raises(MemoryError, match="too much"):
+        engine.classify(["good"])
+    held.error = None
+    held.may_run.release()
+    assert engine.classify(["good"]).values.shape == (1, 2)
+
+
+def test_closing_answers_what_waits(bert_bundle: Path) -> None:
+    engine = Engine(bert_bundle, REFERENCE, CORES)
+    answers = [engine.submit(SENTENCES) for _ in range(20)]
+    engine.close()
+    assert all(answer.done() and answer.exception() is None for answer in answers)
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.submit(["good"])
+
+
+def test_no_texts(engine: Engine) -> None:
+    assert engine.classify([]).values.shape == (0, 2)
