@@ -36,9 +36,19 @@ def main(arguments: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="sentiment-benchmarks-") as directory:
             machine = describe_machine()
             progress(f"making the model: {options.model}")
-            model = make_model(options.model, Path(directory))
+            model = make_model(options.model, Path(directory), progress)
+            choice = model.choice()
+            progress(f"served is {choice.variant}: {choice.reason}")
             settings = {"seconds": options.seconds, "repeats": options.repeats, "sections": options.only}
-            results = Results(options.model, model.description, machine, settings)
+            results = Results(
+                options.model,
+                model.description,
+                machine,
+                settings,
+                served=str(choice.variant),
+                served_because=choice.reason,
+                notes=model.refusals(),
+            )
             run = Run(model, results, Path(directory), options.seconds, options.repeats, progress)
             measure(run, options.only, out)
     except PipelineError as error:

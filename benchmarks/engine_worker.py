@@ -1,116 +1,204 @@
-"""One process of the engine, told over its standard input what to run: `python -m benchmarks.engine_worker`.
+"""A process with one engine, told over its standard input what to run: `python -m benchmarks.engine_worker`.
 
-A process a measurement, because threads are set when a library loads, and because the engine is served as one
-process a core. Each line of the input is a task, each line of the output its figures, both JSON.
+A process a variant, so that each has its own memory and threads. Each line of the input is a task, each line of the
+output its figures, both JSON.
 """
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
-from benchmarks.batching import PACKED, WAYS, WAYS_FOR_LONG_TEXTS
+from benchmarks.batching import ALL_WAYS, LONE, PACKED, Callers
 from serving.bundle import TOKENIZER
-from serving.engine import Engine
-from serving.packing import PackedRows
-from serving.runtime import Runtime
+from serving.engine import _CHOICE, Engine, load_tokenizer
+from serving.packing import PackedRows, choose_rows, lay_out
+from serving.runtime import Graph, Precision, RuntimeName, Variant
 
 
-class MeteredRuntime:
-    """A runtime that also counts what passes through it."""
+class Meter:
+    """Counts what passes through the graphs."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self) -> None:
         """Count from zero."""
-        self.name = runtime.name
-        self.precision = runtime.precision
-        self._runtime = runtime
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from zero again."""
         self.seconds = 0.0
+        """Of all runs, also of those at the same time."""
+        self.tokens = 0
         self.slots = 0
         """Tokens computed, padding among them."""
+
+    def add(self, rows: PackedRows, seconds: float) -> None:
+        """Count a run."""
+        tokens = int(np.count_nonzero(rows.segment_ids))
+        with self._lock:
+            self.seconds += seconds
+            self.tokens += tokens
+            self.slots += rows.input_ids.size
+
+
+class MeteredGraph:
+    """A graph whose runs are counted."""
+
+    def __init__(self, graph: Graph, meter: Meter) -> None:
+        """Count the runs of `graph`."""
+        self._graph = graph
+        self._meter = meter
+        self.prepares_each_shape = graph.prepares_each_shape
 
     def run(self, rows: PackedRows) -> npt.NDArray[np.float32]:
         """Run the graph and count."""
         started = time.perf_counter()
-        answer = self._runtime.run(rows)
-        self.seconds += time.perf_counter() - started
-        self.slots += rows.input_ids.size
+        answer = self._graph.run(rows)
+        self._meter.add(rows, time.perf_counter() - started)
         return answer
 
 
-class Worker:
-    """An engine and the texts of the task before, so that equal texts are read once."""
+class _Call(NamedTuple):
+    """What one caller did."""
 
-    def __init__(self, directory: Path, runtime: str, threads: int) -> None:
-        """Load the version in `directory` and run every shape once."""
-        self._engine = Engine(directory, runtime, threads)
-        self._engine.warm_up()
-        self._meter = MeteredRuntime(self._engine.runtime)
-        self._engine.runtime = self._meter
-        self._tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(self._engine.bundle.max_length)
-        self.precision = self._meter.precision
+    started: float
+    ended: float
+    texts: int
+    latencies_s: list[float]
+
+
+class _Done(NamedTuple):
+    """What all callers did together."""
+
+    texts_per_s: float
+    texts: int
+    seconds: float
+    """From the first caller's start to the last one's end."""
+    latencies_s: list[float]
+
+
+class Worker:
+    """An engine whose runs are counted."""
+
+    def __init__(self, directory: Path, variant: Variant, cores: int) -> None:
+        """Load the version in `directory`; every shape is run once."""
+        self.engine = Engine(directory, variant, cores)
+        self._cores = cores
+        self._meter = Meter()
+        self.engine.graph = MeteredGraph(self.engine.graph, self._meter)
+        self.engine._graph_of_all_cores = MeteredGraph(self.engine._graph_of_all_cores, self._meter)
+        self._tokenizer = load_tokenizer(directory / TOKENIZER, self.engine.bundle.max_length)
 
     def measure(self, way: str, texts: Sequence[str], seconds: float) -> dict[str, float]:
-        """Classify the texts, again and again, in one of the ways for about `seconds`.
+        """Classify the texts, again and again, in one of the ways of `batching` for about `seconds`.
 
-        Returns texts, tokens (without padding), slots (with padding) and seconds: all, and those of the graph.
+        Returns texts and tokens a second on all cores, tokens without padding; the part of the computed tokens that is
+        padding; and for a lone text the median latency.
         """
-        classify, size = {**WAYS, **WAYS_FOR_LONG_TEXTS}[way]
-        batches = [list(texts[start : start + size]) for start in range(0, len(texts) - size + 1, size)]
-        tokens = [sum(len(item.ids) for item in self._tokenizer.encode_batch_fast(batch)) for batch in batches]
-        self._meter.seconds, self._meter.slots = 0.0, 0
-        done = done_texts = done_tokens = 0
-        started = time.perf_counter()
-        while (elapsed := time.perf_counter() - started) < seconds or done == 0:
-            classify(self._engine, self._tokenizer, batches[done % len(batches)])
-            done_texts += size
-            done_tokens += tokens[done % len(batches)]
-            done += 1
-        return {
-            "texts": done_texts,
-            "tokens": done_tokens,
-            "slots": self._meter.slots,
-            "seconds": elapsed,
-            "graph_seconds": self._meter.seconds,
+        done = self._run(way, texts, seconds)
+        figures = {
+            "texts_per_s": done.texts_per_s,
+            "tokens_per_s": done.texts_per_s * self._meter.tokens / done.texts,
+            "padding_share": 1 - self._meter.tokens / self._meter.slots,
         }
+        return figures | {"p50_ms": 1000 * median(done.latencies_s)} if way == LONE else figures
 
     def shares(self, texts: Sequence[str], seconds: float) -> dict[str, float]:
-        """The parts of the packed way's time that go to tokenizing, to the graph, and to packing and all else."""
-        packed = self.measure(PACKED, texts, seconds)
-        batch_size = WAYS[PACKED][1]
+        """The shares of a core's time, in the packed way, of tokenizing, packing, and the graph.
+
+        Tokenizing and packing are measured apart, while nothing else runs here; the graph as it runs, so that what
+        interrupts it is among its time.
+        """
+        packed = self._run(PACKED, texts, seconds)
+        core_seconds = self._cores * packed.seconds
+        graph = self._meter.seconds / core_seconds
+
         started = time.perf_counter()
-        for start in range(0, len(texts) - batch_size + 1, batch_size):
-            self._tokenizer.encode_batch_fast(list(texts[start : start + batch_size]))
-        tokenized = len(texts) // batch_size * batch_size
-        tokenizing = (time.perf_counter() - started) / tokenized * packed["texts"] / packed["seconds"]
-        graph = packed["graph_seconds"] / packed["seconds"]
-        return {"tokenizing": tokenizing, "graph": graph, "packing_and_rest": 1 - tokenizing - graph}
+        token_ids: list[list[int]] = []
+        size = ALL_WAYS[PACKED].texts
+        for start in range(0, len(texts), size):
+            encodings = self._tokenizer.encode_batch_fast(list(texts[start : start + size]))
+            token_ids += [encoding.ids for encoding in encodings]
+        tokenized = time.perf_counter()
+        self._pack(token_ids)
+        packing = time.perf_counter() - tokenized
+        rounds = packed.texts / len(texts)
+        return {
+            "tokenizing_share": rounds * (tokenized - started) / core_seconds,
+            "packing_share": rounds * packing / core_seconds,
+            "graph_share": graph,
+        }
+
+    def _run(self, name: str, texts: Sequence[str], seconds: float) -> _Done:
+        way = ALL_WAYS[name]
+        batches = [list(texts[start : start + way.texts]) for start in range(0, len(texts) - way.texts + 1, way.texts)]
+        callers = way.callers.number(self._cores)
+        all_here = threading.Barrier(callers)
+        # Whoever is free takes the next batch; taking a number is atomic.
+        numbers = count()
+
+        def call() -> _Call:
+            all_here.wait()
+            latencies: list[float] = []
+            started = ended = time.perf_counter()
+            while ended - started < seconds or not latencies:
+                way.classify(self.engine, self._tokenizer, batches[next(numbers) % len(batches)])
+                before, ended = ended, time.perf_counter()
+                latencies.append(ended - before)
+            return _Call(started, ended, len(latencies) * way.texts, latencies)
+
+        self._meter.reset()
+        with ThreadPoolExecutor(callers) as pool:
+            calls = [future.result() for future in [pool.submit(call) for _ in range(callers)]]
+        all_texts = sum(call.texts for call in calls)
+        elapsed = max(call.ended for call in calls) - min(call.started for call in calls)
+        if way.callers is Callers.ONE_A_CORE:
+            # Each by its own time: with batches enough, a core would not wait for the last one of another.
+            texts_per_s = sum(call.texts / (call.ended - call.started) for call in calls)
+        else:
+            texts_per_s = all_texts / elapsed
+        return _Done(texts_per_s, all_texts, elapsed, [latency for call in calls for latency in call.latencies_s])
+
+    def _pack(self, token_ids: Sequence[list[int]]) -> None:
+        """Pack as the engine does of texts that wait."""
+        waiting = list(token_ids)
+        while waiting:
+            choice = waiting[:_CHOICE]
+            rows = choose_rows(list(map(len, choice)))
+            lay_out(rows, choice, self.engine.bundle.padding_token)
+            chosen = {text for row in rows for text in row.texts}
+            waiting[:_CHOICE] = [ids for text, ids in enumerate(choice) if text not in chosen]
 
 
 def main(arguments: Sequence[str]) -> None:
     """Answer tasks until the input ends."""
-    directory, runtime, threads = arguments
-    worker = Worker(Path(directory), runtime, int(threads))
-    print(json.dumps({"precision": worker.precision}), flush=True)
+    directory, runtime, precision, cores = arguments
+    variant = Variant(cast(RuntimeName, runtime), cast(Precision, precision))
+    worker = Worker(Path(directory), variant, int(cores))
+    print(json.dumps({"loaded": str(worker.engine.variant)}), flush=True)
     texts: list[str] = []
     texts_file = ""
-    for line in sys.stdin:
-        task: dict[str, Any] = json.loads(line)
-        if task["texts"] != texts_file:
-            texts_file = task["texts"]
-            texts = json.loads(Path(texts_file).read_text(encoding="utf-8"))
-        if task["way"] == "shares":
-            figures = worker.shares(texts, task["seconds"])
-        else:
-            figures = worker.measure(task["way"], texts, task["seconds"])
-        print(json.dumps(figures), flush=True)
+    with worker.engine:
+        for line in sys.stdin:
+            task: dict[str, Any] = json.loads(line)
+            # Equal texts are read once.
+            if task["texts"] != texts_file:
+                texts_file = task["texts"]
+                texts = json.loads(Path(texts_file).read_text(encoding="utf-8"))
+            if task["way"] == "shares":
+                figures = worker.shares(texts, task["seconds"])
+            else:
+                figures = worker.measure(task["way"], texts, task["seconds"])
+            print(json.dumps(figures), flush=True)
 
 
 if __name__ == "__main__":

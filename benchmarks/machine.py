@@ -14,6 +14,7 @@ _TELLING = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_ti
 _LIBRARIES = (
     "onnxruntime",
     "openvino",
+    "nncf",
     "tokenizers",
     "torch",
     "transformers",

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,11 +13,17 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 import pypi_download
+from benchmarks.texts import REVIEWS, text_set
 from errors import PipelineError
+from export.int8 import CALIBRATION_TEXTS, calibration_inputs, quantize
 from export.packed_graph import export_packed_graph
-from serving.bundle import GRAPH, TOKENIZER, Bundle
-from serving.processor import usable_cores
+from export.variants import LEAST_INT8_GAIN, measure_speeds
+from serving.bundle import TOKENIZER, Bundle, Proof
+from serving.choice import Choice, Wanted, choose_variant
+from serving.engine import Engine, load_tokenizer
+from serving.processor import arithmetic, usable_cores
 from serving.repository import ModelRepository
+from serving.runtime import FLOAT_GRAPH, INT8, ONNXRUNTIME, OPENVINO, Variant, float_variants
 from settings import load_settings
 from trainer.base_model import silence_loading
 from trainer.record import TrainingRecord
@@ -25,7 +33,13 @@ MODEL_KINDS: tuple[ModelKind, ...] = get_args(ModelKind)
 
 _LABELS = ("Negative", "Positive")
 _MAX_LENGTH = 512
-_UNTRAINED = "untrained weights: the speed is a trained model's, the accuracy gates are set aside"
+_UNTRAINED = (
+    "untrained weights: the speed is a trained model's; the accuracy gates are set aside, so that an int8 graph serves "
+    "where it is faster"
+)
+_INT8_VARIANTS = (Variant(OPENVINO, INT8), Variant(ONNXRUNTIME, INT8))
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -46,10 +60,21 @@ class BenchmarkModel:
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, which does not pad, and cuts where the model does."""
-        tokenizer = Tokenizer.from_file(str(self.directory / TOKENIZER))
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(Bundle.load(self.directory).max_length)
-        return tokenizer
+        return load_tokenizer(self.directory / TOKENIZER, Bundle.load(self.directory).max_length)
+
+    def choice(self) -> Choice:
+        """The variant that the pipeline's backend serves by its default settings, and why."""
+        return choose_variant(Bundle.load(self.directory), Wanted())
+
+    def variants(self) -> list[Variant]:
+        """Every variant that runs on this processor and that the bundle has the graph of, also those refused."""
+        return [*float_variants(), *(int8 for int8 in _INT8_VARIANTS if (self.directory / int8.graph).is_file())]
+
+    def refusals(self) -> list[str]:
+        """Which variants may not serve on this processor, and why."""
+        proofs = Bundle.load(self.directory).proofs
+        here = [proof for proof in proofs if proof.refused and proof.arithmetic == arithmetic()]
+        return [f"{proof.variant} does not serve. {proof.refused}" for proof in here]
 
     def publish_again(self, version: int) -> None:
         """Publish the same bundle as another version, which is not deployed by that."""
@@ -59,11 +84,11 @@ class BenchmarkModel:
         self.repository.publish(staging, version)
 
 
-def make_model(kind: ModelKind, directory: Path) -> BenchmarkModel:
+def make_model(kind: ModelKind, directory: Path, progress: Progress) -> BenchmarkModel:
     """Make the model of a kind in `directory`.
 
-    `packaged` is the packaged encoder and `bert-base` a BERT of base size, both with an untrained head;
-    `deployed` is what this checkout has trained and deployed, with every graph that its export has proven.
+    `packaged` is the packaged encoder with an untrained head and `bert-base` an untrained BERT of base size, both with
+    every graph; `deployed` is what this checkout has trained and deployed, with the graphs that its export has proven.
 
     Raises:
         PipelineError: the packaged encoder cannot be fetched, or nothing that fits together is deployed.
@@ -84,16 +109,23 @@ def make_model(kind: ModelKind, directory: Path) -> BenchmarkModel:
     saved = directory / "transformers"
     model.save_pretrained(saved)
     AutoTokenizer.from_pretrained(encoder).save_pretrained(saved)
-    return publish_untrained(model, saved, directory, description)
+    texts = text_set(REVIEWS, load_tokenizer(saved / TOKENIZER, _MAX_LENGTH))
+    return publish_untrained(model, saved, directory, description, texts, progress)
 
 
-def publish_untrained(model: PreTrainedModel, saved: Path, directory: Path, description: str) -> BenchmarkModel:
-    """Publish and deploy `model`, whose tokenizer is in `saved`, in a repository under `directory`, ungated."""
+def publish_untrained(
+    model: PreTrainedModel, saved: Path, directory: Path, description: str, texts: Sequence[str], progress: Progress
+) -> BenchmarkModel:
+    """Publish and deploy `model`, whose tokenizer is in `saved`, in a repository under `directory`.
+
+    The int8 graphs are calibrated on some of the texts. Every variant's speed is measured, and no accuracy.
+    """
     repository = ModelRepository(directory / "triton_repo")
     staging = repository.staging_directory(1)
-    export_packed_graph(model, 1.0, staging / GRAPH)
+    progress("exporting the float graph")
+    export_packed_graph(model, 1.0, staging / FLOAT_GRAPH)
     shutil.copyfile(saved / TOKENIZER, staging / TOKENIZER)
-    Bundle(
+    bundle = Bundle(
         version=1,
         labels=_LABELS,
         max_length=min(_MAX_LENGTH, model.config.max_position_embeddings),
@@ -102,11 +134,57 @@ def publish_untrained(model: PreTrainedModel, saved: Path, directory: Path, desc
         data_fingerprint="",
         mlflow_run="",
         metrics={},
-        parity={},
-    ).save(staging)
+        proofs=(),
+    )
+    bundle.save(staging)
+    calibration = list(calibration_inputs(texts[:CALIBRATION_TEXTS], staging / TOKENIZER, bundle))
+    for variant in _INT8_VARIANTS:
+        progress(f"quantising for {variant}")
+        quantize(variant, staging / FLOAT_GRAPH, calibration, staging)
+    with ExitStack() as stack:
+        engines = {}
+        for variant in (*float_variants(), *_INT8_VARIANTS):
+            progress(f"loading {variant}")
+            engines[variant] = stack.enter_context(Engine(staging, variant, usable_cores()))
+        progress("comparing their speeds")
+        speeds = measure_speeds(engines, texts)
+    proofs = [_ungated_proof(variant, speed) for variant, speed in speeds.items()]
+    replace(bundle, proofs=refuse_slow_int8(proofs)).save(staging)
     repository.publish(staging, 1)
-    repository.deploy(1, instances=usable_cores())
+    repository.deploy(1)
     return BenchmarkModel(description, repository, 1, saved)
+
+
+def refuse_slow_int8(proofs: Sequence[Proof]) -> tuple[Proof, ...]:
+    """Refuse the int8 variants that are little faster than the fastest float one, as the export does."""
+    fastest = max((proof for proof in proofs if proof.precision != INT8), key=lambda proof: proof.tokens_per_s)
+
+    def judged(proof: Proof) -> Proof:
+        gain = proof.tokens_per_s / fastest.tokens_per_s
+        if proof.precision != INT8 or gain >= LEAST_INT8_GAIN:
+            return proof
+        reason = f"It is {gain:.2f} times as fast as {fastest.variant}, and {LEAST_INT8_GAIN} are needed."
+        return replace(proof, refused=reason)
+
+    return tuple(map(judged, proofs))
+
+
+def _ungated_proof(variant: Variant, tokens_per_s: float) -> Proof:
+    """A proof of the speed alone; that no text was tried says that the rest is unknown."""
+    return Proof(
+        runtime=variant.runtime,
+        precision=variant.precision,
+        arithmetic=arithmetic(),
+        texts=0,
+        mixes=0,
+        label_agreement=0.0,
+        confident_agreement=0.0,
+        largest_difference=0.0,
+        largest_spread=0.0,
+        accuracy=0.0,
+        macro_f1=0.0,
+        tokens_per_s=tokens_per_s,
+    )
 
 
 def _deployed(directory: Path) -> BenchmarkModel:

@@ -32,7 +32,7 @@ def draw(results: Results, directory: Path) -> None:
 
 
 def _engine(results: Results) -> Figure:
-    """Texts a second by way of batching, a bar a runtime; the one-thread processes, as they are served."""
+    """Texts a second by way of batching, a bar a variant."""
     items = [item for item in results.of_section(engine.SECTION) if item.name in WAYS]
     groups = [group for group in dict.fromkeys(item.group for item in items) if _has_all_ways(items, group)]
     bars = {group: [_of(items, group, way) for way in WAYS] for group in groups}
@@ -109,7 +109,7 @@ def _latency(axes: Axes, results: Results) -> None:
     for number, (group, label) in enumerate(
         (
             (server.GATEWAY, "gateway"),
-            (server.LITSERVE, "LitServe + OpenVINO"),
+            (server.LITSERVE, server.LITSERVE.partition(",")[0]),
             (server.TRANSFORMERS, "transformers pipeline"),
         )
     ):

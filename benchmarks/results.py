@@ -53,6 +53,9 @@ class Results:
     texts: dict[str, dict[str, float]] = field(default_factory=dict)
     """By set of texts: how many there are, and their mean, median and longest length in tokens."""
     measurements: list[Measurement] = field(default_factory=list)
+    served: str = ""
+    """The variant that the pipeline serves on this machine."""
+    served_because: str = ""
     notes: list[str] = field(default_factory=list)
     """What was left out, and why."""
 

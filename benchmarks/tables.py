@@ -11,8 +11,8 @@ _HEADINGS = {
     "tokens_per_s": "tokens/s",
     "padding_share": "padding, %",
     "tokenizing_share": "tokenizing, %",
+    "packing_share": "packing, %",
     "graph_share": "graph, %",
-    "packing_and_rest_share": "packing and all else, %",
     "p50_ms": "median, ms",
     "p99_ms": "99th percentile, ms",
     "failed": "failed",
@@ -62,6 +62,9 @@ def _machine(results: Results) -> Iterator[str]:
         f"Each figure is the median of {options['repeats']} repeats of {options['seconds']:g} s, with the smallest and "
         "the largest. The cases of a section were measured in turns; a ratio is taken within each turn."
     )
+    if results.served:
+        yield ""
+        yield f"Served is {results.served} ({results.served_because})."
 
 
 def _texts(results: Results) -> Iterator[str]:

@@ -21,7 +21,7 @@ from export.packed_graph import export_packed_graph
 from export.parity import reference_probabilities
 from export.variants import Validation, prove_variants
 from serving.bundle import TOKENIZER, Bundle
-from serving.choice import choose_variant
+from serving.choice import Wanted, choose_variant
 from serving.engine import Engine
 from serving.processor import usable_cores
 from serving.repository import ModelRepository
@@ -147,9 +147,10 @@ def _build(
         directory / TOKENIZER,
         bundle,
     )
-    bundle = replace(bundle, proofs=prove_variants(directory, validation, list(calibration)))
+    wanted = Wanted(settings.runtime, settings.precision)
+    bundle = replace(bundle, proofs=prove_variants(directory, validation, list(calibration), wanted))
     bundle.save(directory)
-    choice = choose_variant(bundle, settings.runtime, settings.precision)
+    choice = choose_variant(bundle, wanted)
     log.info("Here it is served by %s (%s).", choice.variant, choice.reason)
     with Engine(directory, choice.variant, usable_cores()) as engine:
         answers = engine.classify(dataset.val.texts).values

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MIXED_TEXTS = 500
+MIXED_TEXTS = 200
 """Texts that are also tried in other mixes than the order they come in."""
 _SEED = 0
 _REFERENCE_TOKENS = 8192

@@ -11,6 +11,22 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What the settings allow to run a version."""
+
+    runtime: str = AUTO
+    precision: str = AUTO
+
+    def allows(self, variant: Variant) -> bool:
+        """Whether a variant fits."""
+        return self.runtime in (AUTO, variant.runtime) and self.precision in (AUTO, variant.precision)
+
+    def __str__(self) -> str:
+        """As the settings name it."""
+        return f"SENTIMENT_RUNTIME={self.runtime} with SENTIMENT_PRECISION={self.precision}"
+
+
+@dataclass(frozen=True)
 class Choice:
     """A variant, and why it was chosen."""
 
@@ -18,45 +34,32 @@ class Choice:
     reason: str
 
 
-def choose_variant(bundle: Bundle, runtime: str = AUTO, precision: str = AUTO) -> Choice:
+def choose_variant(bundle: Bundle, wanted: Wanted) -> Choice:
     """Choose the fastest variant that was proven on a processor with this one's arithmetic.
 
     int8 and bfloat16 round differently on processors with other instructions, so a proof holds only where they are
-    the same. Where there is none, float32 serves, which agrees everywhere. `runtime` and `precision` are the settings;
-    what they ask for by name is taken without a proof, unless it was refused.
+    the same. Where there is none, a float graph serves: float32, which agrees everywhere, unless `wanted` names
+    another.
 
     Raises:
         PipelineError: what the settings ask for was refused, or cannot run here.
     """
-    asked = _Asked(runtime, precision)
-    if has_cuda() and asked.allows(cuda := Variant(ONNXRUNTIME, FLOAT32)):
+    if has_cuda() and wanted.allows(cuda := Variant(ONNXRUNTIME, FLOAT32)):
         return Choice(cuda, "on the GPU")
-    here = [proof for proof in bundle.proofs if proof.arithmetic == arithmetic() and asked.allows(proof.variant)]
+    here = [proof for proof in bundle.proofs if proof.arithmetic == arithmetic() and wanted.allows(proof.variant)]
     proven = [proof for proof in here if not proof.refused]
     if proven:
         fastest = max(proven, key=lambda proof: proof.tokens_per_s)
         return Choice(fastest.variant, f"the fastest of {len(proven)} proven: {fastest.tokens_per_s:,.0f} tokens/s")
     refused = [f"{proof.variant} was refused: {proof.refused}" for proof in here]
-    if precision == INT8:
+    if wanted.precision == INT8:
         raise PipelineError(
             f"Version {bundle.version} has no int8 graph for this processor ({arithmetic()}). "
             f"{' '.join(refused) or 'None was proven on such a one; export again on this machine.'}"
         )
     # float32 in ONNX Runtime is the reference that the others are proven against.
     floats = [Variant(ONNXRUNTIME, FLOAT32), *float_variants(), Variant(OPENVINO, FLOAT32)]
-    unrefused = [variant for variant in floats if asked.allows(variant) and variant not in {p.variant for p in here}]
+    unrefused = [variant for variant in floats if wanted.allows(variant) and variant not in {p.variant for p in here}]
     if not unrefused:
-        raise PipelineError(f"{asked} cannot run version {bundle.version} here. {' '.join(refused)}".strip())
+        raise PipelineError(f"{wanted} cannot run version {bundle.version} here. {' '.join(refused)}".strip())
     return Choice(unrefused[0], f"nothing was proven on such a processor ({arithmetic()}); export here to have more")
-
-
-@dataclass(frozen=True)
-class _Asked:
-    runtime: str
-    precision: str
-
-    def allows(self, variant: Variant) -> bool:
-        return self.runtime in (AUTO, variant.runtime) and self.precision in (AUTO, variant.precision)
-
-    def __str__(self) -> str:
-        return f"SENTIMENT_RUNTIME={self.runtime} with SENTIMENT_PRECISION={self.precision}"

@@ -89,17 +89,23 @@ class Engine:
         self._graph_of_all_cores = self.graph if cores == 1 else load_graph(directory, variant, 1, cores)
         self._tokenizer = load_tokenizer(directory / TOKENIZER, self.bundle.max_length)
         self._cores = cores
-        self._seconds_per_token = self._warm_up() / cores
         self._changed = threading.Condition()
         self._waiting: list[_Text] = []
         self._texts_so_far = 0
         self._busy = 0
         self._closing = False
+        warm: list[Future[None]] = [Future() for _ in range(cores)]
         self._threads = [
-            threading.Thread(target=self._work, name=f"engine-{core}", daemon=True) for core in range(cores)
+            threading.Thread(target=self._work, args=(future,), name=f"engine-{core}", daemon=True)
+            for core, future in enumerate(warm)
         ]
         for thread in self._threads:
             thread.start()
+        for future in warm:
+            future.result()
+        if self._graph_of_all_cores is not self.graph:
+            self._warm_up(self._graph_of_all_cores, most_rows=1)
+        self._seconds_per_token = self._measure_token()
 
     def submit(self, texts: Sequence[str]) -> "Future[Probabilities]":
         """Classify any number of texts; what one gets does not depend on the others.
@@ -149,21 +155,29 @@ class Engine:
         """Close it."""
         self.close()
 
-    def _warm_up(self) -> float:
-        """Run every shape once, so that no request pays for a shape's first use; returns a core's seconds a token."""
-        for shape in all_shapes(self.bundle.max_length):
-            rows = rows_of_shape(*shape, self.bundle.max_length, self.bundle.padding_token)
-            self.graph.run(rows)
-            if len(rows.input_ids) == 1:
-                self._graph_of_all_cores.run(rows)
-        full = rows_of_shape(
-            TOKENS_PER_RUN // ROW_LENGTH, ROW_LENGTH, self.bundle.max_length, self.bundle.padding_token
-        )
+    def _warm_up(self, graph: Graph, most_rows: int) -> None:
+        """Run the shapes of up to `most_rows` rows once, so that no request pays for a shape's first use."""
+        shapes = [shape for shape in all_shapes(self.bundle.max_length) if shape[0] <= most_rows]
+        # The largest first, so that memory is allocated once.
+        for shape in reversed(shapes if graph.prepares_each_shape else shapes[-1:]):
+            graph.run(rows_of_shape(*shape, self.bundle.max_length, self.bundle.padding_token))
+
+    def _measure_token(self) -> float:
+        """Seconds that a token takes while all cores are used."""
+        rows = TOKENS_PER_RUN // ROW_LENGTH
+        full = rows_of_shape(rows, ROW_LENGTH, self.bundle.max_length, self.bundle.padding_token)
         started = time.perf_counter()
         self.graph.run(full)
-        return (time.perf_counter() - started) / full.input_ids.size
+        return (time.perf_counter() - started) / full.input_ids.size / self._cores
 
-    def _work(self) -> None:
+    def _work(self, warm: "Future[None]") -> None:
+        # In this thread, because a runtime may prepare shapes for each thread that runs them.
+        try:
+            self._warm_up(self.graph, TOKENS_PER_RUN)
+        except BaseException as error:
+            warm.set_exception(error)
+            return
+        warm.set_result(None)
         while True:
             with self._changed:
                 while not self._waiting:

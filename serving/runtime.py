@@ -45,6 +45,9 @@ class Variant:
 class Graph(Protocol):
     """A loaded graph. Several threads may run it at the same time."""
 
+    prepares_each_shape: bool
+    """Whether the first run of a shape takes longer than the next."""
+
     def run(self, rows: PackedRows) -> npt.NDArray[np.float32]:
         """Probabilities, FP32 [len(rows.first_tokens), labels]."""
 
@@ -74,6 +77,8 @@ def load_graph(directory: Path, variant: Variant, streams: int, threads: int) ->
 class _OnnxRuntimeGraph:
     """On CUDA where this build of ONNX Runtime has it."""
 
+    prepares_each_shape = False
+
     def __init__(self, graph: Path, threads: int) -> None:
         import onnxruntime
 
@@ -94,6 +99,8 @@ class _OnnxRuntimeGraph:
 class _OpenVinoGraph:
     """OpenVINO's own Python runtime, because its plugin for ONNX Runtime refuses processors of other makers than
     Intel, and the same graph runs faster with it on AMD's (see the README)."""
+
+    prepares_each_shape = True
 
     def __init__(self, graph: Path, precision: Precision, streams: int, threads: int) -> None:
         import openvino

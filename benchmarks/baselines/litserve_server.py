@@ -1,7 +1,7 @@
 """The server that a careful user would tune: LitServe, padded batches of 32, the model in OpenVINO.
 
-`litserve_server.py MODEL PORT CORES`. The tuning: bfloat16 where the processor has it, one worker of one unpinned
-thread a core, and a batch that waits at most 5 ms to be filled.
+`litserve_server.py MODEL PORT CORES PRECISION`. The tuning: the precision (`bf16` where the processor has it, else
+`f32`), one worker of one unpinned thread a core, and a batch that waits at most 5 ms to be filled.
 """
 
 import sys
@@ -21,10 +21,11 @@ BATCH_TIMEOUT_S = 0.005
 class Sentiment(litserve.LitAPI):  # type: ignore[misc]
     """Classifies texts in batches, each padded to its longest."""
 
-    def __init__(self, model: str) -> None:
-        """Serve the model in a directory."""
+    def __init__(self, model: str, precision: str) -> None:
+        """Serve the model in a directory, computed in a precision."""
         super().__init__(max_batch_size=BATCH_SIZE, batch_timeout=BATCH_TIMEOUT_S, api_path="/predict/live")
         self._directory = model
+        self._precision = precision
 
     def setup(self, device: str) -> None:  # noqa: ARG002 - LitServe's signature
         """Load the model; runs in each worker."""
@@ -36,8 +37,12 @@ class Sentiment(litserve.LitAPI):  # type: ignore[misc]
         tokens = torch.ones((2, 8), dtype=torch.long)
         inputs = {"input_ids": tokens, "attention_mask": tokens, "token_type_ids": tokens * 0}
         graph = openvino.convert_model(model, example_input=inputs)
-        options = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
-        # Without a hint of the precision, OpenVINO takes bfloat16 where the processor has it.
+        options = {
+            "INFERENCE_NUM_THREADS": 1,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+            "INFERENCE_PRECISION_HINT": self._precision,
+        }
         self._request = openvino.Core().compile_model(graph, "CPU", options).create_infer_request()
 
     def decode_request(self, request: dict[str, str]) -> str:
@@ -68,5 +73,6 @@ class Sentiment(litserve.LitAPI):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Sentiment(sys.argv[1]), accelerator="cpu", workers_per_device=int(sys.argv[3]))
-    server.run(host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", generate_client_file=False)
+    model, port, cores, precision = sys.argv[1:]
+    server = litserve.LitServer(Sentiment(model, precision), accelerator="cpu", workers_per_device=int(cores))
+    server.run(host="127.0.0.1", port=int(port), log_level="warning", generate_client_file=False)

@@ -10,7 +10,6 @@ from benchmarks.results import Figures
 from benchmarks.run import Run
 from benchmarks.sections.server import START_TIMEOUT_S
 from benchmarks.texts import REVIEWS
-from serving.processor import usable_cores
 from serving.triton_client import TritonClient
 
 SECTION = "cold"
@@ -32,19 +31,19 @@ def measure(run: Run) -> None:
         run.model.publish_again(second)
     try:
         for repeat in range(run.repeats):
-            run.model.repository.deploy(first, usable_cores())
+            run.model.repository.deploy(first)
             run.progress(f"{SECTION}, {repeat + 1}/{run.repeats}: starting")
             started = time.perf_counter()
             with running_pipeline(run.model.repository.root, run.directory / "cold") as pipeline:
                 pipeline.wait_until_answering("/health/ready", START_TIMEOUT_S)
                 ready = time.perf_counter() - started
                 run.results.measurement(SECTION, "pipeline", START).add({"ready_s": ready})
-                run.model.repository.deploy(second, usable_cores())
+                run.model.repository.deploy(second)
                 figures = _load_version(run, pipeline, loading_takes_s=ready)
                 run.results.measurement(SECTION, "pipeline", LOAD).add(figures)
             run.progress(f"{SECTION}, {repeat + 1}/{run.repeats}: ready {ready:.1f} s, {figures}")
     finally:
-        run.model.repository.deploy(first, usable_cores())
+        run.model.repository.deploy(first)
 
 
 def _load_version(run: Run, pipeline: Server, loading_takes_s: float) -> Figures:

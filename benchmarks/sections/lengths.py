@@ -4,14 +4,13 @@ from contextlib import ExitStack
 from functools import partial
 
 from benchmarks.batching import PACKED, PACKED_16, PADDED, PADDED_16
-from benchmarks.engine_processes import as_served, engine_processes
+from benchmarks.engine_process import engine_process
 from benchmarks.load import Load, Requests, http_client, live_body
 from benchmarks.processes import running_pipeline
 from benchmarks.results import Case
 from benchmarks.run import Run
 from benchmarks.sections.server import START_TIMEOUT_S
 from benchmarks.texts import FLAT_LONG, LONG, MIXED, TWEETS
-from serving.runtime import choose_runtime
 
 SECTION = "lengths"
 GATEWAY = "gateway, live"
@@ -21,7 +20,7 @@ SETS = (TWEETS, MIXED, LONG, FLAT_LONG)
 
 
 def measure(run: Run) -> None:
-    """Measure each set of texts in the runtime that is served.
+    """Measure each set of texts in the variant that is served.
 
     By 64 texts, in a batch or on as many connections; long texts by 16, of which a core has its fill.
     """
@@ -29,7 +28,7 @@ def measure(run: Run) -> None:
         pipeline = stack.enter_context(running_pipeline(run.model.repository.root, run.directory / "pipeline"))
         run.progress(f"{SECTION}: waiting until the pipeline answers")
         pipeline.wait_until_answering("/health/ready", START_TIMEOUT_S)
-        engine = stack.enter_context(engine_processes(run.model.directory, choose_runtime("auto"), *as_served()))
+        engine = stack.enter_context(engine_process(run.model.directory, run.model.choice().variant))
         cases = []
         for name in SETS:
             long = name in (LONG, FLAT_LONG)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import baselines
 from benchmarks.batching import PACKED
-from benchmarks.engine_processes import as_served, engine_processes
+from benchmarks.engine_process import engine_process
 from benchmarks.load import (
     Body,
     Client,
@@ -29,7 +29,7 @@ from benchmarks.run import Run
 from benchmarks.texts import REVIEWS
 from serving.processor import usable_cores
 from serving.protocol import MODEL_NAME
-from serving.runtime import choose_runtime
+from serving.runtime import BFLOAT16, OPENVINO, float_variants
 
 SECTION = "server"
 ENGINE = "engine in process, as served"
@@ -40,7 +40,8 @@ CONSTANT = "gateway, a route that answers a constant"
 TRITON_GRPC = "Triton, gRPC"
 TRITON_HTTP = "Triton, HTTP"
 TRANSFORMERS = "FastAPI + transformers pipeline"
-LITSERVE = "LitServe + OpenVINO, padded batches of 32"
+_LITSERVE_PRECISION = next(variant.precision for variant in float_variants() if variant.runtime == OPENVINO)
+LITSERVE = f"LitServe + OpenVINO {_LITSERVE_PRECISION}, padded batches of 32"
 
 CONNECTIONS = (1, 16, 64, 256)
 START_TIMEOUT_S = 300.0
@@ -70,7 +71,7 @@ def measure(run: Run) -> None:
             server.wait_until_answering("/health", START_TIMEOUT_S)
         for server in others.values():
             server.suspend()
-        engine = stack.enter_context(engine_processes(run.model.directory, choose_runtime("auto"), *as_served()))
+        engine = stack.enter_context(engine_process(run.model.directory, run.model.choice().variant))
 
         def load(group: str, name: str, client: Client, body: Body, texts_each: int = 1) -> Case:
             requests = Requests(run.never_sent(REVIEWS), body, texts_each)
@@ -122,9 +123,10 @@ def _while_resumed(server: Server, load: Load) -> Callable[[float], Figures]:
 def _start_baselines(run: Run, stack: ExitStack) -> Iterator[tuple[str, Server]]:
     """Start those whose packages are installed."""
     model = str(run.model.transformers)
+    hint = "bf16" if _LITSERVE_PRECISION == BFLOAT16 else "f32"
     for name, script, package, arguments in (
         (TRANSFORMERS, "transformers_pipeline", "transformers", []),
-        (LITSERVE, "litserve_server", "litserve", [str(usable_cores())]),
+        (LITSERVE, "litserve_server", "litserve", [str(usable_cores()), hint]),
     ):
         if importlib.util.find_spec(package) is None:
             run.results.notes.append(f"{SECTION}: {name} is left out, for {package} is not installed.")

@@ -11,7 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from serving.bundle import Bundle
-from serving.choice import choose_variant
+from serving.choice import AUTO, Wanted, choose_variant
 from serving.engine import Engine, Probabilities
 from serving.processor import usable_cores
 
@@ -30,8 +30,7 @@ class TritonPythonModel:
         directory = Path(args["model_repository"]) / args["model_version"]
         choice = choose_variant(
             Bundle.load(directory),
-            os.environ.get("SENTIMENT_RUNTIME", "auto"),
-            os.environ.get("SENTIMENT_PRECISION", "auto"),
+            Wanted(os.environ.get("SENTIMENT_RUNTIME", AUTO), os.environ.get("SENTIMENT_PRECISION", AUTO)),
         )
         self._engine = Engine(directory, choice.variant, usable_cores())
         self._labels = np.array([label.encode() for label in self._engine.bundle.labels], dtype=object)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.claims import claims
+from benchmarks.batching import PACKED
+from benchmarks.claims import Claim, claims
 from benchmarks.results import Case, Figures, Results, measure_in_turns, ratios, rounded, with_spread
-from benchmarks.sections import server
+from benchmarks.sections import engine, server
 
 
 def results(model: str = "packaged") -> Results:
@@ -75,6 +76,34 @@ def test_claims_compare_repeat_by_repeat_and_know_their_limits() -> None:
     assert ratio.holds
     assert not by_text["99th percentile ÷ median latency, gateway live, 64 connections"].holds
     assert len(by_text) == 2, "what was not measured makes no claim"
+
+
+def best_precision(served: str) -> Claim:
+    measured = results()
+    measured.served = served
+    for variant, texts_per_s in {
+        "onnxruntime float32": (50.0, 50.0),
+        "openvino bfloat16": (100.0, 80.0),
+        "openvino int8": (150.0, 160.0),
+        "onnxruntime int8": (400.0, 400.0),
+    }.items():
+        for value in texts_per_s:
+            measured.measurement(engine.SECTION, variant, PACKED).add({"texts_per_s": value})
+    [claim] = claims(measured)
+    return claim
+
+
+def test_what_is_served_is_compared_with_the_fastest_float() -> None:
+    claim = best_precision("openvino int8")
+    assert claim.text == "best precision ÷ fastest float, packed (openvino int8 ÷ openvino bfloat16)"
+    assert claim.values == [1.5, 2.0]
+    assert claim.holds
+
+
+def test_served_float_gains_nothing_though_a_refused_int8_is_faster() -> None:
+    claim = best_precision("openvino bfloat16")
+    assert claim.values == [1, 1]
+    assert not claim.holds
 
 
 def test_json_keeps_every_repeat(tmp_path: Path) -> None:

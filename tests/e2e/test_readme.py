@@ -76,7 +76,7 @@ def step_by_step(pipeline: Pipeline) -> None:
     from tests.conftest import make_encoder
 
     make_encoder("bert", base)
-    settings = {"SENTIMENT_BASE_MODEL": str(base), "SENTIMENT_RUNTIME": "onnxruntime"}
+    settings = {"SENTIMENT_BASE_MODEL": str(base), "SENTIMENT_PRECISION": "float32"}
     assert "Trained version 2" in shell(pipeline, train, **settings)
     assert "Published version 2" in shell(pipeline, export, **settings)
     assert (pipeline.checkout / "triton_repo/sentiment/2/bundle.json").is_file()

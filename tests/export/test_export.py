@@ -32,6 +32,7 @@ def trained(bert_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Set
         model_dir=directory / "model",
         model_repository=directory / "triton_repo",
         runtime="onnxruntime",
+        precision="float32",
         learning_rate=1e-3,
     )
     train(settings)
@@ -141,6 +142,7 @@ def test_a_tokenizer_that_the_engine_does_not_follow_is_not_published(tmp_path: 
         model_dir=tmp_path / "model",
         model_repository=tmp_path / "triton_repo",
         runtime="onnxruntime",
+        precision="float32",
         learning_rate=5e-4,
         batch_size=16,
         max_length=8,

@@ -13,6 +13,7 @@ from export.int8 import Inputs, calibration_inputs, quantize
 from export.parity import check_parity, reference_probabilities
 from export.variants import Validation, prove_variants
 from serving.bundle import TOKENIZER, Bundle
+from serving.choice import Wanted
 from serving.engine import Engine
 from serving.runtime import FLOAT_GRAPH, INT8, ONNXRUNTIME, OPENVINO, RuntimeName, Variant
 from tests.conftest import LABELS, MAX_LENGTH, REFERENCE, SENTENCES, make_bundle, make_encoder
@@ -80,7 +81,7 @@ def test_int8_that_is_right_and_faster_is_kept(
 ) -> None:
     Speeds(monkeypatch, int8=2000.0)
     loosen(monkeypatch)
-    proofs = prove_variants(bundle, validation, calibration)
+    proofs = prove_variants(bundle, validation, calibration, Wanted())
     assert [proof.refused for proof in proofs] == [""] * len(proofs)
     for proof in proofs:
         assert (bundle / proof.variant.graph).is_file()
@@ -93,7 +94,7 @@ def test_int8_that_is_not_faster_is_refused_and_leaves_no_file(
     Speeds(monkeypatch, int8=1050.0)
     loosen(monkeypatch)
     before = {file.name for file in bundle.iterdir()}
-    refused = [proof for proof in prove_variants(bundle, validation, calibration) if proof.precision == INT8]
+    refused = [proof for proof in prove_variants(bundle, validation, calibration, Wanted()) if proof.precision == INT8]
     assert all("1.05 times as fast as" in proof.refused for proof in refused)
     assert {file.name for file in bundle.iterdir()} == before
 
@@ -111,3 +112,11 @@ def test_each_gate_refuses_with_its_figure(validation: Validation, bundle: Path)
         (replace(good, tokens_per_s=1099.0), "it is 1.10 times as fast as onnxruntime float32, and 1.1 are needed"),
     ):
         assert reason in variants._refusal(wrong, reference, reference)
+
+
+def test_only_what_the_settings_allow_is_tried_beside_the_reference(
+    bundle: Path, calibration: list[Inputs], validation: Validation
+) -> None:
+    proofs = prove_variants(bundle, validation, calibration, Wanted(OPENVINO, "float32"))
+    assert {(proof.runtime, proof.precision) for proof in proofs} <= {(ONNXRUNTIME, "float32"), (OPENVINO, "float32")}
+    assert proofs[0].variant == REFERENCE

@@ -8,7 +8,7 @@ import pytest
 from errors import PipelineError
 from serving import choice, processor
 from serving.bundle import Bundle, Proof
-from serving.choice import choose_variant
+from serving.choice import Wanted, choose_variant
 from serving.processor import arithmetic
 from serving.runtime import INT8, ONNXRUNTIME, OPENVINO, Precision, RuntimeName, Variant
 from tests.conftest import REFERENCE
@@ -43,38 +43,38 @@ def bundle(bert_bundle: Path) -> Bundle:
 
 
 def test_the_fastest_that_was_proven_serves(bundle: Bundle) -> None:
-    assert choose_variant(bundle).variant == Variant(OPENVINO, INT8)
+    assert choose_variant(bundle, Wanted()).variant == Variant(OPENVINO, INT8)
 
 
 def test_settings_narrow_the_choice(bundle: Bundle) -> None:
-    assert choose_variant(bundle, runtime=ONNXRUNTIME).variant == REFERENCE
-    assert choose_variant(bundle, precision="float32").variant == REFERENCE
-    assert choose_variant(bundle, OPENVINO, "float32").variant == Variant(OPENVINO, "float32")
+    assert choose_variant(bundle, Wanted(runtime=ONNXRUNTIME)).variant == REFERENCE
+    assert choose_variant(bundle, Wanted(precision="float32")).variant == REFERENCE
+    assert choose_variant(bundle, Wanted(OPENVINO, "float32")).variant == Variant(OPENVINO, "float32")
 
 
 def test_what_was_refused_is_not_served_even_when_asked_for(bundle: Bundle) -> None:
     with pytest.raises(PipelineError, match=r"onnxruntime int8 was refused: macro F1 falls from 0\.9 to 0\.8"):
-        choose_variant(bundle, ONNXRUNTIME, INT8)
+        choose_variant(bundle, Wanted(ONNXRUNTIME, INT8))
 
 
 def test_a_proof_holds_only_for_the_arithmetic_that_it_was_made_with(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choice, "arithmetic", lambda: "avx2 of tomorrow")
-    chosen = choose_variant(bundle)
+    chosen = choose_variant(bundle, Wanted())
     assert chosen.variant == REFERENCE
     assert "nothing was proven on such a processor (avx2 of tomorrow)" in chosen.reason
     with pytest.raises(PipelineError, match=r"no int8 graph for this processor .* export again on this machine"):
-        choose_variant(bundle, precision=INT8)
+        choose_variant(bundle, Wanted(precision=INT8))
 
 
 def test_a_gpu_is_used_unless_something_else_is_asked_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "has_cuda", lambda: True)
-    assert choose_variant(bundle).reason == "on the GPU"
-    assert choose_variant(bundle, precision=INT8).variant == Variant(OPENVINO, INT8)
+    assert choose_variant(bundle, Wanted()).reason == "on the GPU"
+    assert choose_variant(bundle, Wanted(precision=INT8)).variant == Variant(OPENVINO, INT8)
 
 
 def test_bfloat16_is_not_served_where_the_processor_has_none(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "instruction_sets", lambda: frozenset({"avx2"}))
     with pytest.raises(PipelineError, match="SENTIMENT_PRECISION=bfloat16 cannot run version 1 here"):
-        choose_variant(bundle, precision="bfloat16")
+        choose_variant(bundle, Wanted(precision="bfloat16"))

@@ -54,6 +54,7 @@ def settings(tmp_path: Path, trainable_encoder: Path) -> Settings:
         model_dir=tmp_path / "model",
         model_repository=tmp_path / "triton_repo",
         runtime="onnxruntime",
+        precision="float32",
         learning_rate=1e-3,
         epochs=3,
     )
