@@ -13,9 +13,11 @@ from functools import partial
 from typing import NamedTuple
 
 from gateway.inference import Model, Outcomes, Prediction
-from serving.protocol import MAX_BATCH_SIZE
 from serving.triton_client import TritonTimeoutError, TritonUnavailableError
 
+MOST_TEXTS = 16
+"""In a call: about as many as a core runs at a time. The texts of a call are answered together, so those of a larger
+one would wait for a second run."""
 MOST_GATHERING_S = 0.005
 GATHERING_SHARE = 0.05
 """Of the duration of the call that ended last."""
@@ -32,7 +34,7 @@ _Batch = dict[str, list[_Waiting]]
 
 
 class MicroBatcher:
-    """Answers single texts through calls of up to `MAX_BATCH_SIZE`; make and use it within one event loop."""
+    """Answers single texts through calls of up to `MOST_TEXTS`; make and use it within one event loop."""
 
     def __init__(self, model: Model) -> None:
         """Answer by `model`."""
@@ -57,7 +59,7 @@ class MicroBatcher:
             gathering_s = min(MOST_GATHERING_S, GATHERING_SHARE * self._call_s) if self._calls else 0.0
             # Not at this instant even when alone: those that arrived in the same turn of the event loop go together.
             self._start = loop.call_later(gathering_s, self._start_calls)
-        elif len(self._queue) == MAX_BATCH_SIZE:
+        elif len(self._queue) == MOST_TEXTS:
             self._start.cancel()
             self._start = loop.call_soon(self._start_calls)
         expiry = loop.call_at(deadline, _expire, answer)
@@ -78,7 +80,7 @@ class MicroBatcher:
 
     def _take_batch(self) -> _Batch:
         batch: _Batch = {}
-        while self._queue and (len(batch) < MAX_BATCH_SIZE or self._queue[0].text in batch):
+        while self._queue and (len(batch) < MOST_TEXTS or self._queue[0].text in batch):
             waiting = self._queue.popleft()
             if not waiting.answer.done():
                 batch.setdefault(waiting.text, []).append(waiting)

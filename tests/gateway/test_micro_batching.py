@@ -5,8 +5,7 @@ import pytest
 
 from gateway import micro_batching
 from gateway.inference import Outcomes, infer
-from gateway.micro_batching import MicroBatcher
-from serving.protocol import MAX_BATCH_SIZE
+from gateway.micro_batching import MOST_TEXTS, MicroBatcher
 from serving.triton_client import Classification, TextRefusedError, TritonTimeoutError, TritonUnavailableError
 
 
@@ -75,9 +74,9 @@ def test_lone_request_goes_at_once() -> None:
 def test_requests_of_one_moment_share_a_call_up_to_the_limit_and_equal_texts_are_inferred_once() -> None:
     async def scenario(model: Model, ask: Callable[..., asyncio.Task[str]]) -> None:
         model.gate.set()
-        texts = [f"{number // 2}" for number in range(2 * MAX_BATCH_SIZE + 6)]
+        texts = [f"{number // 2}" for number in range(2 * MOST_TEXTS + 6)]
         assert list(await asyncio.gather(*map(ask, texts))) == texts
-        assert [len(call) for call in model.calls] == [MAX_BATCH_SIZE, 3]
+        assert [len(call) for call in model.calls] == [MOST_TEXTS, 3]
 
     run(scenario)
 
@@ -112,9 +111,9 @@ def test_requests_that_make_a_full_call_gather_no_longer(monkeypatch: pytest.Mon
         await ask("before")
         model.gate.clear()
         tasks = [await occupy(ask)]
-        tasks += [ask(f"{number}") for number in range(MAX_BATCH_SIZE)]
+        tasks += [ask(f"{number}") for number in range(MOST_TEXTS)]
         await settle()
-        assert len(model.calls[2]) == MAX_BATCH_SIZE
+        assert len(model.calls[2]) == MOST_TEXTS
         model.gate.set()
         await asyncio.gather(*tasks)
 
