@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from benchmarks.batching import ALL_WAYS, LONE, PACKED, Callers
 from serving.bundle import TOKENIZER
-from serving.engine import _CHOICE, Engine, load_tokenizer
+from serving.engine import CHOICE, Engine, load_tokenizer
 from serving.packing import PackedRows, choose_rows, lay_out
 from serving.runtime import Graph, Precision, RuntimeName, Variant
 
@@ -172,11 +172,11 @@ class Worker:
         """Pack as the engine does of texts that wait."""
         waiting = list(token_ids)
         while waiting:
-            choice = waiting[:_CHOICE]
+            choice = waiting[:CHOICE]
             rows = choose_rows(list(map(len, choice)))
             lay_out(rows, choice, self.engine.bundle.padding_token)
             chosen = {text for row in rows for text in row.texts}
-            waiting[:_CHOICE] = [ids for text, ids in enumerate(choice) if text not in chosen]
+            waiting[:CHOICE] = [ids for text, ids in enumerate(choice) if text not in chosen]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from serving.choice import Choice, Wanted, choose_variant
 from serving.engine import Engine, load_tokenizer
 from serving.processor import arithmetic, usable_cores
 from serving.repository import ModelRepository
-from serving.runtime import FLOAT_GRAPH, INT8, ONNXRUNTIME, OPENVINO, Variant, float_variants
+from serving.runtime import FLOAT_GRAPH, INT8, Variant, float_variants, int8_variants
 from settings import load_settings
 from trainer.base_model import silence_loading
 from trainer.record import TrainingRecord
@@ -37,7 +37,6 @@ _UNTRAINED = (
     "untrained weights: the speed is a trained model's; the accuracy gates are set aside, so that an int8 graph serves "
     "where it is faster"
 )
-_INT8_VARIANTS = (Variant(OPENVINO, INT8), Variant(ONNXRUNTIME, INT8))
 
 Progress = Callable[[str], None]
 
@@ -68,7 +67,7 @@ class BenchmarkModel:
 
     def variants(self) -> list[Variant]:
         """Every variant that runs on this processor and that the bundle has the graph of, also those refused."""
-        return [*float_variants(), *(int8 for int8 in _INT8_VARIANTS if (self.directory / int8.graph).is_file())]
+        return [*float_variants(), *(int8 for int8 in int8_variants() if (self.directory / int8.graph).is_file())]
 
     def refusals(self) -> list[str]:
         """Which variants may not serve on this processor, and why."""
@@ -138,12 +137,12 @@ def publish_untrained(
     )
     bundle.save(staging)
     calibration = list(calibration_inputs(texts[:CALIBRATION_TEXTS], staging / TOKENIZER, bundle))
-    for variant in _INT8_VARIANTS:
+    for variant in int8_variants():
         progress(f"quantising for {variant}")
         quantize(variant, staging / FLOAT_GRAPH, calibration, staging)
     with ExitStack() as stack:
         engines = {}
-        for variant in (*float_variants(), *_INT8_VARIANTS):
+        for variant in (*float_variants(), *int8_variants()):
             progress(f"loading {variant}")
             engines[variant] = stack.enter_context(Engine(staging, variant, usable_cores()))
         progress("comparing their speeds")

@@ -77,6 +77,7 @@ def _quantize_for_onnxruntime(float_graph: Path, calibration: Sequence[Inputs], 
         def get_next(self) -> Inputs | None:
             return next(self._inputs, None)
 
+    root = logging.getLogger()
     graph = onnx.load(str(float_graph)).graph
     shapes = {weights.name: tuple(weights.dims) for weights in graph.initializer}
     narrowing = [
@@ -84,17 +85,26 @@ def _quantize_for_onnxruntime(float_graph: Path, calibration: Sequence[Inputs], 
         for node in graph.node
         if node.op_type == "MatMul" and (shape := shapes.get(node.input[1])) and shape[0] > shape[1]
     ]
-    quantize_static(
-        str(float_graph),
-        str(target),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["MatMul"],
-        nodes_to_exclude=narrowing,
-        per_channel=True,
-        # Without VNNI, two products are added with saturation at 16 bits; weights of 7 bits stay below.
-        reduce_range=not has_vnni(),
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        extra_options={"MatMulConstBOnly": True},
-    )
+    root.addFilter(_no_advice)
+    try:
+        quantize_static(
+            str(float_graph),
+            str(target),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_exclude=narrowing,
+            per_channel=True,
+            # Without VNNI, two products are added with saturation at 16 bits; weights of 7 bits stay below.
+            reduce_range=not has_vnni(),
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},
+        )
+    finally:
+        root.removeFilter(_no_advice)
+
+
+def _no_advice(record: logging.LogRecord) -> bool:
+    """Passes over ONNX Runtime's advice to optimise the graph first, which torch's exporter has done."""
+    return "pre-process" not in record.getMessage()

@@ -18,7 +18,7 @@ from serving.bundle import Proof
 from serving.choice import Wanted
 from serving.engine import Engine
 from serving.processor import arithmetic, usable_cores
-from serving.runtime import FLOAT_GRAPH, INT8, ONNXRUNTIME, OPENVINO, Variant, float_variants
+from serving.runtime import FLOAT_GRAPH, INT8, Variant, float_variants, int8_variants
 from trainer.evaluation import evaluate
 
 LEAST_AGREEMENT = 0.995
@@ -75,7 +75,7 @@ def prove_variants(
             if not proofs:
                 float_answers = answers
             proofs.append(proof)
-        for variant in filter(wanted.allows, (Variant(OPENVINO, INT8), Variant(ONNXRUNTIME, INT8))):
+        for variant in filter(wanted.allows, int8_variants()):
             log.info("Making the int8 graph for %s.", variant.runtime)
             quantize(variant, directory / FLOAT_GRAPH, calibration, directory)
             engines[variant] = stack.enter_context(Engine(directory, variant, usable_cores()))

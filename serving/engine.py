@@ -21,7 +21,7 @@ from serving.bundle import TOKENIZER, Bundle
 from serving.packing import ROW_LENGTH, TOKENS_PER_RUN, Row, all_shapes, choose_rows, lay_out, rows_of_shape
 from serving.runtime import Graph, Variant, load_graph
 
-_CHOICE = 256
+CHOICE = 256
 """Waiting texts that a run is chosen from: a few times what it holds, even of texts of few tokens."""
 
 
@@ -197,7 +197,7 @@ class Engine:
 
     def _take(self) -> tuple[list[Row], list[_Text], Graph]:
         """Choose the next run's rows, the texts that they were chosen from, and the graph to run them."""
-        texts = self._waiting[:_CHOICE]
+        texts = self._waiting[:CHOICE]
         lengths = [text.tokens for text in texts]
         tokens = sum(lengths)
         if self._busy == 0 and (len(texts) == 1 or tokens <= ROW_LENGTH):
@@ -207,7 +207,7 @@ class Engine:
             graph, budget = self.graph, min(TOKENS_PER_RUN, max(ROW_LENGTH, share))
         rows = choose_rows(lengths, budget)
         chosen = {index for row in rows for index in row.texts}
-        self._waiting[:_CHOICE] = [text for index, text in enumerate(texts) if index not in chosen]
+        self._waiting[:CHOICE] = [text for index, text in enumerate(texts) if index not in chosen]
         return rows, texts, graph
 
     def _deliver(self, texts: Sequence[_Text], values: npt.NDArray[np.float32]) -> None:

@@ -23,7 +23,7 @@ from benchmarks.sections.engine import SHARES
 from serving.bundle import TOKENIZER
 from serving.engine import Engine, load_tokenizer
 from serving.packing import PackedRows
-from serving.runtime import INT8, ONNXRUNTIME, OPENVINO, Variant, float_variants
+from serving.runtime import float_variants, int8_variants
 from tests.conftest import MAX_LENGTH, REFERENCE, SENTENCES
 
 TEXTS = [f"{sentence} {'good ' * (number % 37)}" for number, sentence in enumerate(SENTENCES * 50)]
@@ -125,7 +125,7 @@ def test_small_run_writes_json_markdown_and_picture(
     model = AutoModelForSequenceClassification.from_pretrained(bert_encoder)
     published = publish_untrained(model, bert_encoder, tmp_path, "two small layers", TEXTS, told.append)
     variants = published.variants()
-    assert variants == [*float_variants(), Variant(OPENVINO, INT8), Variant(ONNXRUNTIME, INT8)]
+    assert variants == [*float_variants(), *int8_variants()]
 
     machine = {"cores": 1, "processor": "?", "family": "?", "instruction_sets": [], "memory_gib": 1, "system": "?"}
     machine |= {"date": "?", "load_before": 0, "versions": {}}

@@ -19,7 +19,7 @@ import pytest
 from trainer.sample_data import write_sample_data
 
 PROJECT = Path(__file__).resolve().parents[2]
-TRAIN_TEXTS = 2_400
+TRAIN_TEXTS = 2_000
 VAL_TEXTS = 300
 
 

@@ -66,7 +66,7 @@ def classic_way(pipeline: Pipeline) -> None:
 
 
 def check_data(pipeline: Pipeline) -> None:
-    assert "The data are good: 2400 texts to learn from, 300 to validate on" in shell(pipeline, command_blocks()[3])
+    assert "The data are good: 2000 texts to learn from, 300 to validate on" in shell(pipeline, command_blocks()[3])
 
 
 def step_by_step(pipeline: Pipeline) -> None:

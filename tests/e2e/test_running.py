@@ -47,7 +47,10 @@ def test_same_answer_over_http_and_triton_grpc(pipeline: Pipeline, http: httpx.C
 
 def test_one_integer_names_the_model_everywhere(pipeline: Pipeline) -> None:
     version = pipeline.checkout / "triton_repo" / "sentiment" / "1"
-    assert {path.name for path in version.iterdir()} == {"model.onnx", "tokenizer.json", "bundle.json"}
+    files = {path.name for path in version.iterdir()}
+    assert files >= {"model.onnx", "tokenizer.json", "bundle.json"}
+    # Whether int8 pays depends on the processor.
+    assert all(name.startswith("model.int8.") for name in files - {"model.onnx", "tokenizer.json", "bundle.json"})
     bundle = json.loads((version / "bundle.json").read_text())
     client = MlflowClient(f"sqlite:///{pipeline.checkout}/.sentiment/mlflow.db")
     registered = client.get_model_version("sentiment", "1")

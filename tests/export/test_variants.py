@@ -1,5 +1,6 @@
 """An int8 graph serves only where it was shown to answer as the float graph does, and to be faster."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +28,14 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_encoder("bert", tmp_path_factory.mktemp("encoder"), weight_scale=4)
 
 
+@pytest.fixture(scope="module")
+def exported(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(encoder, tmp_path_factory.mktemp("exported") / "1")
+
+
 @pytest.fixture
-def bundle(encoder: Path, tmp_path: Path) -> Path:
-    return make_bundle(encoder, tmp_path / "1")
+def bundle(exported: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(exported, tmp_path / "1")
 
 
 @pytest.fixture
