@@ -3,7 +3,6 @@
 import random
 import resource
 import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,7 +111,7 @@ def interrupt(settings: Settings, dataset: Dataset, step: int) -> None:
 
     def press(_: ProgressLine, __: TrainingArguments, state: TrainerState, *___: object, **____: object) -> None:
         if state.global_step == step:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ProgressLine, "on_step_end", press)

@@ -102,6 +102,7 @@ def test_same_seed_gives_the_same_model(settings: Settings) -> None:
 
 def test_a_killed_training_resumes(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     write_data(settings.train_data.parent, rows=6000)
+    settings = settings.model_copy(update={"epochs": 1})
     environment = {
         f"SENTIMENT_{name.upper()}": str(value) for name, value in settings.model_dump(exclude_unset=True).items()
     }
