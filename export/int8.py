@@ -17,7 +17,7 @@ from serving.processor import has_vnni
 from serving.runtime import ONNXRUNTIME, Variant, feed
 
 CALIBRATION_TEXTS = 300
-"""NNCF's documentation advises 300 samples; more moved no label in our trials."""
+"""As many as NNCF takes by default."""
 
 Inputs = dict[str, npt.NDArray[np.int64]]
 

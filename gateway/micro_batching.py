@@ -1,6 +1,6 @@
 """Takes live requests that wait at the same time into one call, and makes none wait that need not.
 
-A call costs about as much as a tenth of a text's inference, so requests should share them. The engine behind Triton
+A call has costs of its own, so requests should share them. The engine behind Triton
 queues texts, not calls, and fills its rows from all of them; so nothing is gained by holding requests back until a
 call is full. While no call is under way, a request goes at once. Otherwise it would only wait in the engine's queue,
 and so waits here for a twentieth of the time that a call takes, for others to go with it.
