@@ -86,11 +86,12 @@ def test_a_short_request_overtakes_a_long_one_that_waits(engine: Engine) -> None
         assert held.began.acquire(timeout=20)
     long = engine.submit(["good " * 250] * 6)
     short = engine.submit(["good"])
-    held.may_run.release(CORES + 1)
-    short.result(20)
+    held.may_run.release()  # One core becomes free.
+    assert held.began.acquire(timeout=20)
+    assert held.runs[CORES:] == [engine.count_tokens(["good"])]
     assert not long.done()
     held.may_run.release(100)
-    for answer in (*busy, long):
+    for answer in (*busy, short, long):
         answer.result(20)
 
 
