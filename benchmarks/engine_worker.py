@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from benchmarks.batching import ALL_WAYS, LONE, PACKED, Callers
 from serving.bundle import TOKENIZER
-from serving.engine import CHOICE, Engine, load_tokenizer
-from serving.packing import PackedRows, choose_rows, lay_out
+from serving.engine import Engine, load_tokenizer
+from serving.packing import PackedRows, pack
 from serving.runtime import Graph, Precision, RuntimeName, Variant
 
 
@@ -170,13 +170,8 @@ class Worker:
 
     def _pack(self, token_ids: Sequence[list[int]]) -> None:
         """Pack as the engine does of texts that wait."""
-        waiting = list(token_ids)
-        while waiting:
-            choice = waiting[:CHOICE]
-            rows = choose_rows(list(map(len, choice)))
-            lay_out(rows, choice, self.engine.bundle.padding_token)
-            chosen = {text for row in rows for text in row.texts}
-            waiting[:CHOICE] = [ids for text, ids in enumerate(choice) if text not in chosen]
+        for _ in pack(token_ids, self.engine.bundle.padding_token):
+            pass
 
 
 def main(arguments: Sequence[str]) -> None:

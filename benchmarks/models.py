@@ -17,7 +17,7 @@ from benchmarks.texts import REVIEWS, text_set
 from errors import PipelineError
 from export.int8 import CALIBRATION_TEXTS, calibration_inputs, quantize
 from export.packed_graph import export_packed_graph
-from export.variants import LEAST_INT8_GAIN, measure_speeds
+from export.variants import measure_speeds, too_slow
 from serving.bundle import TOKENIZER, Bundle, Proof
 from serving.choice import Choice, Wanted, choose_variant
 from serving.engine import Engine, load_tokenizer
@@ -158,14 +158,9 @@ def refuse_slow_int8(proofs: Sequence[Proof]) -> tuple[Proof, ...]:
     """Refuse the int8 variants that are little faster than the fastest float one, as the export does."""
     fastest = max((proof for proof in proofs if proof.precision != INT8), key=lambda proof: proof.tokens_per_s)
 
-    def judged(proof: Proof) -> Proof:
-        gain = proof.tokens_per_s / fastest.tokens_per_s
-        if proof.precision != INT8 or gain >= LEAST_INT8_GAIN:
-            return proof
-        reason = f"It is {gain:.2f} times as fast as {fastest.variant}, and {LEAST_INT8_GAIN} are needed."
-        return replace(proof, refused=reason)
-
-    return tuple(map(judged, proofs))
+    return tuple(
+        replace(proof, refused=too_slow(proof, fastest)) if proof.precision == INT8 else proof for proof in proofs
+    )
 
 
 def _ungated_proof(variant: Variant, tokens_per_s: float) -> Proof:

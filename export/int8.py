@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from serving.bundle import Bundle
 from serving.engine import load_tokenizer
-from serving.packing import choose_rows, lay_out
+from serving.packing import pack
 from serving.processor import has_vnni
 from serving.runtime import ONNXRUNTIME, Variant, feed
 
@@ -33,12 +33,8 @@ def quantize(variant: Variant, float_graph: Path, calibration: Sequence[Inputs],
 def calibration_inputs(texts: Sequence[str], tokenizer_file: Path, bundle: Bundle) -> Iterator[Inputs]:
     """The packed runs of some texts, as the engine makes them."""
     tokenizer = load_tokenizer(tokenizer_file, bundle.max_length)
-    waiting = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
-    while waiting:
-        rows = choose_rows(list(map(len, waiting)))
-        yield feed(lay_out(rows, waiting, bundle.padding_token))
-        chosen = {text for row in rows for text in row.texts}
-        waiting = [ids for text, ids in enumerate(waiting) if text not in chosen]
+    token_ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+    return map(feed, pack(token_ids, bundle.padding_token))
 
 
 def _quantize_for_openvino(float_graph: Path, calibration: Sequence[Inputs], target: Path) -> None:

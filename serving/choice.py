@@ -57,8 +57,8 @@ def choose_variant(bundle: Bundle, wanted: Wanted) -> Choice:
             f"Version {bundle.version} has no int8 graph for this processor ({arithmetic()}). "
             f"{' '.join(refused) or 'None was proven on such a one; export again on this machine.'}"
         )
-    # float32 in ONNX Runtime is the reference that the others are proven against.
-    floats = [Variant(ONNXRUNTIME, FLOAT32), *float_variants(), Variant(OPENVINO, FLOAT32)]
+    # The first is float32 in ONNX Runtime, the reference that the others are proven against.
+    floats = [*float_variants(), Variant(OPENVINO, FLOAT32)]
     unrefused = [variant for variant in floats if wanted.allows(variant) and variant not in {p.variant for p in here}]
     if not unrefused:
         raise PipelineError(f"{wanted} cannot run version {bundle.version} here. {' '.join(refused)}".strip())

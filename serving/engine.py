@@ -18,11 +18,8 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from serving.bundle import TOKENIZER, Bundle
-from serving.packing import ROW_LENGTH, TOKENS_PER_RUN, Row, all_shapes, choose_rows, lay_out, rows_of_shape
+from serving.packing import CHOICE, ROW_LENGTH, TOKENS_PER_RUN, Row, all_shapes, choose_rows, lay_out, rows_of_shape
 from serving.runtime import Graph, Variant, load_graph
-
-CHOICE = 256
-"""Waiting texts that a run is chosen from: a few times what it holds, even of texts of few tokens."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ TOKENS_PER_RUN = 512
 up short ones. On one core a run of 512 tokens computes as many a second as one of 4096."""
 SURPLUS = 1.25
 """Short texts that a run chooses among, as a multiple of the tokens that it holds: with a choice, the rows get full."""
+CHOICE = 256
+"""Waiting texts that a run is chosen from: a few times what it holds, even of texts of few tokens."""
 _FIRST_TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -93,6 +95,20 @@ def choose_rows(lengths: Sequence[int], budget: int = TOKENS_PER_RUN) -> list[Ro
             insort(gaps, (free - need, row))
     length = _whole_steps(sum(lengths[text] for text in rows[0])) if len(rows) == 1 else ROW_LENGTH
     return [Row(length, row) for row in rows]
+
+
+def pack(token_ids: Sequence[Sequence[int]], padding_token: int) -> Iterator[PackedRows]:
+    """Lay out run after run, as the engine does when all the texts wait, until each has been in one.
+
+    The `texts` of a run count among those that it was chosen from.
+    """
+    waiting = list(token_ids)
+    while waiting:
+        choice = waiting[:CHOICE]
+        rows = choose_rows(list(map(len, choice)))
+        yield lay_out(rows, choice, padding_token)
+        chosen = {text for row in rows for text in row.texts}
+        waiting[:CHOICE] = [ids for text, ids in enumerate(choice) if text not in chosen]
 
 
 def all_shapes(max_length: int) -> Iterator[tuple[int, int]]:

@@ -60,6 +60,14 @@ async def occupy(ask: Callable[..., asyncio.Task[str]]) -> asyncio.Task[str]:
     return task
 
 
+async def occupy_after_a_call(model: Model, ask: Callable[..., asyncio.Task[str]]) -> asyncio.Task[str]:
+    """Bring a call under way when one has ended, so that it is known how long a call takes."""
+    model.gate.set()
+    await ask("before")
+    model.gate.clear()
+    return await occupy(ask)
+
+
 def test_lone_request_goes_at_once() -> None:
     async def scenario(model: Model, ask: Callable[..., asyncio.Task[str]]) -> None:
         task = ask("alone")
@@ -86,10 +94,7 @@ def test_requests_gather_while_a_call_is_under_way_but_do_not_wait_for_it(monkey
     monkeypatch.setattr(micro_batching, "GATHERING_SHARE", 1e9)
 
     async def scenario(model: Model, ask: Callable[..., asyncio.Task[str]]) -> None:
-        model.gate.set()
-        await ask("before")
-        model.gate.clear()
-        tasks = [await occupy(ask), ask("a")]
+        tasks = [await occupy_after_a_call(model, ask), ask("a")]
         await settle()
         tasks.append(ask("b"))
         await settle()
@@ -107,10 +112,7 @@ def test_requests_that_make_a_full_call_gather_no_longer(monkeypatch: pytest.Mon
     monkeypatch.setattr(micro_batching, "GATHERING_SHARE", 1e9)
 
     async def scenario(model: Model, ask: Callable[..., asyncio.Task[str]]) -> None:
-        model.gate.set()
-        await ask("before")
-        model.gate.clear()
-        tasks = [await occupy(ask)]
+        tasks = [await occupy_after_a_call(model, ask)]
         tasks += [ask(f"{number}") for number in range(MOST_TEXTS)]
         await settle()
         assert len(model.calls[2]) == MOST_TEXTS
@@ -125,10 +127,7 @@ def test_requests_that_gather_go_when_no_call_is_under_way_any_more(monkeypatch:
     monkeypatch.setattr(micro_batching, "GATHERING_SHARE", 1e9)
 
     async def scenario(model: Model, ask: Callable[..., asyncio.Task[str]]) -> None:
-        model.gate.set()
-        await ask("before")
-        model.gate.clear()
-        tasks = [await occupy(ask), ask("lone")]
+        tasks = [await occupy_after_a_call(model, ask), ask("lone")]
         await settle()
         model.gate.set()
         await asyncio.gather(*tasks)
@@ -154,10 +153,7 @@ def test_request_past_its_deadline_is_answered_then_and_costs_no_inference(monke
     monkeypatch.setattr(micro_batching, "GATHERING_SHARE", 1e9)
 
     async def scenario(model: Model, ask: Callable[..., asyncio.Task[str]]) -> None:
-        model.gate.set()
-        await ask("before")
-        model.gate.clear()
-        task = await occupy(ask)
+        task = await occupy_after_a_call(model, ask)
         with pytest.raises(TritonTimeoutError):
             await ask("late", within_s=0.02)
         model.gate.set()
