@@ -1,4 +1,4 @@
-"""The one command: train if no model is deployed, then run Triton and the gateway."""
+"""The one command: train if no model is deployed, then run Triton, the gateway and the scheduler."""
 
 import argparse
 import asyncio
@@ -14,6 +14,8 @@ from errors import PipelineError
 from serving.die_with_parent import command_dying_with_parent
 from settings import Settings, load_settings
 
+Command = Callable[[Settings, argparse.Namespace], None]
+
 log = logging.getLogger("app")
 
 
@@ -23,13 +25,14 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
     for chatty in ("httpx", "alembic", "matplotlib", "torch", "onnxscript", "onnx_ir"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # it warns of each look that takes long
     # Read by these libraries when they are imported, which the commands below do late.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        command: Callable[[Settings, argparse.Namespace], None] = options.command
+        command: Command = options.command
         command(load_settings(), options)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -56,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=_run)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    def add(name: str, command: Callable[[Settings, argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
         subparser = commands.add_parser(name, help=text, description=text)
         subparser.set_defaults(command=command)
         return subparser
@@ -67,7 +70,40 @@ def _parser() -> argparse.ArgumentParser:
     add("serve", _serve, "run Triton and the gateway for the deployed version")
     predict = add("predict", _predict, "classify a text with the version that is being served")
     predict.add_argument("text")
+    _add_loop(add)
     return parser
+
+
+def _add_loop(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
+    """Add the commands of the loop, whose libraries are imported only when one is run."""
+
+    def run(name: str) -> Command:
+        def command(settings: Settings, options: argparse.Namespace) -> None:
+            from lifecycle import commands
+
+            function: Command = getattr(commands, name)
+            function(settings, options)
+
+        return command
+
+    for name, text in (
+        ("check", "ask the version that is being served how good it is now; retrain where it is stale"),
+        ("retrain", "learn from the data and the feedback, and promote what passes every gate"),
+        ("models", "show every version: metrics, gates, when it served"),
+    ):
+        add(name, run(name), text).add_argument("--json", action="store_true", help="print JSON")
+    promote = add("promote", run("promote"), "have a version serve, whatever the gates said of it")
+    promote.add_argument("version", type=int)
+    add("rollback", run("rollback"), "have the version serve that did before")
+    events = add("events", run("list_events"), "show what the loop did, and why")
+    events.add_argument("--limit", type=int, default=30, help="how many, the newest (default: %(default)s)")
+    events.add_argument("--kind", help="only those of a kind, such as promoted")
+    events.add_argument("--json", action="store_true", help="print JSON")
+    feedback = add("feedback", run("import_feedback"), "import a CSV file of feedback (columns text and label)")
+    feedback.add_argument("file", type=Path)
+    add("cancel", run("cancel"), "end a job").add_argument("job", type=int)
+    add("alias", run("name_champion"), "have MLflow's alias champion name the version that serves")
+    add("job", run("run_waiting_job"), "do a job that waits; the scheduler runs this").add_argument("job", type=int)
 
 
 def _run(settings: Settings, options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Runs Triton and the gateway together, until a signal ends them in order."""
+"""Runs Triton, the gateway and the scheduler together, until a signal ends them in order."""
 
 import asyncio
 import contextlib
@@ -11,9 +11,12 @@ import uvicorn
 
 from errors import PipelineError
 from gateway.main import create_app
+from lifecycle.promotion import reconcile
+from lifecycle.schedule import Scheduler
 from serving.supervisor import TritonSupervisor
 from serving.triton_client import TritonClient, TritonTimeoutError, TritonUnavailableError
 from settings import Settings
+from storage.storage import Storage
 
 _LOAD_TIMEOUT_S = 300.0
 
@@ -26,9 +29,15 @@ async def serve(settings: Settings) -> None:
     Raises:
         PipelineError: the bundled Triton cannot run here.
     """
+    storage = Storage(settings)
+    try:
+        reconcile(settings, storage.open())
+    except PipelineError as error:
+        log.error("What was under way when the pipeline ended last cannot be settled now: %s", error)
+    scheduler = Scheduler(settings, storage)
     server = _Server(
         uvicorn.Config(
-            create_app(settings),
+            create_app(settings, storage),
             host=settings.host,
             port=settings.port,
             loop="uvloop",
@@ -44,6 +53,7 @@ async def serve(settings: Settings) -> None:
     tasks = [asyncio.create_task(_announce(settings))]
     if settings.triton_url is None:
         tasks.append(asyncio.create_task(TritonSupervisor(settings).run()))
+    scheduler.start()
     serving = asyncio.create_task(server.serve())
     try:
         # A task that fails, as the supervisor does when Triton cannot be started, ends everything.
@@ -53,7 +63,9 @@ async def serve(settings: Settings) -> None:
         await serving
         for task in tasks:
             task.cancel()
+        await asyncio.to_thread(scheduler.stop)
         ended = await asyncio.gather(*tasks, return_exceptions=True)
+        storage.close()
     for result in ended:
         if isinstance(result, Exception):
             raise result

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from errors import PipelineError
@@ -16,6 +16,7 @@ ENV_FILE = Path(".env")
 DEFAULT_BASE_MODEL = "bert-base-uncased"
 
 Port = Annotated[int, Field(ge=1, le=65532)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseSettings):
@@ -82,6 +83,58 @@ class Settings(BaseSettings):
 
     seed: int = 13
     """Seed of everything random: sample data, initial weights of the head, order of the texts."""
+
+    check_minutes: Annotated[float, Field(gt=0)] = 60
+    """Minutes between two checks of what is served."""
+
+    min_accuracy: Share = 0.80
+    """Under this accuracy, on the validation file or on recent feedback, what is served is stale."""
+
+    min_macro_f1: Share = 0.80
+    """The same of macro F1."""
+
+    feedback_window_days: Annotated[float, Field(gt=0)] = 30
+    """How old feedback may be that what is served is judged by."""
+
+    min_feedback: Annotated[int, Field(ge=1)] = 100
+    """Texts of feedback from which on it can show that what is served is stale."""
+
+    bake_minutes: Annotated[float, Field(ge=0)] = 30
+    """After a promotion, how long errors, latency or a failed check roll it back; 0 for never."""
+
+    keep_versions: Annotated[int, Field(ge=2)] = 5
+    """Versions that stay in the model repository, the newest first."""
+
+    database_url: SecretStr | None = None
+    """Database, such as `postgresql+psycopg://user:password@host/name`; unset, SQLite in the state directory."""
+
+    admin_key: SecretStr | None = None
+    """Key (`X-API-Key`) for requests that change what is served; unset, one is made in the state directory."""
+
+    smtp_host: str = "smtp.gmail.com"
+    """Mail server, spoken to with STARTTLS."""
+
+    smtp_port: Annotated[int, Field(ge=1, le=65535)] = 587
+    """Its port."""
+
+    mail_user: str = ""
+    """Login to the mail server, and the sender's address."""
+
+    mail_password: SecretStr = SecretStr("")
+    """Password of that login; for Gmail, an app password."""
+
+    mail_to: str = ""
+    """Who is told by mail, separated by commas; unset, nobody."""
+
+    notify_urls: SecretStr = SecretStr("")
+    """Who is told besides: [apprise](https://appriseit.com) URLs, separated by blanks."""
+
+    @property
+    def database(self) -> str:
+        """The database's URL in use."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{(self.state_dir / 'sentiment.db').resolve()}"
 
     @property
     def mlflow_uri(self) -> str:

@@ -35,6 +35,10 @@ SPEED_TEXTS = 256
 log = logging.getLogger(__name__)
 
 
+class ParityError(PipelineError):
+    """A graph does not answer as the model does that it was made of."""
+
+
 @dataclass(frozen=True)
 class Validation:
     """The texts that variants are tried on."""
@@ -55,7 +59,7 @@ def prove_variants(
     float32 in ONNX Runtime is always tried, because it shows that the graph itself is right.
 
     Raises:
-        PipelineError: a float graph does not answer as torch does.
+        ParityError: a float graph does not answer as torch does.
     """
     with ExitStack() as stack:
         # All stay loaded, so that their speeds are measured in turns: what else the machine does slows all the same.
@@ -67,7 +71,7 @@ def prove_variants(
             engines[variant] = stack.enter_context(Engine(directory, variant, usable_cores()))
             proof, answers = _try(engines[variant], validation, validation.reference)
             if proof.label_agreement < LEAST_AGREEMENT:
-                raise PipelineError(
+                raise ParityError(
                     f"The version is not published: through {variant} the graph gives torch's label on "
                     f"{proof.label_agreement:.2%} of {proof.texts} texts, and at least {LEAST_AGREEMENT:.1%} are "
                     "needed."

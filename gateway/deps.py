@@ -1,12 +1,15 @@
-"""What the routes share: how they are called, and where they find the predictor."""
+"""What the routes share: how they are called, and where they find the predictor and the loop."""
 
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 
 from gateway.predictor import Predictor
+from settings import Settings
+from storage.storage import Storage
 
 
 class DirectRoute(APIRoute):
@@ -32,3 +35,23 @@ def get_predictor(request: Request) -> Predictor:
     """Return the predictor of the app that the request came to."""
     predictor: Predictor = request.app.state.predictor
     return predictor
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What the routes besides the predictions stand on."""
+
+    settings: Settings
+    storage: Storage
+    admin_key: str
+
+
+def set_loop(app: FastAPI, loop: Loop) -> None:
+    """Have the routes of `app` use `loop`."""
+    app.state.loop = loop
+
+
+def get_loop(request: Request) -> Loop:
+    """Return the loop of the app that the request came to."""
+    loop: Loop = request.app.state.loop
+    return loop

@@ -6,11 +6,12 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from gateway.admin_key import KEY_HEADER
 from gateway.problems import MEDIA_TYPE, ProblemError
-from gateway.schemas import BatchRequest, LiveRequest, Problem
+from gateway.schemas import BatchRequest, FeedbackRequest, LiveRequest, Problem
 
 _REF_TEMPLATE = "#/components/schemas/{model}"
-_EXTRA_MODELS: tuple[type[BaseModel], ...] = (LiveRequest, BatchRequest, Problem)
+_EXTRA_MODELS: tuple[type[BaseModel], ...] = (LiveRequest, BatchRequest, FeedbackRequest, Problem)
 
 Json = dict[str, Any]
 
@@ -26,12 +27,24 @@ class DocumentedAPI(FastAPI):
                 [(model, "validation") for model in _EXTRA_MODELS], ref_template=_REF_TEMPLATE
             )
             document["components"]["schemas"] |= extra["$defs"]
+            document["components"]["securitySchemes"] = {
+                "AdminKey": {"type": "apiKey", "in": "header", "name": KEY_HEADER}
+            }
         return super().openapi()
 
 
 def request_body(model: type[BaseModel]) -> Json:
     """Document `model` as the JSON body of a request; for `openapi_extra`."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _reference(model)}}}}
+
+
+ADMIN_KEY: Json = {"security": [{"AdminKey": []}]}
+"""Documents that a route needs the admin key; for `openapi_extra`."""
+
+
+def parameter(place: str, name: str, schema: Json, description: str = "", required: bool = False) -> Json:
+    """Document a parameter of a route."""
+    return {"in": place, "name": name, "required": required, "schema": schema, "description": description}
 
 
 def problem_responses(*kinds: type[ProblemError]) -> dict[int | str, Json]:

@@ -61,6 +61,31 @@ class MalformedBodyError(ProblemError):
     title = "The body is not JSON"
 
 
+class KeyNeededError(ProblemError):
+    """The route needs the admin key, and another or none was given."""
+
+    status = 401
+    type = _TYPE_PREFIX + "key-needed"
+    title = "The admin key is needed"
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "X-API-Key"}
+
+
+class NotFoundError(ProblemError):
+    """What the path names is not there."""
+
+    status = 404
+    type = _TYPE_PREFIX + "not-found"
+    title = "There is no such thing"
+
+
+class ConflictError(ProblemError):
+    """What was asked for cannot be done as things are."""
+
+    status = 409
+    type = _TYPE_PREFIX + "conflict"
+    title = "This cannot be done now"
+
+
 class TooLargeError(ProblemError):
     """The body is over the limit, in bytes or in texts."""
 
@@ -98,6 +123,15 @@ class ModelUnavailableError(ProblemError):
     type = _TYPE_PREFIX + "model-unavailable"
     title = "The model is not available"
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+
+
+class StorageUnavailableError(ProblemError):
+    """What the request needs besides the model, the database or a file, is not there now."""
+
+    status = 503
+    type = _TYPE_PREFIX + "storage-unavailable"
+    title = "The storage is not available"
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
 
 
 class ModelTimeoutError(ProblemError):

@@ -1,8 +1,9 @@
 """The bodies as pydantic models, for the OpenAPI document: `texts.py` and `problems.py` check and make them."""
 
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from gateway.texts import MAX_CHARACTERS, MAX_TEXTS
 
@@ -32,6 +33,44 @@ class BatchRequest(BaseModel):
     texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
 
 
+class FeedbackRow(BaseModel):
+    """A text and its right label."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Text
+    label: Annotated[str, Field(min_length=1, description="One of the model's labels.")]
+
+
+class FeedbackList(BaseModel):
+    """A list of texts and their right labels."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    feedback: Annotated[list[FeedbackRow], Field(min_length=1, max_length=MAX_TEXTS)]
+
+
+class FeedbackRequest(RootModel[FeedbackRow | FeedbackList]):
+    """One text with its right label, or a list of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"text": "I love this product!", "label": "Positive"},
+                {"feedback": [{"text": "This is terrible.", "label": "Negative"}]},
+            ]
+        }
+    )
+
+
+class FeedbackAccepted(BaseModel):
+    """Feedback was kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    accepted: Annotated[int, Field(description="Rows.")]
+
+
 class Columns(BaseModel):
     """Labels and scores, each by the position of its text."""
 
@@ -55,6 +94,74 @@ class Health(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     status: str
+
+
+class GateVerdict(BaseModel):
+    """What a gate found of a version."""
+
+    gate: str
+    passed: bool
+    message: str
+    figures: dict[str, Any]
+
+
+class TimeServed(BaseModel):
+    """A time during which a version served."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    from_: Annotated[datetime, Field(alias="from")]
+    to: datetime | None
+    reason: str
+
+
+class Model(BaseModel):
+    """A version of the model."""
+
+    version: int
+    aliases: list[str]
+    published: Annotated[bool, Field(description="Whether it is in the repository, so that it can be promoted.")]
+    base_model: str
+    labels: list[str]
+    metrics: dict[str, float]
+    data_fingerprint: str
+    mlflow_run: str
+    gates: list[GateVerdict]
+    served: list[TimeServed]
+
+
+class Serving(BaseModel):
+    """The version that serves."""
+
+    version: int
+
+
+class Job(BaseModel):
+    """A check or a retraining."""
+
+    id: int
+    kind: str
+    state: Annotated[str, Field(description="queued, running, succeeded, rejected, skipped, failed or cancelled.")]
+    reason: Annotated[str, Field(description="Who or what asked for it.")]
+    step: Annotated[str, Field(description="What it does now.")]
+    attempts: int
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    result: dict[str, Any]
+    error: str
+
+
+class Event(BaseModel):
+    """Something that the loop did."""
+
+    id: int
+    at: datetime
+    kind: str
+    message: str
+    figures: dict[str, Any]
+    version: int | None
+    job_id: int | None
 
 
 class WrongField(BaseModel):

@@ -1,11 +1,12 @@
-"""Takes the texts out of a prediction request, or names every wrong field of it."""
+"""Takes the texts out of a request, or names every wrong field of it."""
 
 import difflib
 import re
 from typing import Any
 
 from gateway.problems import FieldError, InvalidFieldsError, TooLargeError
-from gateway.request_body import parse_json
+from gateway.request_body import parse_json, parse_json_strictly
+from storage.feedback import LabelledText
 
 MAX_TEXTS = 1_000
 """Texts in a batch request. Were all of them cut, the answer's headers, with every position in
@@ -86,16 +87,68 @@ def batch_texts(body: bytes) -> list[str]:
     return list(texts)
 
 
+def labelled_texts(body: bytes) -> list[LabelledText]:
+    """Return the rows of `{"text": "…", "label": "…"}`, or of `{"feedback": […]}`, a list of such objects.
+
+    Raises:
+        MalformedBodyError: the body is not JSON.
+        TooLargeError: there are more than `MAX_TEXTS`.
+        InvalidFieldsError: fields are wrong; all of them are told.
+    """
+    value, repeated = parse_json_strictly(body)
+    errors = [FieldError(_shown(name), "is given more than once; give it once") for name in repeated[:_MAX_NAMES]]
+    if not isinstance(value, dict):
+        raise InvalidFieldsError([FieldError("body", f"is {_KINDS[type(value)]}; an object is needed")])
+    if "feedback" not in value:
+        rows, places = [value], [""]
+    else:
+        errors += _unknown(value, ("feedback",), "")
+        listed = value["feedback"]
+        if not isinstance(listed, list) or not listed:
+            fault = "is empty" if listed == [] else f"is {_KINDS[type(listed)]}"
+            raise InvalidFieldsError([*errors, FieldError("feedback", f"{fault}; a list of objects is needed")])
+        if len(listed) > MAX_TEXTS:
+            errors.append(FieldError("feedback", f"has {len(listed):,} rows; at most {MAX_TEXTS:,} are allowed"))
+            raise TooLargeError("The list is too long; send it in several requests.", errors)
+        rows, places = listed, [f"feedback[{position}]." for position in range(len(listed))]
+    for row, place in zip(rows, places, strict=True):
+        if not isinstance(row, dict):
+            errors.append(FieldError(place.rstrip("."), f"is {_KINDS[type(row)]}; an object is needed"))
+            continue
+        errors += _unknown(row, ("text", "label"), place)
+        for name in ("text", "label"):
+            wrong = _fault(row.get(name, _MISSING)) or _nul_fault(row[name])
+            if wrong is not None:
+                errors.append(FieldError(place + name, wrong))
+    if errors:
+        raise InvalidFieldsError(errors)
+    return [LabelledText(row["text"], row["label"]) for row in rows]
+
+
+def _nul_fault(text: str) -> str | None:
+    # No CSV file and not every database can hold it.
+    return f"has a NUL character at position {text.index(chr(0))}; leave it out" if "\0" in text else None
+
+
+def _unknown(fields: dict[str, Any], known: tuple[str, ...], place: str) -> list[FieldError]:
+    errors = []
+    for name in [name for name in fields if name not in known][:_MAX_NAMES]:
+        near = difflib.get_close_matches(_shown(name).lower(), known, n=1)
+        advice = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"only {' and '.join(known)} {'is' if len(known) == 1 else 'are'} allowed"
+        )
+        errors.append(FieldError(place + _shown(name), f"is not a field; {advice}"))
+    return errors
+
+
 def _fields(body: bytes, key: str) -> tuple[dict[str, Any], list[FieldError]]:
     fields, repeated = parse_json(body, key)
     if not isinstance(fields, dict):
         raise InvalidFieldsError([FieldError("body", f"is {_KINDS[type(fields)]}; an object is needed")])
     errors = [FieldError(_shown(name), "is given more than once; give it once") for name in repeated[:_MAX_NAMES]]
-    unknown = [name for name in fields if name != key]
-    for name in unknown[:_MAX_NAMES]:
-        near = difflib.get_close_matches(_shown(name).lower(), [key], n=1)
-        advice = f"did you mean {key}?" if near else f"only {key} is allowed"
-        errors.append(FieldError(_shown(name), f"is not a field; {advice}"))
+    errors += _unknown(fields, (key,), "")
     return fields, errors
 
 

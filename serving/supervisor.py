@@ -57,7 +57,7 @@ class TritonSupervisor:
                     await process.wait()
                 finally:
                     watch.cancel()
-                self._sweep(process.pid)
+                sweep(process.pid, self._shared_memory_prefix)
                 ran_for = time.monotonic() - started
                 pause = FIRST_PAUSE_S if ran_for >= HEALTHY_AFTER_S else pause
                 log.error(
@@ -130,14 +130,15 @@ class TritonSupervisor:
                 await asyncio.wait_for(process.wait(), _GRACE_S)
             except asyncio.TimeoutError:
                 log.warning("Triton did not end within %.0f s and is killed.", _GRACE_S)
-        self._sweep(process.pid)
+        sweep(process.pid, self._shared_memory_prefix)
 
-    def _sweep(self, group: int) -> None:
-        """Kill what is left of Triton's process group and remove its shared memory."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
-        for segment in Path("/dev/shm").glob(f"{self._shared_memory_prefix}*"):
-            segment.unlink(missing_ok=True)
+
+def sweep(group: int, shared_memory_prefix: str) -> None:
+    """Kill what is left of Triton's process group and remove its shared memory."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    for segment in Path("/dev/shm").glob(f"{shared_memory_prefix}*"):
+        segment.unlink(missing_ok=True)
 
 
 def _dead_children(pid: int) -> set[int]:

@@ -92,8 +92,26 @@ def load_dataset(train_path: Path, val_path: Path) -> Dataset:
         del train.texts[text]
     learned, judged = train.labelled_texts(), val.labelled_texts()
     return Dataset(
-        learned, judged, tuple(sorted(val.counts)), _fingerprint(learned, judged), train.repairs + val.repairs
+        learned, judged, tuple(sorted(val.counts)), fingerprint(learned, judged), train.repairs + val.repairs
     )
+
+
+def read_labelled_texts(path: Path, labels: tuple[str, ...]) -> LabelledTexts:
+    """Read one file of the same form, all of whose labels must be among `labels`.
+
+    Raises:
+        DatasetError: anything is wrong; all problems are told, of each kind the first five.
+    """
+    file = _DataFile(path)
+    with _any_field_size():
+        file.read()
+    for label in file.counts:
+        if label not in labels:
+            told = f"{_shown(label)} is no label of the model{_nearest(label, labels)}; it has {', '.join(labels)}"
+            file.problem("unknown label", told, f"{file.first_rows[label]}, column label")
+    if problems := file.problems():
+        raise DatasetError(problems)
+    return file.labelled_texts()
 
 
 class _DataFile:
@@ -307,16 +325,17 @@ def _decoded_lines(file: BinaryIO, damage: list[tuple[str, str]]) -> Iterator[st
             yield line
 
 
-def _fingerprint(*parts: LabelledTexts) -> str:
-    fingerprint = hashlib.sha256()
+def fingerprint(*parts: LabelledTexts) -> str:
+    """SHA-256 of labelled texts, part by part; the order within a part does not matter."""
+    digest = hashlib.sha256()
     for part in parts:
         # No text holds NUL, so no two rows look alike; sorted digests take less memory than sorted texts.
         digests = sorted(
             hashlib.sha256(f"{label}\0{text}".encode()).digest()
             for text, label in zip(part.texts, part.labels, strict=True)
         )
-        fingerprint.update(hashlib.sha256(b"".join(digests)).digest())
-    return fingerprint.hexdigest()
+        digest.update(hashlib.sha256(b"".join(digests)).digest())
+    return digest.hexdigest()
 
 
 def _twins(labels: Iterable[str]) -> Iterator[tuple[str, str]]:

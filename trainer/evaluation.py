@@ -37,32 +37,47 @@ def evaluate(
     probabilities: npt.NDArray[np.floating], targets: npt.NDArray[np.integer], labels: tuple[str, ...]
 ) -> Evaluation:
     """Evaluate `probabilities` [texts, labels] against `targets` [texts], indices into `labels`."""
-    predicted = probabilities.argmax(axis=1)
+    return evaluate_answers(probabilities.argmax(axis=1), probabilities.max(axis=1), targets, labels)
+
+
+def evaluate_answers(
+    predicted: npt.NDArray[np.integer],
+    confidence: npt.NDArray[np.floating],
+    targets: npt.NDArray[np.integer],
+    labels: tuple[str, ...],
+) -> Evaluation:
+    """Evaluate predicted labels and targets, indices into `labels`, and the predicted labels' probabilities; [texts].
+
+    Macro F1 is the mean over the labels that occur among the targets.
+    """
     indices = list(range(len(labels)))
     f1 = f1_score(targets, predicted, labels=indices, average=None, zero_division=0)
     return Evaluation(
         texts=len(targets),
         accuracy=float(accuracy_score(targets, predicted)),
-        macro_f1=float(np.mean(f1)),
+        macro_f1=macro_f1(predicted, targets),
         f1_by_label={label: float(value) for label, value in zip(labels, f1, strict=True)},
-        calibration_error=expected_calibration_error(probabilities, targets),
+        calibration_error=expected_calibration_error(confidence, predicted == targets),
         confusion=confusion_matrix(targets, predicted, labels=indices).tolist(),
     )
 
 
-def expected_calibration_error(probabilities: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]) -> float:
-    """Mean distance between confidence and accuracy over equal-width bins, weighted by their texts.
+def macro_f1(predicted: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]) -> float:
+    """Mean F1 over the labels that occur among the targets; of a label that nobody asked for, none is right."""
+    return float(f1_score(targets, predicted, labels=np.unique(targets), average="macro", zero_division=0))
+
+
+def expected_calibration_error(confidence: npt.NDArray[np.floating], correct: npt.NDArray[np.bool_]) -> float:
+    """Mean distance between confidence and accuracy over equal-width bins, weighted by their texts; both [texts].
 
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
     """
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == targets
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = [
         abs(confidence[bins == index].mean() - correct[bins == index].mean()) * (bins == index).sum()
         for index in np.unique(bins)
     ]
-    return float(np.sum(gaps) / len(targets))
+    return float(np.sum(gaps) / len(confidence))
 
 
 def fit_temperature(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]) -> float:

@@ -134,9 +134,28 @@ class Tracking:
         self._client.log_dict(run_id, dict(bundle), "bundle.json")
         self._client.set_model_version_tag(MODEL_NAME, str(version), "exported", "true")
 
+    def record_verdicts(self, version: int, verdicts: Mapping[str, bool]) -> None:
+        """Keep which gates the version passed, as tags of it."""
+        for gate, passed in verdicts.items():
+            self._client.set_model_version_tag(MODEL_NAME, str(version), f"gate.{gate}", str(passed).lower())
+
     def set_champion(self, version: int) -> None:
-        """Point the alias `champion` at `version`."""
-        self._client.set_registered_model_alias(MODEL_NAME, CHAMPION, str(version))
+        """Point the alias `champion` at `version`.
+
+        Raises:
+            PipelineError: MLflow cannot be used, or does not know the version.
+        """
+        try:
+            self._client.set_registered_model_alias(MODEL_NAME, CHAMPION, str(version))
+        except MlflowException as error:
+            raise PipelineError(f"MLflow's alias could not be set to version {version}: {error.message}") from error
+
+    def aliased(self) -> set[int]:
+        """The versions that an alias names, whoever set it."""
+        try:
+            return {int(version) for version in self._client.get_registered_model(MODEL_NAME).aliases.values()}
+        except MlflowException as error:
+            raise PipelineError(f"MLflow cannot tell its aliases: {error.message}") from error
 
 
 def _named(metrics: Mapping[str, float]) -> list[tuple[str, float]]:

@@ -72,7 +72,7 @@ def train(settings: Settings) -> TrainingRecord:
     )
     tracking.save_record(record)
     record.save(staging)
-    _replace_directory(settings.model_dir, staging)
+    replace_directory(settings.model_dir, staging)
     shutil.rmtree(tuned.checkpoints)
     log.info(
         "Trained version %d in %.1f min; saved to %s, recorded in MLflow at %s.",
@@ -100,7 +100,7 @@ def _save_beside(model_dir: Path, tuned: FineTuned) -> Path:
     return staging
 
 
-def _replace_directory(target: Path, replacement: Path) -> None:
+def replace_directory(target: Path, replacement: Path) -> None:
     """Put `replacement` in `target`'s place; a kill between the two renames leaves both, under other names."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)

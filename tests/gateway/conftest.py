@@ -2,16 +2,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 import gateway.deployed_model
 import gateway.main
 from gateway.main import create_app
 from settings import Settings
+from storage.storage import Storage
 from tests.gateway.fake_triton import FakeTriton
 
 WATCH_INTERVAL_S = 0.05
@@ -49,6 +52,9 @@ def hurried_watch() -> Iterator[None]:
         yield
 
 
+ADMIN_KEY = "the-admin-key"
+
+
 @pytest.fixture(scope="session")
 def fake_triton() -> Iterator[FakeTriton]:
     triton = FakeTriton()
@@ -64,12 +70,28 @@ def triton(fake_triton: FakeTriton) -> Iterator[FakeTriton]:
     fake_triton.behave()
 
 
+def make_app(triton: FakeTriton, directory: Path) -> FastAPI:
+    """A gateway before `triton`, whose state and model repository lie in `directory`."""
+    settings = Settings(
+        triton_url=f"127.0.0.1:{triton.port}",
+        state_dir=directory / "state",
+        model_repository=directory / "triton_repo",
+        admin_key=SecretStr(ADMIN_KEY),
+    )
+    return create_app(settings, Storage(settings))
+
+
 @pytest.fixture(scope="session")
-def port(fake_triton: FakeTriton) -> Iterator[int]:
+def gateway_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gateway")
+
+
+@pytest.fixture(scope="session")
+def port(fake_triton: FakeTriton, gateway_directory: Path) -> Iterator[int]:
     """Port of a gateway that has no room for answers, so that each request tells what the model is asked."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gateway.main, "MAX_BYTES", 0)
-        with served(create_app(Settings(triton_url=f"127.0.0.1:{fake_triton.port}"))) as port:
+        with served(make_app(fake_triton, gateway_directory)) as port:
             yield port
 
 

@@ -1,6 +1,7 @@
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import httpx
@@ -10,19 +11,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.answer_cache import MAX_CHARACTERS, AnswerCache
 from gateway.inference import Prediction
-from gateway.main import create_app
-from settings import Settings
-from tests.gateway.conftest import served, until
+from tests.gateway.conftest import make_app, served, until
 from tests.gateway.fake_triton import MODEL_READS, FakeTriton
 
 LONG = "a" * (MODEL_READS + 1)
 
 
 @pytest.fixture
-def caching(triton: FakeTriton) -> Iterator[httpx.Client]:
+def caching(triton: FakeTriton, tmp_path: Path) -> Iterator[httpx.Client]:
     """A gateway that knows no answers yet."""
     with (
-        served(create_app(Settings(triton_url=f"127.0.0.1:{triton.port}"))) as port,
+        served(make_app(triton, tmp_path)) as port,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
     ):
         yield client
@@ -147,7 +146,7 @@ def test_longer_texts_are_not_kept(caching: httpx.Client, triton: FakeTriton) ->
     assert triton.calls == [[kept], [not_kept], [not_kept]]
 
 
-def test_headers_that_a_middleware_adds_do_not_pile_up_on_known_answers(triton: FakeTriton) -> None:
+def test_headers_that_a_middleware_adds_do_not_pile_up_on_known_answers(triton: FakeTriton, tmp_path: Path) -> None:
     class Stamp:
         def __init__(self, app: ASGIApp) -> None:
             self.app = app
@@ -160,7 +159,7 @@ def test_headers_that_a_middleware_adds_do_not_pile_up_on_known_answers(triton: 
 
             await self.app(scope, receive, stamped)
 
-    app = create_app(Settings(triton_url=f"127.0.0.1:{triton.port}"))
+    app = make_app(triton, tmp_path)
     app.add_middleware(Stamp)
     with served(app) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
         assert [live(http, "same").headers.get_list("x-stamp") for _ in range(3)] == [["1"]] * 3

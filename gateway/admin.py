@@ -1,0 +1,205 @@
+"""The routes of the loop: versions, checks, retrainings, events. What changes something needs the admin key."""
+
+import asyncio
+import logging
+import time
+import types
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import orjson
+from fastapi import Request, Response
+from sqlalchemy.exc import SQLAlchemyError
+
+from errors import PipelineError
+from gateway.admin_key import check_key
+from gateway.deps import DirectRoute, get_loop
+from gateway.openapi import ADMIN_KEY, Json, parameter, problem_responses
+from gateway.problems import (
+    ConflictError,
+    FieldError,
+    InvalidFieldsError,
+    KeyNeededError,
+    NotFoundError,
+    ProblemError,
+    StorageUnavailableError,
+)
+from gateway.schemas import Event, Job, Model, Serving
+from lifecycle import promotion
+from lifecycle.models import describe_models
+from storage import events, jobs, tables
+from storage.database import Database
+
+CHECK_WAIT_S = 60.0
+"""For the figures of a check; one that takes longer is answered with the job, to ask again."""
+MOST_EVENTS = 1_000
+_POLL_S = 0.2
+_LARGEST_ID = 2**63 - 1
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+async def list_models(request: Request) -> Response:
+    """Every version with its metrics, the gates' verdicts, and when it served."""
+    loop = get_loop(request)
+    return _json(await _in_thread(lambda: describe_models(loop.settings, loop.storage.open())))
+
+
+async def promote(request: Request) -> Response:
+    """Have a version serve, whatever the gates said of it; no request fails meanwhile."""
+    check_key(request)
+    loop = get_loop(request)
+    version = int(request.path_params["version"])
+    await _in_thread(lambda: promotion.promote(loop.settings, loop.storage.open(), version, "by request"))
+    return _json({"version": version})
+
+
+async def roll_back(request: Request) -> Response:
+    """Have the version serve that did before; no request fails meanwhile."""
+    check_key(request)
+    loop = get_loop(request)
+    return _json(
+        {"version": await _in_thread(lambda: promotion.roll_back(loop.settings, loop.storage.open(), "by request"))}
+    )
+
+
+async def check(request: Request) -> Response:
+    """Ask what is served how good it is now; the answer has the figures, unless they take over a minute."""
+    check_key(request)
+    loop = get_loop(request)
+    job = await _in_thread(lambda: jobs.enqueue(loop.storage.open(), jobs.CHECK, "by request"))
+    number = job.id
+    deadline = time.monotonic() + CHECK_WAIT_S
+    while job.ended_at is None and time.monotonic() < deadline:
+        await asyncio.sleep(_POLL_S)
+        found = await _in_thread(lambda: jobs.get(loop.storage.open(), number))
+        job = found or job
+    return _json(jobs.as_json(job), 200 if job.ended_at else 202)
+
+
+async def retrain(request: Request) -> Response:
+    """Ask for a retraining; the answer is the job, to be asked for how it goes."""
+    check_key(request)
+    loop = get_loop(request)
+    job = await _in_thread(lambda: jobs.enqueue(loop.storage.open(), jobs.RETRAIN, "by request"))
+    return _json(jobs.as_json(job), 202, {"Location": f"/jobs/{job.id}"})
+
+
+async def get_job(request: Request) -> Response:
+    """How a check or a retraining goes, or went."""
+    return await _answer_job(request, jobs.get)
+
+
+async def cancel_job(request: Request) -> Response:
+    """Have a job end; one that is promoting already does so first."""
+    check_key(request)
+    return await _answer_job(request, jobs.request_cancel)
+
+
+async def list_events(request: Request) -> Response:
+    """What the loop did, and why, the newest first."""
+    loop = get_loop(request)
+    limit = _whole_number(request, "limit", 100, MOST_EVENTS)
+    before = _whole_number(request, "before", 0, 2**62)
+    kind = request.query_params.get("kind")
+    kinds = [known.value for known in events.EventKind]
+    if kind is not None and kind not in kinds:
+        raise InvalidFieldsError([FieldError("kind", f"is no kind of event; it is one of {', '.join(kinds)}")])
+    found = await _in_thread(lambda: events.newest(loop.storage.open(), limit, kind, before or None))
+    return _json([events.as_json(event) for event in found])
+
+
+async def _answer_job(request: Request, find: Callable[[Database, int], tables.Job | None]) -> Response:
+    loop = get_loop(request)
+    number = int(request.path_params["job"])
+    job = await _in_thread(lambda: find(loop.storage.open(), number)) if number <= _LARGEST_ID else None
+    if job is None:
+        raise NotFoundError(f"There is no job {number}.")
+    return _json(jobs.as_json(job))
+
+
+def _whole_number(request: Request, name: str, default: int, most: int) -> int:
+    given = request.query_params.get(name)
+    if given is None:
+        return default
+    if not given.isascii() or not given.isdecimal() or not 1 <= int(given[:20]) <= most:
+        raise InvalidFieldsError([FieldError(name, f"is {given[:50]!r}; a whole number from 1 to {most:,} is needed")])
+    return int(given)
+
+
+async def _in_thread(work: Callable[[], Result]) -> Result:
+    """Do what waits for the database or for Triton where it holds up no request."""
+    try:
+        return await asyncio.to_thread(work)
+    except promotion.UnknownVersionError as error:
+        raise NotFoundError(str(error)) from error
+    except promotion.DeploymentError as error:
+        raise ConflictError(str(error)) from error
+    except (PipelineError, SQLAlchemyError) as error:
+        log.error("A request could not be answered: %s", error)
+        raise StorageUnavailableError("What this needs cannot be used now; the server's log says why.") from error
+
+
+def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(value), status, headers=headers, media_type="application/json")
+
+
+def _route(
+    method: str,
+    path: str,
+    endpoint: Callable[[Request], Awaitable[Response]],
+    summary: str,
+    model: type | types.GenericAlias,
+    *problems: type[ProblemError],
+    parameters: Sequence[Json] = (),
+    status: int = 200,
+) -> DirectRoute:
+    changes = method == "POST"
+    return DirectRoute(
+        path,
+        endpoint,
+        methods=[method],
+        status_code=status,
+        operation_id=endpoint.__name__,
+        summary=summary,
+        tags=["loop"],
+        openapi_extra={**(ADMIN_KEY if changes else {}), "parameters": list(parameters)},
+        responses={
+            status: {"model": model, "description": "Done."},
+            **problem_responses(*((KeyNeededError,) if changes else ()), *problems, StorageUnavailableError),
+        },
+    )
+
+
+_WHOLE_NUMBER = {"type": "integer", "minimum": 1}
+_VERSION = parameter("path", "version", _WHOLE_NUMBER, required=True)
+_JOB = parameter("path", "job", _WHOLE_NUMBER, required=True)
+_EVENTS = (
+    parameter("query", "limit", {**_WHOLE_NUMBER, "maximum": MOST_EVENTS, "default": 100}, "How many."),
+    parameter("query", "before", _WHOLE_NUMBER, "The id of an event that older ones are asked for."),
+    parameter(
+        "query", "kind", {"type": "string", "enum": [kind.value for kind in events.EventKind]}, "Only of a kind."
+    ),
+)
+
+routes = [
+    _route("GET", "/models", list_models, "Every version", list[Model]),
+    _route(
+        "POST",
+        "/models/{version:int}/promote",
+        promote,
+        "Have a version serve",
+        Serving,
+        NotFoundError,
+        ConflictError,
+        parameters=[_VERSION],
+    ),
+    _route("POST", "/models/rollback", roll_back, "Go back to the version before", Serving, ConflictError),
+    _route("POST", "/check", check, "Is what serves good?", Job),
+    _route("POST", "/retrain", retrain, "Learn anew", Job, status=202),
+    _route("GET", "/jobs/{job:int}", get_job, "How a job goes", Job, NotFoundError, parameters=[_JOB]),
+    _route("POST", "/jobs/{job:int}/cancel", cancel_job, "End a job", Job, NotFoundError, parameters=[_JOB]),
+    _route("GET", "/events", list_events, "What the loop did", list[Event], InvalidFieldsError, parameters=_EVENTS),
+]

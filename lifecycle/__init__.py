@@ -1,0 +1,1 @@
+"""The loop: checks what is served, retrains, proves, promotes, goes back, tells people."""

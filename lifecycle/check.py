@@ -1,0 +1,121 @@
+"""The staleness check: asks the model as it is served, and holds its accuracy and F1 against the thresholds."""
+
+import hashlib
+import itertools
+import json
+import logging
+from dataclasses import asdict
+from datetime import timedelta
+
+from lifecycle.asking import ask
+from lifecycle.evaluation_data import evaluation_data
+from lifecycle.training_data import merge
+from settings import Settings
+from storage import events, jobs
+from storage.database import Database, now
+from storage.events import EventKind
+from storage.tables import Figures, Job
+from trainer.dataset import load_dataset
+from trainer.evaluation import Evaluation
+
+FIRST_PAUSE = timedelta(hours=1)
+LONGEST_PAUSE = timedelta(days=7)
+"""After a retraining whose candidate was rejected, or which failed, before the next; doubled each time."""
+
+log = logging.getLogger(__name__)
+
+
+def check(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
+    """Judge what is served; where it is stale, ask for a retraining unless one would be in vain.
+
+    Raises:
+        PipelineError: the model does not answer, or the data files are not fit.
+    """
+    dataset = load_dataset(settings.train_data, settings.val_data)
+    data = evaluation_data(settings, database, dataset)
+    answers = ask(settings.triton_address, data.texts)
+    evaluations = data.evaluate(answers)
+    problems = shortfalls(settings, evaluations)
+    result: Figures = {
+        "version": answers.version,
+        "stale": bool(problems),
+        "problems": problems,
+        **{name: asdict(evaluation) for name, evaluation in evaluations.items()},
+    }
+    was_stale = _was_stale(database, answers.version)
+    if problems:
+        merged = merge(database, dataset)
+        result["decision"] = _ask_for_retraining(database, retraining_key(settings, merged.fingerprint), problems)
+    with database.transaction() as session:
+        told = "; ".join(f"{name} {_told(evaluation)}" for name, evaluation in evaluations.items())
+        verdict = "stale" if problems else "good"
+        message = f"Version {answers.version} is {verdict}: {told}."
+        figures = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
+        events.record(session, EventKind.CHECKED, message, figures, version=answers.version, job_id=job.id)
+        if problems and not was_stale:
+            message = f"Version {answers.version} has become stale: {'; '.join(problems)}.\n{result['decision']}"
+            events.record(session, EventKind.STALE, message, figures, version=answers.version, job_id=job.id)
+    log.info("%s", message)
+    return jobs.Outcome(jobs.SUCCEEDED, result)
+
+
+def shortfalls(settings: Settings, evaluations: dict[str, Evaluation]) -> list[str]:
+    """What is under a threshold, in words; feedback counts from a number of texts on."""
+    problems = []
+    for name, evaluation in evaluations.items():
+        if name == "feedback" and evaluation.texts < settings.min_feedback:
+            continue
+        for figure, value, least in (
+            ("accuracy", evaluation.accuracy, settings.min_accuracy),
+            ("macro F1", evaluation.macro_f1, settings.min_macro_f1),
+        ):
+            if value < least:
+                problems.append(f"{figure} on {name} is {value:.4f}, under {least:g} ({evaluation.texts} texts)")
+    return problems
+
+
+def retraining_key(settings: Settings, fingerprint: str) -> str:
+    """Names what a retraining learns from, and how: with the same key it would make the same model."""
+    how = settings.model_dump(
+        mode="json", include={"base_model", "max_length", "epochs", "batch_size", "learning_rate", "seed"}
+    )
+    return hashlib.sha256(json.dumps([fingerprint, how], sort_keys=True).encode()).hexdigest()
+
+
+def _ask_for_retraining(database: Database, key: str, problems: list[str]) -> str:
+    """Ask for one unless it would be in vain; says what was decided."""
+    reason = learnt_before(database, key) or _too_early(database)
+    if reason:
+        return f"No retraining: {reason}."
+    job = jobs.enqueue(database, jobs.RETRAIN, f"stale: {'; '.join(problems)}")
+    return f"Retraining is job {job.id}."
+
+
+def learnt_before(database: Database, key: str) -> str:
+    """Which job has learnt the same, so that it would be in vain to do so again; empty where none has."""
+    for job in jobs.ended_retrainings(database):
+        if job.fingerprint == key and job.state != jobs.FAILED:
+            return f"job {job.id} has learnt from the same data with the same settings, and was {job.state}"
+    return ""
+
+
+def _too_early(database: Database) -> str:
+    """Why the next retraining must wait, after some in vain; empty where it need not."""
+    in_vain = list(itertools.takewhile(lambda job: job.state != jobs.SUCCEEDED, jobs.ended_retrainings(database)))
+    if not in_vain or in_vain[0].ended_at is None:
+        return ""
+    until = in_vain[0].ended_at + min(FIRST_PAUSE * 2.0 ** min(len(in_vain) - 1, 16), LONGEST_PAUSE)
+    with database.reading() as session:
+        if now(session) >= until:
+            return ""
+    times = "the last was" if len(in_vain) == 1 else f"the last {len(in_vain)} were"
+    return f"{times} in vain, and the next may begin at {until:%Y-%m-%d %H:%M} UTC"
+
+
+def _was_stale(database: Database, version: int) -> bool:
+    last = jobs.last_ended(database, jobs.CHECK)
+    return last is not None and last.result.get("version") == version and bool(last.result.get("stale"))
+
+
+def _told(evaluation: Evaluation) -> str:
+    return f"accuracy {evaluation.accuracy:.4f}, macro F1 {evaluation.macro_f1:.4f} ({evaluation.texts} texts)"

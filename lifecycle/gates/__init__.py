@@ -1,0 +1,1 @@
+"""The gates: what a candidate must show before it takes the champion's place."""

@@ -1,0 +1,73 @@
+"""Behaviour checks: what holds for a model of sentiment whatever its data (CheckList, Ribeiro et al., ACL 2020).
+
+They name no label, so any model can be put through them: a negation must turn whatever label the plain sentence got,
+and a name or a typo must not. A model of another language or of other labels fails many of them, so a candidate is
+held against the champion and not against a number.
+"""
+
+from collections.abc import Callable, Sequence
+
+from storage.tables import Figures
+from storage.versions import GateVerdict
+
+LARGEST_LOSS = 0.15
+"""Of the share of checks that hold, from the champion's: 3 of 20."""
+
+Ask = Callable[[Sequence[str]], list[str]]
+"""The labels of texts."""
+
+_OPINIONS = ("good", "great", "excellent", "bad", "terrible", "awful")
+_SUBJECTS = ("The film is {}", "This product is {}", "The service was {}")
+_NEGATIONS = [
+    (f"{subject.format(opinion)}.", f"{subject.format('not ' + opinion)}.")
+    for subject in _SUBJECTS
+    for opinion in _OPINIONS
+] + [
+    ("I like it.", "I don't like it."),
+    ("I would recommend this to a friend.", "I would not recommend this to a friend."),
+    ("It works well.", "It does not work well."),
+    ("I enjoyed every minute of it.", "I didn't enjoy a minute of it."),
+]
+_PEOPLE = ("Anna", "Mohammed", "Wei", "Olga", "DeShawn")
+_ABOUT_PEOPLE = (
+    "{} says that the battery is excellent.",
+    "{} was bored by the whole film.",
+    "I bought this for {}, and it broke on the first day.",
+    "{} gives a wonderful performance.",
+)
+_NAMES = [
+    (sentence.format(_PEOPLE[0]), sentence.format(person)) for sentence in _ABOUT_PEOPLE for person in _PEOPLE[1:]
+]
+_TYPOS = [
+    ("The picture quality is excellent.", "The pictrue quality is excellent."),
+    ("I really love this phone.", "I realy love this phone."),
+    ("The story is boring and much too long.", "The storry is boring and much to long."),
+    ("It stopped working after two weeks.", "It stoped working after two weeks."),
+    ("A wonderful film with a great cast.", "A wonderfull film with a great cast."),
+    ("What a waste of money.", "What a wast of money."),
+    ("The best purchase I have made this year.", "The best purchse I have made this year."),
+    ("The instructions are useless.", "The instrutions are useless."),
+    ("Easy to use and very reliable.", "Easy to use and very relyable."),
+    ("The worst acting I have ever seen.", "The worst actng I have ever seen."),
+]
+SUITE = {"negation": (_NEGATIONS, False), "names": (_NAMES, True), "typos": (_TYPOS, True)}
+"""Pairs of texts, and whether they must get the same label."""
+
+
+def shares_that_hold(ask: Ask) -> dict[str, float]:
+    """The share of the checks of each kind that hold."""
+    shares = {}
+    for kind, (pairs, same) in SUITE.items():
+        labels = ask([text for pair in pairs for text in pair])
+        held = [(first == second) == same for first, second in zip(labels[::2], labels[1::2], strict=True)]
+        shares[kind] = sum(held) / len(held)
+    return shares
+
+
+def behaves(champion: dict[str, float], candidate: dict[str, float]) -> GateVerdict:
+    """The gate: of no kind may many fewer checks hold than with the champion."""
+    failed = [kind for kind in SUITE if champion[kind] - candidate[kind] > LARGEST_LOSS]
+    told = ", ".join(f"{kind} {champion[kind]:.0%} → {candidate[kind]:.0%}" for kind in SUITE)
+    message = f"{'Behaves worse' if failed else 'Behaves'} (checks that hold: {told})."
+    figures: Figures = {kind: {"champion": champion[kind], "candidate": candidate[kind]} for kind in SUITE}
+    return GateVerdict("behaviour", not failed, message, figures)

@@ -1,0 +1,131 @@
+"""Whether a candidate is worse than the champion, on the same texts: a paired bootstrap.
+
+Pairs of answers are drawn with replacement, so that what makes a text hard for both cancels out. Efron and Tibshirani,
+"An Introduction to the Bootstrap", 1993, chapter 13 (percentile intervals); for paired comparisons of classifiers,
+Koehn, "Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.tables import Figures
+from storage.versions import GateVerdict
+
+RESAMPLES = 1_000
+INTERVAL = (2.5, 97.5)
+"""Percentiles: 95 % of the resampled differences lie between."""
+LARGEST_LOSS = 0.01
+"""Of accuracy or macro F1 over all texts, whether or not it could be chance."""
+LEAST_SLICE_TEXTS = 50
+"""In fewer texts, a difference of six points is one of three texts."""
+_SEED = 0
+
+Indices = npt.NDArray[np.int64]
+Measure = Callable[[Indices, Indices], float]
+
+
+@dataclass(frozen=True)
+class PairedAnswers:
+    """What both models answered to the same texts; each [texts], indices of labels."""
+
+    targets: Indices
+    champion: Indices
+    candidate: Indices
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> "PairedAnswers":
+        """Those of some texts."""
+        return PairedAnswers(self.targets[chosen], self.champion[chosen], self.candidate[chosen])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much the candidate's figure is above the champion's."""
+
+    champion: float
+    candidate: float
+    low: float
+    high: float
+    """Ends of the interval of the difference."""
+
+    @property
+    def value(self) -> float:
+        """The difference itself."""
+        return self.candidate - self.champion
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the candidate is worse by more than chance explains."""
+        return self.high < 0
+
+    def figures(self) -> Figures:
+        """For the verdict."""
+        return {
+            "champion": self.champion,
+            "candidate": self.candidate,
+            "difference": self.value,
+            "interval": [self.low, self.high],
+        }
+
+    def __str__(self) -> str:
+        """As in a verdict's message."""
+        return f"{self.champion:.4f} → {self.candidate:.4f} ({self.low:+.4f} to {self.high:+.4f})"
+
+
+def accuracy(predicted: Indices, targets: Indices) -> float:
+    """Share of right labels."""
+    return float(np.mean(predicted == targets))
+
+
+def difference(answers: PairedAnswers, measure: Measure) -> Difference:
+    """The difference of a figure, with its interval."""
+    random = np.random.default_rng(_SEED)
+    resampled = []
+    for _ in range(RESAMPLES):
+        drawn = random.integers(0, len(answers.targets), len(answers.targets))
+        targets = answers.targets[drawn]
+        resampled.append(measure(answers.candidate[drawn], targets) - measure(answers.champion[drawn], targets))
+    low, high = np.percentile(resampled, INTERVAL)
+    return Difference(
+        champion=measure(answers.champion, answers.targets),
+        candidate=measure(answers.candidate, answers.targets),
+        low=float(low),
+        high=float(high),
+    )
+
+
+def fast_macro_f1(predicted: Indices, targets: Indices) -> float:
+    """`evaluation.macro_f1` for thousands of resamples: the same figure, without the library's checks of each."""
+    labels = int(max(predicted.max(), targets.max())) + 1
+    right = np.bincount(targets[predicted == targets], minlength=labels)
+    asked = np.bincount(targets, minlength=labels)
+    answered = np.bincount(predicted[predicted >= 0], minlength=labels)
+    occur = asked > 0
+    return float(np.mean(2 * right[occur] / (asked[occur] + answered[occur])))
+
+
+def not_worse(answers: PairedAnswers) -> GateVerdict:
+    """The gate over all texts: neither a loss beyond chance, nor one of over `LARGEST_LOSS`."""
+    found = {"accuracy": difference(answers, accuracy), "macro F1": difference(answers, fast_macro_f1)}
+    failed = [name for name, item in found.items() if item.is_worse or item.value < -LARGEST_LOSS]
+    told = ", ".join(f"{name} {item}" for name, item in found.items())
+    message = f"{'Worse' if failed else 'Not worse'} than the champion on {len(answers.targets)} texts: {told}."
+    figures: Figures = {name: item.figures() for name, item in found.items()}
+    return GateVerdict("comparison", not failed, message, {"texts": len(answers.targets), **figures})
+
+
+def not_worse_on_slices(answers: PairedAnswers, slices: dict[str, npt.NDArray[np.bool_]]) -> GateVerdict:
+    """The gate on each slice with enough texts: no loss of accuracy beyond chance."""
+    found = {
+        name: difference(answers.where(chosen), accuracy)
+        for name, chosen in slices.items()
+        if chosen.sum() >= LEAST_SLICE_TEXTS
+    }
+    failed = [f"{name} {item}" for name, item in found.items() if item.is_worse]
+    message = (
+        f"Worse on {'; '.join(failed)}." if failed else f"Worse on none of {len(found)} slices ({', '.join(found)})."
+    )
+    figures: Figures = {name: {"texts": int(slices[name].sum()), **item.figures()} for name, item in found.items()}
+    return GateVerdict("slices", not failed, message, figures)

@@ -1,0 +1,185 @@
+"""A trial: a Triton of its own that serves one version to nobody else, with real requests."""
+
+import asyncio
+import os
+import socket
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from errors import PipelineError
+from lifecycle.asking import CALL_TIMEOUT_S
+from serving import triton
+from serving.die_with_parent import command_dying_with_parent
+from serving.protocol import MAX_BATCH_SIZE
+from serving.repository import ModelRepository
+from serving.supervisor import sweep
+from serving.triton_client import TritonClient, TritonTimeoutError, TritonUnavailableError
+from settings import Settings
+from storage.tables import Figures
+from storage.versions import GateVerdict
+
+START_TIMEOUT_S = 300.0
+LARGEST_SLOWDOWN = 1.25
+"""Of a lone text's median latency, and of the time for a full batch."""
+LARGEST_GROWTH = 1.25
+"""Of the memory."""
+_ROUNDS = 7
+_LONE_TEXTS = 24
+"""Asked one after the other in a round."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A version that answers at an address."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+
+    def memory_bytes(self) -> int:
+        """What the version takes for itself: the processes inside Triton, without what they share with others."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return sum(int(child.memory_full_info().uss) for child in children)
+
+
+@contextmanager
+def trial(settings: Settings, version: int, directory: Path) -> Iterator[Trial]:
+    """Serve a published version from a Triton of its own, whose files lie in `directory`, until the end of the block.
+
+    Raises:
+        PipelineError: no Triton can run here, or it does not serve the version; the message has the end of its log.
+    """
+    source = ModelRepository(settings.model_repository)
+    repository = ModelRepository(directory / "triton_repo")
+    target = repository.version_directory(version)
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.version_directory(version).iterdir():
+        _link(file, target / file.name)
+    repository.deploy(version)
+    own = settings.model_copy(
+        update={"model_repository": repository.root, "state_dir": directory, "port": _free_port(), "triton_url": None}
+    )
+    log_file = directory / "triton.log"
+    with log_file.open("wb") as output:
+        process = subprocess.Popen(
+            command_dying_with_parent(triton.command(own)),
+            env=triton.environment(own),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        if not asyncio.run(_becomes_ready(own.triton_address, process)):
+            tail = log_file.read_text(encoding="utf-8", errors="replace")[-1_000:]
+            raise PipelineError(f"A Triton of its own does not serve version {version}. The end of its log:\n{tail}")
+        yield Trial(own.triton_address, process)
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+        sweep(process.pid, triton.shared_memory_prefix(own))
+        process.wait()
+
+
+def within_budget(champion: Trial, candidate: Trial, texts: Sequence[str]) -> GateVerdict:
+    """The gate: the candidate answers about as fast as the champion, from about as much memory.
+
+    Both are asked in turns, so that whatever else the machine does slows both.
+    """
+    lone: dict[str, list[float]] = {"champion": [], "candidate": []}
+    batch: dict[str, list[float]] = {"champion": [], "candidate": []}
+    for _ in range(_ROUNDS):
+        for name, one in (("champion", champion), ("candidate", candidate)):
+            lone_s, batch_s = asyncio.run(_time(one.address, texts))
+            lone[name].append(lone_s)
+            batch[name].append(batch_s)
+    memory = {"champion": champion.memory_bytes(), "candidate": candidate.memory_bytes()}
+    figures: Figures = {}
+    failed = []
+    for name, values, most in (
+        (
+            "ms for a lone text",
+            {key: 1_000 * statistics.median(value) for key, value in lone.items()},
+            LARGEST_SLOWDOWN,
+        ),
+        (
+            f"ms for {MAX_BATCH_SIZE} texts",
+            {key: 1_000 * statistics.median(value) for key, value in batch.items()},
+            LARGEST_SLOWDOWN,
+        ),
+        ("MiB of memory", {key: value / 2**20 for key, value in memory.items()}, LARGEST_GROWTH),
+    ):
+        ratio = values["candidate"] / values["champion"]
+        figures[name] = {**values, "ratio": ratio, "at most": most}
+        if ratio > most:
+            failed.append(name)
+    told = ", ".join(f"{item['champion']:.1f} → {item['candidate']:.1f} {name}" for name, item in figures.items())
+    message = f"{'Over' if failed else 'Within'} the budget ({told})."
+    return GateVerdict("budget", not failed, message, figures)
+
+
+async def _becomes_ready(address: str, process: "subprocess.Popen[bytes]") -> bool:
+    client = TritonClient(address)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            if await client.is_ready():
+                return True
+            await asyncio.sleep(0.2)
+        return False
+    finally:
+        await client.close()
+
+
+async def _time(address: str, texts: Sequence[str]) -> tuple[float, float]:
+    """Seconds for a lone text, the median, and for a full batch."""
+    client = TritonClient(address)
+    try:
+        lone = []
+        for text in texts[:_LONE_TEXTS]:
+            started = time.perf_counter()
+            await client.classify([text], CALL_TIMEOUT_S)
+            lone.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        await client.classify(texts[:MAX_BATCH_SIZE], CALL_TIMEOUT_S)
+        return statistics.median(lone), time.perf_counter() - started
+    except (TritonUnavailableError, TritonTimeoutError) as error:
+        raise PipelineError(f"The trial's Triton stopped answering: {error}.") from error
+    finally:
+        await client.close()
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, where one file system has both; a copy elsewhere."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        target.write_bytes(source.read_bytes())
+
+
+def _free_port() -> int:
+    """The first of four free ports in a row, as the gateway and Triton number them."""
+    while True:
+        with socket.socket() as first:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+        if port + 3 > 65_535:
+            continue
+        others = [socket.socket() for _ in range(3)]
+        try:
+            for offset, other in enumerate(others, start=1):
+                other.bind(("127.0.0.1", port + offset))
+            return port
+        except OSError:
+            continue
+        finally:
+            for other in others:
+                other.close()

@@ -1,0 +1,94 @@
+"""Tells people: delivers the outbox by mail, and by whatever apprise reaches."""
+
+import hashlib
+import logging
+import smtplib
+import ssl
+from collections.abc import Callable
+from email.message import EmailMessage
+from email.utils import formatdate
+
+from errors import PipelineError
+from settings import Settings
+from storage import events
+from storage.database import Database
+from storage.tables import Mail
+
+_TIMEOUT_S = 15.0
+SUBJECT_PREFIX = "[sentiment] "
+
+log = logging.getLogger(__name__)
+
+Deliver = Callable[[Mail], None]
+
+
+def deliver_due(settings: Settings, database: Database) -> None:
+    """Tell what is due, once by each way that the settings name; what fails is tried again later.
+
+    A process that is killed between a server's yes and its own note of it tells once more; the mail has the same
+    Message-ID then, by which Gmail and others know it.
+    """
+    ways = _ways(settings)
+    if not ways:
+        events.drop_mails(database)
+        return
+    for mail in events.due_mails(database):
+        failures = []
+        for way, deliver in ways.items():
+            if way in mail.delivered:
+                continue
+            try:
+                deliver(mail)
+            except (OSError, smtplib.SMTPException, PipelineError) as error:
+                failures.append(_without_secrets(settings, f"{type(error).__name__}: {error}"))
+            else:
+                events.mark_delivered(database, mail.event_id, way)
+        if failures:
+            told = "; ".join(failures)
+            pause = events.mark_unsent(database, mail.event_id, told)
+            log.warning("Event %d could not be told (%s); trying again in %.0f s.", mail.event_id, told, pause)
+        else:
+            events.mark_sent(database, mail.event_id)
+
+
+def _ways(settings: Settings) -> dict[str, Deliver]:
+    ways: dict[str, Deliver] = {}
+    if settings.mail_to:
+        ways["mail"] = lambda mail: _send_mail(settings, mail)
+    for url in settings.notify_urls.get_secret_value().split():
+        # Its hash, for the URL has a secret in it.
+        ways[hashlib.sha256(url.encode()).hexdigest()[:12]] = lambda mail, url=url: _notify(url, mail)  # type: ignore[misc]
+    return ways
+
+
+def _send_mail(settings: Settings, mail: Mail) -> None:
+    sender = settings.mail_user or settings.mail_to.split(",")[0].strip()
+    message = EmailMessage()
+    message["From"] = sender
+    message["To"] = settings.mail_to
+    message["Subject"] = SUBJECT_PREFIX + mail.subject
+    message["Date"] = formatdate(mail.next_attempt_at.timestamp())
+    message["Message-ID"] = f"<sentiment-event-{mail.event_id}@{sender.rpartition('@')[2]}>"
+    message.set_content(mail.body)
+    with smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=_TIMEOUT_S) as server:
+        server.starttls(context=ssl.create_default_context())
+        if settings.mail_user:
+            server.login(settings.mail_user, settings.mail_password.get_secret_value())
+        server.send_message(message)
+
+
+def _notify(url: str, mail: Mail) -> None:
+    import apprise  # takes a second to import, and few need it
+
+    service = apprise.Apprise()
+    if not service.add(url):
+        raise PipelineError("a URL of SENTIMENT_NOTIFY_URLS is none that apprise knows")
+    if not service.notify(body=mail.body, title=SUBJECT_PREFIX + mail.subject):
+        raise PipelineError(f"{url.partition(':')[0]} did not take it")
+
+
+def _without_secrets(settings: Settings, text: str) -> str:
+    for secret in (settings.mail_password.get_secret_value(), *settings.notify_urls.get_secret_value().split()):
+        if secret:
+            text = text.replace(secret, "…")
+    return text

@@ -1,0 +1,1 @@
+"""The database: what the loop remembers."""

@@ -1,0 +1,150 @@
+"""Events, which tell everything that the loop did and why, and the outbox of the mails about them."""
+
+from datetime import timedelta
+from enum import Enum
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from storage.database import Database, now
+from storage.tables import Event, Figures, Mail
+
+FIRST_PAUSE_S = 10.0
+LONGEST_PAUSE_S = 3_600.0
+"""Between attempts to send a mail, which double from the first to the longest."""
+
+
+class EventKind(str, Enum):
+    """What can happen."""
+
+    CHECKED = "checked"
+    STALE = "stale"
+    RETRAINING_STARTED = "retraining-started"
+    RETRAINING_SKIPPED = "retraining-skipped"
+    REJECTED = "candidate-rejected"
+    PROMOTED = "promoted"
+    PROMOTION_FAILED = "promotion-failed"
+    BAKED = "baked"
+    ROLLED_BACK = "rolled-back"
+    RECONCILED = "reconciled"
+    JOB_FAILED = "job-failed"
+    JOB_CANCELLED = "job-cancelled"
+    JOB_RESUMED = "job-resumed"
+    FEEDBACK_IMPORTED = "feedback-imported"
+    VERSION_REMOVED = "version-removed"
+
+
+MAILED = {
+    EventKind.STALE,
+    EventKind.RETRAINING_STARTED,
+    EventKind.REJECTED,
+    EventKind.PROMOTED,
+    EventKind.PROMOTION_FAILED,
+    EventKind.ROLLED_BACK,
+    EventKind.JOB_FAILED,
+}
+
+
+def record(
+    session: Session,
+    kind: EventKind,
+    message: str,
+    figures: Figures | None = None,
+    *,
+    version: int | None = None,
+    job_id: int | None = None,
+) -> Event:
+    """Add an event, and the mail about it, in the transaction of what it tells of.
+
+    The message's first line is the mail's subject.
+    """
+    time = now(session)
+    event = Event(at=time, kind=kind.value, message=message, figures=figures or {}, version=version, job_id=job_id)
+    session.add(event)
+    session.flush()
+    if kind in MAILED:
+        subject = message.partition("\n")[0]
+        session.add(Mail(event_id=event.id, subject=subject, body=_body(event), next_attempt_at=time))
+    return event
+
+
+def _body(event: Event) -> str:
+    lines = [event.message, "", f"When: {event.at:%Y-%m-%d %H:%M:%S} UTC"]
+    if event.version is not None:
+        lines.append(f"Version: {event.version}")
+    if event.job_id is not None:
+        lines.append(f"Job: {event.job_id}")
+    return "\n".join([*lines, *(f"{name}: {_told(value)}" for name, value in event.figures.items())])
+
+
+def _told(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_told(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_told, value))
+    return str(value)
+
+
+def newest(database: Database, limit: int, kind: str | None = None, before: int | None = None) -> list[Event]:
+    """The newest events, the last one first; `before` is the id of an event that older ones are asked of."""
+    query = select(Event).order_by(Event.id.desc()).limit(limit)
+    if kind is not None:
+        query = query.where(Event.kind == kind)
+    if before is not None:
+        query = query.where(Event.id < before)
+    with database.reading() as session:
+        return list(session.scalars(query))
+
+
+def as_json(event: Event) -> Figures:
+    """An event as the API and the commands tell of it."""
+    return {
+        "id": event.id,
+        "at": event.at.isoformat(timespec="seconds"),
+        "kind": event.kind,
+        "message": event.message,
+        "figures": event.figures,
+        "version": event.version,
+        "job_id": event.job_id,
+    }
+
+
+def due_mails(database: Database) -> list[Mail]:
+    """Mails that wait to be sent, the oldest first."""
+    with database.reading() as session:
+        query = select(Mail).where(Mail.sent_at.is_(None), Mail.next_attempt_at <= now(session))
+        return list(session.scalars(query.order_by(Mail.event_id)))
+
+
+def mark_delivered(database: Database, event_id: int, way: str) -> None:
+    """A mail has been told by one of the ways."""
+    with database.transaction() as session:
+        mail = session.get_one(Mail, event_id)
+        mail.delivered = [*mail.delivered, way]
+
+
+def mark_sent(database: Database, event_id: int) -> None:
+    """A mail has been told by every way."""
+    with database.transaction() as session:
+        mail = session.get_one(Mail, event_id)
+        mail.sent_at = now(session)
+        mail.attempts += 1
+
+
+def mark_unsent(database: Database, event_id: int, error: str) -> float:
+    """A mail could not be sent; returns the seconds until it is tried again."""
+    with database.transaction() as session:
+        mail = session.get_one(Mail, event_id)
+        pause = min(FIRST_PAUSE_S * 2.0**mail.attempts, LONGEST_PAUSE_S)
+        mail.attempts += 1
+        mail.last_error = error
+        mail.next_attempt_at = now(session) + timedelta(seconds=pause)
+        return pause
+
+
+def drop_mails(database: Database) -> None:
+    """Forget what waits, where nobody is to be told."""
+    with database.transaction() as session:
+        session.execute(delete(Mail).where(Mail.sent_at.is_(None)))

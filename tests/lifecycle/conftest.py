@@ -1,0 +1,164 @@
+"""A real pipeline that serves small random models, so that it starts within seconds."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from serving.bundle import Bundle
+from serving.repository import ModelRepository
+from settings import Settings
+from storage.database import Database
+from tests.e2e.conftest import PROJECT, free_ports, wait_for
+
+ADMIN_KEY = "the-admin-key"
+
+
+@dataclass
+class Served:
+    """A directory with a model repository, and the `serve` that runs in it."""
+
+    directory: Path
+    port: int
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def settings(self) -> Settings:
+        given: dict[str, Any] = {
+            name.removeprefix("SENTIMENT_").lower(): value
+            for name, value in self.environment.items()
+            if name.startswith("SENTIMENT_")
+        }
+        return Settings(**given)
+
+    @property
+    def repository(self) -> ModelRepository:
+        return ModelRepository(self.directory / "triton_repo")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "serve.log").read_text(errors="replace")
+
+    def database(self) -> Database:
+        return Database(self.settings.database)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, str(PROJECT / "app.py"), *arguments]
+
+    def app(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.directory,
+            env=dict(self.environment),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+
+    def start(self) -> None:
+        with (self.directory / "serve.log").open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command("serve"), cwd=self.directory, env=dict(self.environment), stdout=output, stderr=output
+            )
+        wait_for(self.is_ready, 90, "serve to be ready")
+
+    def is_ready(self) -> bool:
+        assert self.process is None or self.process.poll() is None, self.log
+        try:
+            return httpx.get(f"{self.url}/health/ready", timeout=5).is_success
+        except httpx.TransportError:
+            return False
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(40)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                raise
+            self.process = None
+
+    def kill(self) -> None:
+        assert self.process is not None
+        triton = next(child for child in psutil.Process(self.process.pid).children(True) if "triton" in child.name())
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+        # It notices, and ends in order.
+        wait_for(lambda: not triton.is_running(), 30, "Triton to end")
+
+    def ask(self, method: str, path: str, **named: object) -> httpx.Response:
+        headers = {"X-API-Key": ADMIN_KEY}
+        return httpx.request(method, self.url + path, headers=headers, timeout=90, **named)  # type: ignore[arg-type]
+
+    def version(self) -> int:
+        """What a new text is answered by."""
+        answer = self.ask("POST", "/predict/live", json={"text": f"fine {time.monotonic_ns()}"})
+        assert answer.is_success, answer.text
+        return int(answer.headers["x-model-version"])
+
+
+def publish(served: Served, bundle: Path, version: int) -> None:
+    """The small model as another version."""
+    staging = served.repository.staging_directory(version)
+    for file in bundle.iterdir():
+        (staging / file.name).write_bytes(file.read_bytes())
+    replace(Bundle.load(staging), version=version).save(staging)
+    served.repository.publish(staging, version)
+
+
+def make_served(directory: Path, bundle: Path, versions: int = 3, **settings: str) -> Served:
+    """A repository with so many versions of the small model, the first deployed; nothing runs yet."""
+    port = free_ports()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SENTIMENT_")}
+    environment |= {
+        "SENTIMENT_PORT": str(port),
+        "SENTIMENT_STATE_DIR": str(directory / "state"),
+        "SENTIMENT_MODEL_REPOSITORY": str(directory / "triton_repo"),
+        "SENTIMENT_MODEL_DIR": str(directory / "model"),
+        "SENTIMENT_TRAIN_DATA": str(directory / "train.csv"),
+        "SENTIMENT_VAL_DATA": str(directory / "val.csv"),
+        "SENTIMENT_ADMIN_KEY": ADMIN_KEY,
+    } | settings
+    served = Served(directory, port, environment)
+    for version in range(1, versions + 1):
+        publish(served, bundle, version)
+    served.repository.deploy(1)
+    return served
+
+
+@contextmanager
+def serving(served: Served) -> Iterator[Served]:
+    """Run `serve` in the block."""
+    served.start()
+    try:
+        yield served
+    finally:
+        served.stop()
+
+
+@pytest.fixture
+def served(tmp_path: Path, bert_bundle: Path) -> Served:
+    return make_served(tmp_path, bert_bundle)
+
+
+@pytest.fixture
+def running(served: Served) -> Iterator[Served]:
+    with serving(served):
+        yield served
