@@ -8,11 +8,13 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 
 from errors import PipelineError
 from gateway.main import create_app
 from lifecycle.promotion import reconcile
 from lifecycle.schedule import Scheduler
+from serving.call_statistics import CallStatistics
 from serving.supervisor import TritonSupervisor
 from serving.triton_client import TritonClient, TritonTimeoutError, TritonUnavailableError
 from settings import Settings
@@ -30,14 +32,15 @@ async def serve(settings: Settings) -> None:
         PipelineError: the bundled Triton cannot run here.
     """
     storage = Storage(settings)
+    statistics = CallStatistics()
     try:
-        reconcile(settings, storage.open())
-    except PipelineError as error:
+        await asyncio.to_thread(lambda: reconcile(settings, storage.open()))
+    except (PipelineError, SQLAlchemyError) as error:
         log.error("What was under way when the pipeline ended last cannot be settled now: %s", error)
-    scheduler = Scheduler(settings, storage)
+    scheduler = Scheduler(settings, storage, statistics)
     server = _Server(
         uvicorn.Config(
-            create_app(settings, storage),
+            create_app(settings, storage, statistics),
             host=settings.host,
             port=settings.port,
             loop="uvloop",

@@ -10,6 +10,7 @@ from typing import TypeVar
 import orjson
 from fastapi import Request, Response
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.convertors import IntegerConvertor, register_url_convertor
 
 from errors import PipelineError
 from gateway.admin_key import check_key
@@ -35,10 +36,20 @@ CHECK_WAIT_S = 60.0
 MOST_EVENTS = 1_000
 _POLL_S = 0.2
 _LARGEST_ID = 2**63 - 1
+_MOST_DIGITS = len(str(_LARGEST_ID))
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+
+class _Number(IntegerConvertor):
+    """Python's `int`, which Starlette's own leaves it to, fails on thousands of digits."""
+
+    regex = f"[0-9]{{1,{_MOST_DIGITS}}}"
+
+
+register_url_convertor("number", _Number())
 
 
 async def list_models(request: Request) -> Response:
@@ -124,7 +135,7 @@ def _whole_number(request: Request, name: str, default: int, most: int) -> int:
     given = request.query_params.get(name)
     if given is None:
         return default
-    if not given.isascii() or not given.isdecimal() or not 1 <= int(given[:20]) <= most:
+    if not given.isascii() or not given.isdecimal() or len(given) > _MOST_DIGITS or not 1 <= int(given) <= most:
         raise InvalidFieldsError([FieldError(name, f"is {given[:50]!r}; a whole number from 1 to {most:,} is needed")])
     return int(given)
 
@@ -146,6 +157,9 @@ def _json(value: object, status: int = 200, headers: dict[str, str] | None = Non
     return Response(orjson.dumps(value), status, headers=headers, media_type="application/json")
 
 
+_DESCRIPTIONS = {200: "Done.", 202: "Asked for; the job tells how it goes."}
+
+
 def _route(
     method: str,
     path: str,
@@ -154,20 +168,20 @@ def _route(
     model: type | types.GenericAlias,
     *problems: type[ProblemError],
     parameters: Sequence[Json] = (),
-    status: int = 200,
+    statuses: Sequence[int] = (200,),
 ) -> DirectRoute:
     changes = method == "POST"
     return DirectRoute(
         path,
         endpoint,
         methods=[method],
-        status_code=status,
+        status_code=statuses[0],
         operation_id=endpoint.__name__,
         summary=summary,
         tags=["loop"],
         openapi_extra={**(ADMIN_KEY if changes else {}), "parameters": list(parameters)},
         responses={
-            status: {"model": model, "description": "Done."},
+            **{status: {"model": model, "description": _DESCRIPTIONS[status]} for status in statuses},
             **problem_responses(*((KeyNeededError,) if changes else ()), *problems, StorageUnavailableError),
         },
     )
@@ -188,7 +202,7 @@ routes = [
     _route("GET", "/models", list_models, "Every version", list[Model]),
     _route(
         "POST",
-        "/models/{version:int}/promote",
+        "/models/{version:number}/promote",
         promote,
         "Have a version serve",
         Serving,
@@ -197,9 +211,9 @@ routes = [
         parameters=[_VERSION],
     ),
     _route("POST", "/models/rollback", roll_back, "Go back to the version before", Serving, ConflictError),
-    _route("POST", "/check", check, "Is what serves good?", Job),
-    _route("POST", "/retrain", retrain, "Learn anew", Job, status=202),
-    _route("GET", "/jobs/{job:int}", get_job, "How a job goes", Job, NotFoundError, parameters=[_JOB]),
-    _route("POST", "/jobs/{job:int}/cancel", cancel_job, "End a job", Job, NotFoundError, parameters=[_JOB]),
+    _route("POST", "/check", check, "Is what serves good?", Job, statuses=(200, 202)),
+    _route("POST", "/retrain", retrain, "Learn anew", Job, statuses=(202,)),
+    _route("GET", "/jobs/{job:number}", get_job, "How a job goes", Job, NotFoundError, parameters=[_JOB]),
+    _route("POST", "/jobs/{job:number}/cancel", cancel_job, "End a job", Job, NotFoundError, parameters=[_JOB]),
     _route("GET", "/events", list_events, "What the loop did", list[Event], InvalidFieldsError, parameters=_EVENTS),
 ]

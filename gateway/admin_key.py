@@ -4,6 +4,7 @@ import hmac
 import logging
 import os
 import secrets
+import tempfile
 
 from fastapi import Request
 
@@ -31,15 +32,13 @@ def load_admin_key(settings: Settings) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             # Made whole before it has its name, so that two that start at once do not read half of one.
-            part = path.with_name(f".{_FILE}.{os.getpid()}")
-            with os.fdopen(os.open(part, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_urlsafe(32))
-            os.link(part, path)
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{_FILE}.") as part:
+                part.write(secrets.token_urlsafe(32))
+                part.flush()
+                os.link(part.name, path)
             log.info("The admin key, which requests that change what is served need, was made and lies in %s.", path)
         except FileExistsError:
             pass
-        finally:
-            part.unlink(missing_ok=True)
         key = path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise PipelineError(f"The admin key in {path} can neither be read nor made: {error.strerror}.") from error
@@ -51,6 +50,7 @@ def load_admin_key(settings: Settings) -> str:
 def check_key(request: Request) -> None:
     """Raise a KeyNeededError unless the request has the admin key."""
     given = request.headers.get(KEY_HEADER, "")
-    if not hmac.compare_digest(given.encode(), get_loop(request).admin_key.encode()):
+    # A header's bytes are taken as Latin-1; the key is sent in UTF-8.
+    if not hmac.compare_digest(given.encode("latin-1"), get_loop(request).admin_key.encode()):
         fault = "is wrong" if given else "is missing"
         raise KeyNeededError(f"The header {KEY_HEADER} {fault}; this needs the admin key.")

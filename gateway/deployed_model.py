@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 
 from gateway.answer_cache import AnswerCache
 from gateway.inference import Outcomes, Prediction, infer
+from serving.call_statistics import CallStatistics
 from serving.triton_client import Classification, TextRefusedError, TritonClient, TritonTimeoutError
 
 WATCH_INTERVAL_S = 1.0
@@ -27,11 +29,13 @@ class DeployedModel:
     version does.
     """
 
-    def __init__(self, client: TritonClient, cache: AnswerCache) -> None:
-        """Ask through `client`, and fill `cache` with what is answered by the version that is deployed."""
+    def __init__(self, client: TritonClient, cache: AnswerCache, statistics: CallStatistics) -> None:
+        """Ask through `client`, count in `statistics`, and fill `cache` with what the deployed version answers."""
         self._client = client
         self._cache = cache
+        self._statistics = statistics
         self._calls = 0
+        self._under_way = 0
         self._newest_call = 0
         self._version: int | None = None
         self._heard_at = -WATCH_INTERVAL_S
@@ -65,6 +69,9 @@ class DeployedModel:
     async def _classify(self, texts: Sequence[str], timeout_s: float) -> Classification:
         self._calls += 1
         call = self._calls
+        started = time.perf_counter()
+        is_lone = len(texts) == 1 and not self._under_way
+        self._under_way += 1
         try:
             answer = await self._client.classify(texts, timeout_s)
         except TextRefusedError:
@@ -72,11 +79,17 @@ class DeployedModel:
             raise
         except TritonTimeoutError:
             # Tells no more than that this request's time was too short.
+            self._count_failure()
             raise
         except Exception as error:
             self._hear(ready=False, reason=error)
+            self._count_failure()
             raise
+        finally:
+            self._under_way -= 1
         self._hear(ready=True)
+        stayed_lone = is_lone and call == self._calls
+        self._statistics.answered(answer.version, 1_000 * (time.perf_counter() - started) if stayed_lone else None)
         # Calls reach Triton in the order they start in, but end in any: one that started before the newest tells of
         # the past, and must not bring an old version back.
         if call > self._newest_call:
@@ -86,6 +99,10 @@ class DeployedModel:
                 self._version = answer.version
                 self._cache.turn_to(answer.version)
         return answer
+
+    def _count_failure(self) -> None:
+        if self._version is not None:
+            self._statistics.failed(self._version)
 
     def _hear(self, ready: bool, reason: Exception | None = None) -> None:
         self._heard_at = asyncio.get_running_loop().time()

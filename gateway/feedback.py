@@ -46,17 +46,17 @@ async def post_feedback(request: Request) -> Response:
     return Response(orjson.dumps({"accepted": len(rows)}), 201, media_type="application/json")
 
 
-def _keep(loop: Loop, rows: list[LabelledText], key: str) -> None:
+def _keep(loop: Loop, rows: dict[str, LabelledText], key: str) -> None:
     try:
         labels = _labels(loop)
         unknown = [
-            FieldError(f"feedback[{position}].label", f"is {row.label[:50]!r}; it is one of {', '.join(labels)}")
-            for position, row in enumerate(rows)
+            FieldError(f"{place}label", f"is {row.label[:50]!r}; it is one of {', '.join(labels)}")
+            for place, row in rows.items()
             if row.label not in labels
         ]
         if unknown:
             raise InvalidFieldsError(unknown)
-        add_feedback(loop.storage.open(), rows, "api", key)
+        add_feedback(loop.storage.open(), list(rows.values()), "api", key)
     except KeyUsedError as error:
         raise ConflictError(
             f"The {IDEMPOTENCY_HEADER} {key[:50]!r} came with other feedback before; each request needs its own."

@@ -14,13 +14,16 @@ from gateway.deps import Loop, set_loop, set_predictor
 from gateway.openapi import DocumentedAPI
 from gateway.predictor import Predictor
 from gateway.problems import answer_with_problems
+from serving.call_statistics import CallStatistics
 from serving.triton_client import TritonClient
 from settings import Settings
 from storage.storage import Storage
 
 
-def create_app(settings: Settings, storage: Storage) -> FastAPI:
+def create_app(settings: Settings, storage: Storage, statistics: CallStatistics) -> FastAPI:
     """Make the app that answers through the Triton of `settings`, up or not, and remembers in `storage`.
+
+    It counts its calls to the model in `statistics`.
 
     Raises:
         PipelineError: the admin key can neither be read nor made.
@@ -30,7 +33,7 @@ def create_app(settings: Settings, storage: Storage) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         client = TritonClient(settings.triton_address)
-        predictor = Predictor(client, AnswerCache(MAX_BYTES))
+        predictor = Predictor(client, AnswerCache(MAX_BYTES), statistics)
         set_predictor(app, predictor)
         set_loop(app, loop)
         watch = asyncio.create_task(predictor.watch())

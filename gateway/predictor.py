@@ -7,6 +7,7 @@ from gateway.batch_splitting import BatchSplitter
 from gateway.deployed_model import DeployedModel
 from gateway.inference import Prediction
 from gateway.micro_batching import MicroBatcher
+from serving.call_statistics import CallStatistics
 from serving.triton_client import TritonClient
 
 LIVE_DEADLINE_S = 10.0
@@ -24,10 +25,10 @@ class Predictor:
     texts cannot be answered is what `ready` says.
     """
 
-    def __init__(self, client: TritonClient, cache: AnswerCache) -> None:
+    def __init__(self, client: TritonClient, cache: AnswerCache, statistics: CallStatistics) -> None:
         """Answer through `client`, which stays the caller's to close, what `cache` does not know."""
         self._cache = cache
-        self._model = DeployedModel(client, cache)
+        self._model = DeployedModel(client, cache, statistics)
         self._micro_batcher = MicroBatcher(self._model)
         self._batch_splitter = BatchSplitter(self._model)
 

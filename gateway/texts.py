@@ -87,8 +87,10 @@ def batch_texts(body: bytes) -> list[str]:
     return list(texts)
 
 
-def labelled_texts(body: bytes) -> list[LabelledText]:
+def labelled_texts(body: bytes) -> dict[str, LabelledText]:
     """Return the rows of `{"text": "…", "label": "…"}`, or of `{"feedback": […]}`, a list of such objects.
+
+    Each is under its place in the body, which the names of its fields begin with: nothing, or `feedback[3].`.
 
     Raises:
         MalformedBodyError: the body is not JSON.
@@ -122,7 +124,7 @@ def labelled_texts(body: bytes) -> list[LabelledText]:
                 errors.append(FieldError(place + name, wrong))
     if errors:
         raise InvalidFieldsError(errors)
-    return [LabelledText(row["text"], row["label"]) for row in rows]
+    return {place: LabelledText(row["text"], row["label"]) for row, place in zip(rows, places, strict=True)}
 
 
 def _nul_fault(text: str) -> str | None:

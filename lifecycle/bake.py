@@ -1,25 +1,21 @@
 """Watches a version in the time after its promotion, and goes back by itself where it does badly."""
 
-import asyncio
 import logging
 
 from errors import PipelineError
 from lifecycle.promotion import roll_back
-from serving.triton_client import Statistics, TritonClient, TritonTimeoutError, TritonUnavailableError
+from serving.call_statistics import CallStatistics, VersionStatistics
 from settings import Settings
 from storage import deployments, events, jobs
 from storage.database import Database, now
 from storage.events import EventKind
 from storage.tables import Deployment
 
-LEAST_REQUESTS = 100
-"""Before errors or latency count: one of ten slow requests tells nothing."""
+LEAST_CALLS = 100
+"""Before errors or latency count: one of ten slow calls tells nothing."""
 LARGEST_FAILED_SHARE = 0.02
 LARGEST_SLOWDOWN = 2.0
-"""Of the mean time of a request inside Triton. More than the gate allows, for live requests change by themselves."""
-UNANSWERED_CHECKS = 6
-"""In a row, a look every ten seconds: a Triton that restarts is back sooner."""
-_TIMEOUT_S = 10.0
+"""Of the median time of a lone call. More than the gate allows, for live texts change by themselves."""
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +23,10 @@ log = logging.getLogger(__name__)
 class BakeWatch:
     """Looks at the version that bakes, when it is told to."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Nothing is looked at yet."""
+    def __init__(self, settings: Settings, statistics: CallStatistics) -> None:
+        """Judge by `statistics`, of the gateway beside it."""
         self._settings = settings
-        self._unanswered = 0
+        self._statistics = statistics
 
     def look(self, database: Database) -> None:
         """Roll back where something is wrong; end the baking where its time is over."""
@@ -38,9 +34,8 @@ class BakeWatch:
             deployment = deployments.serving(session)
             time = now(session)
         if deployment is None or deployment.bakes_until is None:
-            self._unanswered = 0
             return
-        problem = self._problem(database, deployment)
+        problem = _stale(database, deployment) or self._problem(deployment)
         if problem:
             log.error("Version %d does badly: %s.", deployment.version, problem)
             try:
@@ -54,40 +49,28 @@ class BakeWatch:
                 events.record(session, EventKind.BAKED, message, version=deployment.version)
             log.info("%s", message)
 
-    def _problem(self, database: Database, deployment: Deployment) -> str:
-        """What is wrong with a version that bakes; empty where nothing is."""
-        check = jobs.last_ended(database, jobs.CHECK)
-        is_of_it = check is not None and check.result.get("version") == deployment.version
-        if check is not None and is_of_it and check.created_at >= deployment.started_at and check.result.get("stale"):
-            return "a check found it stale: " + "; ".join(check.result["problems"])
-        counted = asyncio.run(_counted(self._settings.triton_address, deployment.version))
-        if counted is None:
-            self._unanswered += 1
-            return "it does not answer" if self._unanswered >= UNANSWERED_CHECKS else ""
-        self._unanswered = 0
-        return problem_of(counted, deployment)
+    def _problem(self, deployment: Deployment) -> str:
+        before = None if deployment.previous is None else self._statistics.of(deployment.previous)
+        return problem_of(self._statistics.of(deployment.version), before)
 
 
-def problem_of(counted: Statistics, deployment: Deployment) -> str:
-    """What the counts say against a version; empty where they say nothing."""
-    requests = counted.answered + counted.failed
-    if requests < LEAST_REQUESTS:
-        return ""
-    if counted.failed / requests > LARGEST_FAILED_SHARE:
-        return f"{counted.failed} of {requests} requests failed"
-    before = deployment.baseline
-    if before.get("answered", 0) >= LEAST_REQUESTS and counted.answered >= LEAST_REQUESTS:
-        slowdown = counted.answered_ms / before["answered_ms"]
+def problem_of(counted: VersionStatistics, before: VersionStatistics | None) -> str:
+    """What a version's calls say against it, beside those of the one before; empty where they say nothing."""
+    calls = counted.answered + counted.failed
+    if calls >= LEAST_CALLS and counted.failed / calls > LARGEST_FAILED_SHARE:
+        return f"{counted.failed} of {calls} calls failed"
+    if before is not None and min(counted.lone_calls, before.lone_calls) >= LEAST_CALLS:
+        slowdown = counted.lone_ms / before.lone_ms
         if slowdown > LARGEST_SLOWDOWN:
-            return f"a request takes {counted.answered_ms:.1f} ms, {slowdown:.1f} times as long as before"
+            return f"a lone text takes {counted.lone_ms:.1f} ms, {slowdown:.1f} times as long as before"
     return ""
 
 
-async def _counted(address: str, version: int) -> Statistics | None:
-    client = TritonClient(address)
-    try:
-        return (await client.statistics(_TIMEOUT_S)).get(version)
-    except (TritonUnavailableError, TritonTimeoutError):
-        return None
-    finally:
-        await client.close()
+def _stale(database: Database, deployment: Deployment) -> str:
+    """What the last check found, if it was of this version and since it serves; empty where that was good."""
+    check = jobs.last_ended(database, jobs.CHECK)
+    if check is None or check.result.get("version") != deployment.version:
+        return ""
+    if check.created_at < deployment.started_at or not check.result["stale"]:
+        return ""
+    return "a check found it stale: " + "; ".join(check.result["problems"])

@@ -56,7 +56,7 @@ def retrain(settings: Settings, options: argparse.Namespace) -> None:
     elif job.state == jobs.REJECTED:
         print(f"Version {job.result['version']} was rejected by {', '.join(job.result['gates'])}.")
     else:
-        print(f"Job {job.id} was {job.state}: {job.result.get('reason', job.error)}.")
+        print(f"No retraining: {job.result['reason']}.")
 
 
 def cancel(settings: Settings, options: argparse.Namespace) -> None:
@@ -122,7 +122,8 @@ def import_feedback(settings: Settings, options: argparse.Namespace) -> None:
     rows = _read_feedback(options.file, _known_labels(settings))
     database = _open(settings)
     add_feedback(database, rows, source=options.file.name)
-    message = f"{len(rows)} rows of feedback were imported from {options.file.name}."
+    counted = f"{len(rows):,} rows of feedback were" if len(rows) > 1 else "One row of feedback was"
+    message = f"{counted} imported from {options.file.name}."
     with database.transaction() as session:
         events.record(session, EventKind.FEEDBACK_IMPORTED, message, {"rows": len(rows)})
     print(message)

@@ -39,7 +39,8 @@ def deliver_due(settings: Settings, database: Database) -> None:
                 continue
             try:
                 deliver(mail)
-            except (OSError, smtplib.SMTPException, PipelineError) as error:
+            except (OSError, ValueError, smtplib.SMTPException, PipelineError) as error:
+                # A ValueError is of a login, an address or a text that cannot be put into a mail.
                 failures.append(_without_secrets(settings, f"{type(error).__name__}: {error}"))
             else:
                 events.mark_delivered(database, mail.event_id, way)
@@ -66,7 +67,7 @@ def _send_mail(settings: Settings, mail: Mail) -> None:
     message = EmailMessage()
     message["From"] = sender
     message["To"] = settings.mail_to
-    message["Subject"] = SUBJECT_PREFIX + mail.subject
+    message["Subject"] = SUBJECT_PREFIX + " ".join(mail.subject.split())
     message["Date"] = formatdate(mail.next_attempt_at.timestamp())
     message["Message-ID"] = f"<sentiment-event-{mail.event_id}@{sender.rpartition('@')[2]}>"
     message.set_content(mail.body)
@@ -80,6 +81,8 @@ def _send_mail(settings: Settings, mail: Mail) -> None:
 def _notify(url: str, mail: Mail) -> None:
     import apprise  # takes a second to import, and few need it
 
+    # It logs URLs that it does not know, with the secrets in them.
+    logging.getLogger("apprise").setLevel(logging.CRITICAL)
     service = apprise.Apprise()
     if not service.add(url):
         raise PipelineError("a URL of SENTIMENT_NOTIFY_URLS is none that apprise knows")

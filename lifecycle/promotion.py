@@ -52,8 +52,8 @@ def promote(settings: Settings, database: Database, version: int, reason: str, f
         if version == previous:
             raise DeploymentError(f"Version {version} serves already.")
         message = f"Version {version} was promoted{f' in the place of {previous}' if previous else ''}: {reason}."
-        baseline = _baseline(settings, previous)
-        _switch(settings, database, version, previous, reason, EventKind.PROMOTED, message, figures or {}, baseline)
+        bake_s = settings.bake_minutes * 60
+        _switch(settings, database, version, previous, reason, EventKind.PROMOTED, message, figures or {}, bake_s)
 
 
 def roll_back(settings: Settings, database: Database, reason: str) -> int:
@@ -74,7 +74,7 @@ def roll_back(settings: Settings, database: Database, reason: str) -> int:
         if target not in repository.published():
             raise DeploymentError(f"Version {target}, to go back to, is no longer in {repository.model}.")
         message = f"Rolled back from version {current} to {target}: {reason}."
-        _switch(settings, database, target, previous, reason, EventKind.ROLLED_BACK, message, {}, None)
+        _switch(settings, database, target, previous, reason, EventKind.ROLLED_BACK, message, {}, bake_s=0)
         return target
 
 
@@ -101,7 +101,7 @@ def reconcile(settings: Settings, database: Database) -> None:
             known = deployments.serving(session)
             if known is None or known.version != deployed:
                 found = deployments.intend(session, deployed, known.version if known else None, "found deployed")
-                deployments.finish(session, found.id, 0, {})
+                deployments.finish(session, found.id, bake_s=0)
 
 
 def _settle(
@@ -119,7 +119,7 @@ def _settle(
         log.warning("Triton does not run; it will load version %d when it does.", target)
     with database.transaction() as session:
         if target == intention.version:
-            deployments.finish(session, intention.id, 0, {})
+            deployments.finish(session, intention.id, bake_s=0)
         else:
             deployments.undo(session, intention.id)
         done = "finished" if target == intention.version else "undone"
@@ -146,9 +146,9 @@ def _switch(
     kind: EventKind,
     message: str,
     figures: Figures,
-    baseline: Figures | None,
+    bake_s: float,
 ) -> None:
-    """The steps, in their order; `baseline` is none where the version need not prove itself again."""
+    """The steps, in their order."""
     repository = ModelRepository(settings.model_repository)
     serving_before = repository.deployed()
     try:
@@ -170,8 +170,7 @@ def _switch(
             events.record(session, EventKind.PROMOTION_FAILED, failure, version=version)
         raise DeploymentError(failure)
     with database.transaction() as session:
-        bake_s = settings.bake_minutes * 60 if baseline is not None else 0
-        deployments.finish(session, intention.id, bake_s, baseline or {})
+        deployments.finish(session, intention.id, bake_s)
         events.record(session, kind, message, figures, version=version)
     log.info("%s", message)
     if problem is None:
@@ -198,19 +197,3 @@ async def _load_and_ask(address: str, version: int) -> str | None:
     finally:
         await client.close()
     return "" if answered == version else f"version {answered} answers after it was loaded"
-
-
-def _baseline(settings: Settings, version: int | None) -> Figures:
-    """How `version` served until now, as Triton counted it; nothing where it cannot be asked."""
-
-    async def ask() -> Figures:
-        client = TritonClient(settings.triton_address)
-        try:
-            counted = (await client.statistics(_ANSWER_TIMEOUT_S)).get(version or 0)
-        except (TritonUnavailableError, TritonTimeoutError):
-            return {}
-        finally:
-            await client.close()
-        return {"answered": counted.answered, "answered_ms": counted.answered_ms} if counted else {}
-
-    return asyncio.run(ask())

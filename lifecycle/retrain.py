@@ -13,7 +13,7 @@ from lifecycle import alias
 from lifecycle.check import learnt_before, retraining_key
 from lifecycle.evaluation_data import evaluation_data
 from lifecycle.judge import judge
-from lifecycle.promotion import promote
+from lifecycle.promotion import promote, reconcile
 from lifecycle.retention import remove_old_versions
 from lifecycle.training_data import TRAIN_FILE, VAL_FILE, merge, write
 from serving.bundle import Bundle
@@ -40,6 +40,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Callable[[st
     Raises:
         PipelineError: the data are not fit, nothing is deployed, or the disk or MLflow does not allow it.
     """
+    reconcile(settings, database)
     repository = ModelRepository(settings.model_repository)
     dataset = load_dataset(settings.train_data, settings.val_data)
     directory = settings.state_dir / "retraining" / str(job.id)

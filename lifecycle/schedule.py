@@ -20,6 +20,7 @@ from lifecycle import alias
 from lifecycle.bake import BakeWatch
 from lifecycle.notification import deliver_due
 from lifecycle.promotion import reconcile
+from serving.call_statistics import CallStatistics
 from serving.die_with_parent import command_dying_with_parent
 from settings import Settings, load_settings
 from storage import deployments, events, jobs, leases
@@ -51,8 +52,9 @@ def request_check() -> None:
 class Scheduler:
     """Takes the lease of the scheduler when it is free, and runs it as long as the lease can be renewed."""
 
-    def __init__(self, settings: Settings, storage: Storage) -> None:
-        """Prepare; `start` begins."""
+    def __init__(self, settings: Settings, storage: Storage, statistics: CallStatistics) -> None:
+        """Prepare; `start` begins. `statistics` tell how this host's gateway fares."""
+        self._statistics = statistics
         self._settings = settings
         self._storage = storage
         self._holder = leases.new_holder()
@@ -111,7 +113,7 @@ class Scheduler:
             scheduler.add_job(request_check, interval, id="check", jobstore=_PERSISTENT)
         elif known.trigger.interval != interval.interval:
             known.reschedule(interval)
-        watch = BakeWatch(self._settings)
+        watch = BakeWatch(self._settings, self._statistics)
         for name, seconds, look in (
             ("jobs", _JOBS_S, self._look_after_jobs),
             ("outbox", _OUTBOX_S, lambda database: deliver_due(self._settings, database)),

@@ -43,7 +43,7 @@ def merge(database: Database, dataset: Dataset) -> MergedData:
     labels: list[str] = []
     for text, label in zip(dataset.train.texts, dataset.train.labels, strict=True):
         hash_ = text_hash(text)
-        if hash_ not in told and hash_ not in held_out:
+        if hash_ not in told and hash_ not in held_out and hash_ not in validated:
             texts.append(text)
             labels.append(label)
     learnt = [row for hash_, row in told.items() if hash_ not in validated and not is_held_out(hash_)]

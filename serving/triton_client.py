@@ -54,16 +54,6 @@ class Classification:
     """Positions of the texts that were longer than the model reads, and were cut."""
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """What Triton has counted of a version since it loaded it."""
-
-    answered: int
-    failed: int
-    answered_ms: float
-    """Mean time of an answered request inside Triton, waiting included."""
-
-
 class TritonClient:
     """An asyncio client of one Triton; make and use it within one running event loop."""
 
@@ -132,27 +122,6 @@ class TritonClient:
             await self._stub.RepositoryModelLoad(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise TritonUnavailableError(error.details()) from error
-
-    async def statistics(self, timeout_s: float) -> dict[int, Statistics]:
-        """What Triton has counted, by version.
-
-        Raises:
-            TritonUnavailableError: Triton is down, or the model is not loaded.
-            TritonTimeoutError: no answer came within `timeout_s` seconds.
-        """
-        request = service_pb2.ModelStatisticsRequest(name=MODEL_NAME)
-        try:
-            response = await self._stub.ModelStatistics(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise _translated(error) from error
-        return {
-            int(model.version): Statistics(
-                answered=model.inference_stats.success.count,
-                failed=model.inference_stats.fail.count,
-                answered_ms=model.inference_stats.success.ns / 1e6 / max(model.inference_stats.success.count, 1),
-            )
-            for model in response.model_stats
-        }
 
     async def close(self) -> None:
         """Close the connection; calls under way are cancelled."""

@@ -6,7 +6,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from storage.database import Database, now
-from storage.tables import Deployment, Figures
+from storage.tables import Deployment
 
 INTENDED = "intended"
 """Written before anything is touched, so that a restart knows what was under way."""
@@ -18,22 +18,19 @@ UNDONE = "undone"
 
 def intend(session: Session, version: int, previous: int | None, reason: str) -> Deployment:
     """Write down that `version` is to serve in the place of `previous`."""
-    deployment = Deployment(
-        version=version, previous=previous, state=INTENDED, reason=reason, started_at=now(session), baseline={}
-    )
+    deployment = Deployment(version=version, previous=previous, state=INTENDED, reason=reason, started_at=now(session))
     session.add(deployment)
     session.flush()
     return deployment
 
 
-def finish(session: Session, deployment_id: int, bake_s: float, baseline: Figures) -> None:
-    """The intended version serves from now on, and the one before it does not."""
+def finish(session: Session, deployment_id: int, bake_s: float) -> None:
+    """The intended version serves from now on, and the one before it does not; 0 seconds are no bake time."""
     time = now(session)
     session.execute(update(Deployment).where(Deployment.state == SERVING).values(state=ENDED, ended_at=time))
     deployment = session.get_one(Deployment, deployment_id)
     deployment.state = SERVING
     deployment.started_at = time
-    deployment.baseline = baseline
     deployment.bakes_until = time + timedelta(seconds=bake_s) if bake_s else None
 
 

@@ -137,7 +137,7 @@ def mark_unsent(database: Database, event_id: int, error: str) -> float:
     """A mail could not be sent; returns the seconds until it is tried again."""
     with database.transaction() as session:
         mail = session.get_one(Mail, event_id)
-        pause = min(FIRST_PAUSE_S * 2.0**mail.attempts, LONGEST_PAUSE_S)
+        pause = min(FIRST_PAUSE_S * 2.0 ** min(mail.attempts, 16), LONGEST_PAUSE_S)
         mail.attempts += 1
         mail.last_error = error
         mail.next_attempt_at = now(session) + timedelta(seconds=pause)

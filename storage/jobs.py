@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from storage import leases
@@ -32,6 +32,9 @@ _ACTIVE = (QUEUED, RUNNING)
 MOST_ATTEMPTS = 3
 """A job whose process was killed so often is not tried again: it may be what kills it."""
 
+_ENQUEUE_LOCK = 7_203_412
+"""Of PostgreSQL's advisory locks, the one under which jobs are asked for; SQLite has one writer at a time anyway."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -45,6 +48,8 @@ class Outcome:
 def enqueue(database: Database, kind: Kind, reason: str) -> Job:
     """Ask for a job; where one of the kind waits or runs, that is returned."""
     with database.transaction() as session:
+        if session.get_bind().dialect.name == "postgresql":
+            session.execute(select(func.pg_advisory_xact_lock(_ENQUEUE_LOCK)))
         active = session.scalars(select(Job).where(Job.kind == kind, Job.state.in_(_ACTIVE)).order_by(Job.id)).first()
         if active is not None:
             return active
@@ -69,7 +74,7 @@ def waiting(database: Database, kind: Kind) -> Job | None:
 def begin(database: Database, job_id: int) -> Job | None:
     """Mark a waiting job as running, which the caller needs the lease of its kind for; none if it does not wait."""
     with database.transaction() as session:
-        job = session.get(Job, job_id)
+        job = session.get(Job, job_id, with_for_update=True)
         if job is None or job.state != QUEUED:
             return None
         job.state = RUNNING
@@ -100,7 +105,7 @@ def end(session: Session, job_id: int, outcome: Outcome) -> None:
 def request_cancel(database: Database, job_id: int) -> Job | None:
     """Cancel a job that waits, at once, or one that runs, as soon as it notices; none where there is no such job."""
     with database.transaction() as session:
-        job = session.get(Job, job_id)
+        job = session.get(Job, job_id, with_for_update=True)
         if job is not None and job.state == QUEUED:
             end(session, job_id, Outcome(CANCELLED, {}))
         elif job is not None and job.state == RUNNING:
@@ -116,9 +121,14 @@ def is_cancel_requested(database: Database, job_id: int) -> bool:
 
 def lost(database: Database) -> list[Job]:
     """Jobs that are marked as running while nobody holds the lease of their kind: their process is gone."""
+    found = {job.id for job in _running(database) if leases.holder_of(database, job.kind) is None}
+    # One that ended between the two looks gave its lease back.
+    return [job for job in _running(database) if job.id in found]
+
+
+def _running(database: Database) -> list[Job]:
     with database.reading() as session:
-        running = session.scalars(select(Job).where(Job.state == RUNNING)).all()
-    return [job for job in running if leases.holder_of(database, job.kind) is None]
+        return list(session.scalars(select(Job).where(Job.state == RUNNING)))
 
 
 def requeue(session: Session, job_id: int) -> None:

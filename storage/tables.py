@@ -170,7 +170,5 @@ class Deployment(Table):
     ended_at: Mapped[datetime | None]
     bakes_until: Mapped[datetime | None]
     """Until then, errors, latency or a failed check take it back by themselves."""
-    baseline: Mapped[Figures] = mapped_column(default=dict)
-    """How the previous version served: what this one is held against while it bakes."""
     alias_set: Mapped[bool] = mapped_column(default=False)
     """Whether MLflow's alias is known to name the version."""

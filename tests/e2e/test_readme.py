@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from settings import ENV_PREFIX, Settings
+from tests.e2e.closing_the_loop import close_the_loop
 from tests.e2e.conftest import PROJECT, Pipeline, wait_for
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -91,9 +92,36 @@ def batch_and_predict(pipeline: Pipeline) -> None:
     assert re.search(r"Positive 0\.\d{4} \(version 1\)", output)
 
 
+def tell_feedback(pipeline: Pipeline) -> None:
+    (pipeline.checkout / "more_feedback.csv").write_text('text,label\n"I want my money back.",Negative\n')
+    output = shell(pipeline, command_blocks()[6].replace("curl ", "curl -s "))
+    assert '{"accepted":1}' in output
+    assert "One row of feedback was imported from more_feedback.csv" in output
+
+
+def close_loop(pipeline: Pipeline) -> None:
+    key = (pipeline.checkout / ".sentiment" / "admin_key").read_text()
+    # In the slice of the data there are few reviews to learn from, so tweets help less and may cost more.
+    close_the_loop(pipeline.url, key, least_gain=0.02, largest_loss=0.03)
+    check, retrain, models, events, rollback = command_blocks()[7].splitlines()
+    assert re.search(r"^validation +300 +0\.\d{4}", shell(pipeline, check), flags=re.MULTILINE)
+    assert "No retraining: job 2 has learnt from the same data with the same settings" in shell(pipeline, retrain)
+    told = shell(pipeline, models)
+    assert re.search(r"^3 +champion .* all 7 ", told, flags=re.MULTILINE)
+    assert re.search(r"^1 +previous ", told, flags=re.MULTILINE)
+    assert "Version 3 was promoted in the place of 1: job 2 passed every gate." in shell(pipeline, events)
+    assert "Version 1 serves." in shell(pipeline, rollback)
+
+
+def check_by_request(pipeline: Pipeline) -> None:
+    answer = json.loads(shell(pipeline, command_blocks()[8].replace("curl ", "curl -s ")))
+    assert answer["state"] == "succeeded"
+    assert answer["result"]["version"] == 1
+
+
 def mlflow_ui(pipeline: Pipeline) -> None:
     process = subprocess.Popen(
-        [Path(sys.prefix) / "bin" / command_blocks()[6].split()[0], *command_blocks()[6].split()[1:]],
+        [Path(sys.prefix) / "bin" / command_blocks()[9].split()[0], *command_blocks()[9].split()[1:]],
         cwd=pipeline.checkout,
         env=pipeline.environment | {"PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"},
         stdout=subprocess.DEVNULL,
@@ -121,12 +149,12 @@ def clean(pipeline: Pipeline) -> None:
         (scratch / name).mkdir()
     (scratch / "train_sentiment_data.csv").touch()
     (scratch / "Makefile").write_bytes((pipeline.checkout / "Makefile").read_bytes())
-    subprocess.run(command_blocks()[7].split(), cwd=scratch, env=pipeline.environment, check=True, capture_output=True)
+    subprocess.run(command_blocks()[10].split(), cwd=scratch, env=pipeline.environment, check=True, capture_output=True)
     assert sorted(path.name for path in scratch.iterdir()) == ["Makefile", "train_sentiment_data.csv"]
 
 
 def what_ci_runs(pipeline: Pipeline) -> None:
-    assert command_blocks()[8] in (pipeline.checkout / ".ci" / "run").read_text().splitlines()
+    assert command_blocks()[11] in (pipeline.checkout / ".ci" / "run").read_text().splitlines()
 
 
 CHECKS: list[tuple[str, Callable[[Pipeline], None]]] = [
@@ -136,6 +164,9 @@ CHECKS: list[tuple[str, Callable[[Pipeline], None]]] = [
     ("python app.py data", check_data),
     ("python app.py train", step_by_step),
     ("curl localhost:8000/predict/batch", batch_and_predict),
+    ("curl localhost:8000/feedback", tell_feedback),
+    ("python app.py check", close_loop),
+    ("curl -X POST localhost:8000/check", check_by_request),
     ("mlflow ui", mlflow_ui),
     ("make clean", clean),
     ("make test", what_ci_runs),
@@ -170,7 +201,7 @@ def test_settings_table_names_each_setting_with_its_default() -> None:
     rows = dict(re.findall(rf"^\| `({ENV_PREFIX}\w+)` \| (.*?) \|", README, flags=re.MULTILINE))
     assert rows.keys() == {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else f"`{field.default}`"
+        default = f"`{field.default}`" if str(field.default or "") else ""
         assert rows[ENV_PREFIX + name.upper()] == default
 
 

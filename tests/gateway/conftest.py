@@ -13,6 +13,7 @@ from pydantic import SecretStr
 import gateway.deployed_model
 import gateway.main
 from gateway.main import create_app
+from serving.call_statistics import CallStatistics
 from settings import Settings
 from storage.storage import Storage
 from tests.gateway.fake_triton import FakeTriton
@@ -78,7 +79,7 @@ def make_app(triton: FakeTriton, directory: Path) -> FastAPI:
         model_repository=directory / "triton_repo",
         admin_key=SecretStr(ADMIN_KEY),
     )
-    return create_app(settings, Storage(settings))
+    return create_app(settings, Storage(settings), CallStatistics())
 
 
 @pytest.fixture(scope="session")

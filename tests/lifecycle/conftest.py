@@ -139,7 +139,8 @@ def make_served(directory: Path, bundle: Path, versions: int = 3, **settings: st
     served = Served(directory, port, environment)
     for version in range(1, versions + 1):
         publish(served, bundle, version)
-    served.repository.deploy(1)
+    if versions:
+        served.repository.deploy(1)
     return served
 
 

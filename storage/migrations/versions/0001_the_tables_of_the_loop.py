@@ -19,7 +19,6 @@ def upgrade() -> None:
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("bakes_until", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("baseline", sa.JSON(), nullable=False),
         sa.Column("alias_set", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )

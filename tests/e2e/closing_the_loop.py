@@ -1,0 +1,190 @@
+"""The whole loop on a running pipeline: tweets come in as feedback, and a better model serves, while requests flow.
+
+`python -m tests.e2e.closing_the_loop URL ADMIN_KEY`, for a pipeline that serves a model of the sample data. Prints what
+happens, and fails where something does not happen as it should.
+"""
+
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from storage.feedback import is_held_out, text_hash
+from trainer.sample_data import read_ratings
+
+FEEDBACK = 600
+WRONG_SHARE = 0.4
+"""Of the tweets that are told as feedback, as a team would whose users complain."""
+LEAST_GAIN = 0.08
+LARGEST_LOSS = 0.01
+CONNECTIONS = 32
+REQUESTS_PER_S = 1.0
+"""Of each connection."""
+TIMEOUT_S = 2_400.0
+
+
+@dataclass(frozen=True)
+class Tweet:
+    text: str
+    label: str
+
+
+class PacedLoad:
+    """Many connections that each ask something new at a steady pace; nothing is asked twice when it fails."""
+
+    def __init__(self, url: str) -> None:
+        self.statuses: Counter[str] = Counter()
+        self.milliseconds: list[float] = []
+        self._url = url
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(CONNECTIONS)]
+
+    def __enter__(self) -> "PacedLoad":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, number: int) -> None:
+        pace = random.Random(number)
+        with httpx.Client(timeout=30) as client:
+            count = 0
+            while not self._ended.wait(pace.expovariate(REQUESTS_PER_S)):
+                count += 1
+                started = time.perf_counter()
+                try:
+                    text = f"This is sentence {count} of caller {number}, and it is rather good."
+                    status = str(client.post(f"{self._url}/predict/live", json={"text": text}).status_code)
+                except httpx.TransportError as error:
+                    status = type(error).__name__
+                self.milliseconds.append(1_000 * (time.perf_counter() - started))
+                self.statuses[status] += 1
+
+
+class Api:
+    """What an operator's program asks."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self._client = httpx.Client(base_url=url, headers={"X-API-Key": key}, timeout=120)
+
+    def ask(self, method: str, path: str, **named: Any) -> Any:
+        answer = self._client.request(method, path, **named)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def labels(self, texts: Sequence[str]) -> list[str]:
+        found: list[str] = []
+        for start in range(0, len(texts), 500):
+            answer = self.ask("POST", "/predict/batch", json={"texts": texts[start : start + 500]})
+            found += answer["predictions"]["label"].values()
+        return found
+
+    def accuracy(self, tweets: Sequence[Tweet]) -> float:
+        labels = self.labels([tweet.text for tweet in tweets])
+        return sum(label == tweet.label for label, tweet in zip(labels, tweets, strict=True)) / len(tweets)
+
+    def version(self) -> int:
+        return next(int(model["version"]) for model in self.ask("GET", "/models") if "champion" in model["aliases"])
+
+
+def clear_tweets() -> list[Tweet]:
+    """Tweets whose raters agree, each once."""
+    found = {
+        text_hash(text): Tweet(text, "Positive" if r > 0 else "Negative")
+        for text, r in read_ratings("tweet")
+        if abs(r) >= 0.5
+    }
+    return list(found.values())
+
+
+def close_the_loop(
+    url: str, key: str, least_gain: float = LEAST_GAIN, largest_loss: float = LARGEST_LOSS
+) -> dict[str, Any]:
+    """Do it all; returns the figures."""
+    api = Api(url, key)
+    first = api.version()
+    tweets = clear_tweets()
+    labels = api.labels([tweet.text for tweet in tweets])
+    wrong = [tweet for tweet, label in zip(tweets, labels, strict=True) if label != tweet.label]
+    right = [tweet for tweet, label in zip(tweets, labels, strict=True) if label == tweet.label]
+    draw = random.Random(0)
+    chosen = draw.sample(wrong, min(len(wrong), round(FEEDBACK * WRONG_SHARE)))
+    chosen += draw.sample(right, FEEDBACK - len(chosen))
+    draw.shuffle(chosen)
+    others = sorted(set(tweets) - set(chosen), key=lambda tweet: tweet.text)
+    print(f"Version {first} serves; of {len(tweets)} tweets it has {len(right) / len(tweets):.4f} right.")
+    with PacedLoad(url) as load:
+        for start in range(0, FEEDBACK, 100):
+            rows = [{"text": tweet.text, "label": tweet.label} for tweet in chosen[start : start + 100]]
+            api.ask("POST", "/feedback", json={"feedback": rows}, headers={"Idempotency-Key": f"tweets {start}"})
+        before, untold_before = api.accuracy(_held_out(chosen)), api.accuracy(others)
+        found = api.ask("POST", "/check")
+        assert found["state"] == "succeeded", found
+        assert found["result"]["stale"], found
+        reviews = found["result"]["validation"]["accuracy"]
+        print(f"The check: {found['result']['problems']}; {found['result']['decision']}")
+        started = time.monotonic()
+        job = next(event["job_id"] for event in _wait_for_event(api, "retraining-started", started))
+        ended = _wait_for_job(api, job, started)
+        assert ended["state"] == "succeeded", ended
+        second = ended["result"]["version"]
+        assert api.version() == second
+        minutes = (time.monotonic() - started) / 60
+        after, untold_after = api.accuracy(_held_out(chosen)), api.accuracy(others)
+        again = api.ask("POST", "/check")["result"]
+    figures = {
+        "versions": [first, second],
+        "held-out tweets": [before, after],
+        "tweets not told": [untold_before, untold_after],
+        "reviews": [reviews, again["validation"]["accuracy"]],
+        "minutes": minutes,
+        "requests": dict(load.statuses),
+        "p99 ms": sorted(load.milliseconds)[int(0.99 * len(load.milliseconds))],
+    }
+    print(figures)
+    assert set(load.statuses) == {"200"}, load.statuses
+    assert after - before >= least_gain
+    assert reviews - again["validation"]["accuracy"] <= largest_loss
+    told = {event["kind"] for event in api.ask("GET", "/events")}
+    assert {"checked", "stale", "retraining-started", "promoted"} <= told
+    return figures
+
+
+def _held_out(tweets: Sequence[Tweet]) -> list[Tweet]:
+    return [tweet for tweet in tweets if is_held_out(text_hash(tweet.text))]
+
+
+def _wait_for_event(api: Api, kind: str, started: float) -> list[Any]:
+    while True:
+        found: list[Any] = api.ask("GET", "/events", params={"kind": kind})
+        if found:
+            return found
+        assert time.monotonic() - started < TIMEOUT_S, f"no event {kind}"
+        time.sleep(1)
+
+
+def _wait_for_job(api: Api, number: int, started: float) -> Any:
+    step = ""
+    while True:
+        job = api.ask("GET", f"/jobs/{number}")
+        if job["step"] != step:
+            step = job["step"]
+            print(f"{time.monotonic() - started:6.0f} s: {step}")
+        if job["ended_at"] is not None:
+            return job
+        assert time.monotonic() - started < TIMEOUT_S, f"job {number} takes too long"
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    close_the_loop(sys.argv[1], sys.argv[2])

@@ -1,0 +1,32 @@
+"""Promotions in a row, under load: none costs a request, and none leaves memory behind."""
+
+from pathlib import Path
+
+import psutil
+
+from tests.lifecycle.conftest import Served, make_served, serving
+from tests.lifecycle.test_promotion import Load
+
+PROMOTIONS = 50
+SETTLED_AFTER = 5
+LARGEST_GROWTH = 1.10
+
+
+def memory_bytes(served: Served) -> int:
+    assert served.process is not None
+    root = psutil.Process(served.process.pid)
+    return sum(int(process.memory_full_info().uss) for process in [root, *root.children(recursive=True)])
+
+
+def test_fifty_promotions_in_a_row(tmp_path: Path, bert_bundle: Path) -> None:
+    with serving(make_served(tmp_path, bert_bundle, versions=2)) as served, Load(served.url, callers=4) as load:
+        settled = 0
+        for number in range(1, PROMOTIONS + 1):
+            version = 1 + number % 2
+            assert served.ask("POST", f"/models/{version}/promote").json() == {"version": version}
+            assert served.version() == version
+            if number == SETTLED_AFTER:
+                settled = memory_bytes(served)
+        grown = memory_bytes(served)
+    assert set(load.statuses) == {200}
+    assert grown <= LARGEST_GROWTH * settled

@@ -1,0 +1,168 @@
+"""A whole retraining: what it learns, what is rejected, and what is left when it is killed."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage import deployments, events, jobs, leases
+from storage.database import Database
+from storage.feedback import LabelledText, add_feedback
+from tests.e2e.conftest import PROJECT
+from tests.lifecycle.conftest import Served, make_served, serving
+from tests.lifecycle.learning import labelled, learning_settings, write_data, write_rows
+from tests.lifecycle.test_promotion import Load, kill
+from trainer.tracking import Tracking
+
+KILL_POINTS = [
+    ("storage.jobs", "set_fingerprint", "after"),
+    ("lifecycle.training_data", "write", "after"),
+    ("lifecycle.retrain", "train", "before"),
+    ("trainer.fine_tune", "_ResumableTrainer._save_checkpoint", "after"),
+    ("trainer.tracking", "Tracking.record_run", "after"),
+    ("trainer.tracking", "Tracking.register", "after"),
+    ("trainer.train", "replace_directory", "before"),
+    ("lifecycle.retrain", "export", "before"),
+    ("serving.repository", "ModelRepository.publish", "before"),
+    ("serving.repository", "ModelRepository.publish", "after"),
+    ("lifecycle.judge", "within_budget", "before"),
+    ("lifecycle.retrain", "add_verdicts", "after"),
+    ("storage.deployments", "intend", "after"),
+    ("serving.repository", "ModelRepository.deploy", "after"),
+    ("serving.triton_client", "TritonClient.load_model", "before"),
+    ("storage.deployments", "finish", "before"),
+    ("lifecycle.retrain", "replace_directory", "before"),
+    ("lifecycle.alias", "set_alias", "before"),
+    ("lifecycle.retrain", "remove_old_versions", "before"),
+]
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory whose first version has been learnt and deployed by the commands."""
+    directory = tmp_path_factory.mktemp("learnt")
+    write_data(directory)
+    served = make_served(directory, directory, versions=0, **learning_settings(directory))
+    for command in ("train", "export"):
+        ended = served.app(command)
+        assert ended.returncode == 0, ended.stderr
+    return directory
+
+
+@pytest.fixture
+def served(learnt: Path, tmp_path: Path) -> Served:
+    """A copy of it."""
+    directory = tmp_path / "served"
+    shutil.copytree(learnt, directory)
+    # Paths of the copied MLflow store lead to the first directory, where they are only read.
+    return make_served(directory, directory, versions=0, **learning_settings(directory))
+
+
+@pytest.fixture
+def database(served: Served) -> Iterator[Database]:
+    opened = served.database()
+    yield opened
+    opened.close()
+
+
+def tell(database: Database, count: int = 60) -> None:
+    add_feedback(database, [LabelledText(*row) for row in labelled(count, seed=2)], "api")
+
+
+def test_what_was_told_is_learnt_and_serves_and_is_not_learnt_twice(served: Served, database: Database) -> None:
+    tell(database)
+    with serving(served), Load(served.url, callers=4) as load:
+        job = served.ask("POST", "/retrain").json()
+        assert served.ask("POST", "/retrain").json()["id"] == job["id"]
+        ended = served.app("retrain", timeout_s=300)
+        assert ended.returncode == 0, ended.stderr + served.log
+        assert "Version 2 passed every gate and serves." in ended.stdout
+        assert served.version() == 2
+        assert served.ask("GET", f"/jobs/{job['id']}").json()["state"] == "succeeded"
+        (model, *_) = served.ask("GET", "/models").json()
+        assert [gate["gate"] for gate in model["gates"] if gate["passed"]] == [
+            "trial",
+            "parity",
+            "thresholds",
+            "comparison",
+            "slices",
+            "behaviour",
+            "budget",
+        ]
+        again = served.app("retrain")
+        assert f"No retraining: job {job['id']} has learnt from the same data" in again.stdout + again.stderr
+        check = served.ask("POST", "/check").json()
+        assert check["result"]["version"] == 2
+        assert check["result"]["feedback"]["texts"] > 5
+    assert set(load.statuses) == {200}
+    assert Tracking(served.settings).aliased() == {2}
+    assert (served.directory / "model" / "training.json").read_text().count('"version": 2')
+
+
+def test_shuffled_labels_are_rejected_and_the_champion_serves(served: Served, database: Database) -> None:
+    rows = labelled(640, seed=1)
+    labels = [label for _, label in rows]
+    write_rows(
+        served.directory / "train.csv",
+        [(text, label) for (text, _), label in zip(rows, labels[7:] + labels[:7], strict=True)],
+    )
+    ended = served.app("retrain", timeout_s=300)
+    assert "Version 2 was rejected by thresholds, comparison, slices" in ended.stdout, ended.stdout + ended.stderr
+    assert served.repository.deployed() == 1
+    (event,) = events.newest(database, 1, "candidate-rejected")
+    assert event.figures["thresholds"]["validation"]["accuracy"] < 0.8
+    assert len(events.due_mails(database)) == 2  # that it began, and that it was rejected
+
+
+def test_a_retraining_that_is_killed_anywhere_goes_on(served: Served, database: Database) -> None:
+    tell(database)
+    # So that nobody but this test goes on with it.
+    assert leases.take(database, leases.SCHEDULER, leases.new_holder(), 3_600)
+    with serving(served), Load(served.url, callers=2) as load:
+        job = jobs.enqueue(database, jobs.RETRAIN, "by test")
+        for point in KILL_POINTS:
+            kill(served, point, "job", str(job.id))
+            assert [lost.id for lost in jobs.lost(database)] == [job.id], point
+            assert served.version() in (1, served.repository.deployed())
+            with database.transaction() as session:
+                jobs.requeue(session, job.id)
+        ended = served.app("job", str(job.id), timeout_s=300)
+        assert ended.returncode == 0, ended.stderr
+        done = jobs.get(database, job.id)
+        assert done is not None
+        assert done.state == "succeeded", done.error
+        version = done.result["version"]
+        with database.reading() as session:
+            known = deployments.serving(session)
+            assert known is not None
+            assert known.version == served.repository.deployed() == served.version() == version
+            assert deployments.intended(session) == []
+        assert Tracking(served.settings).aliased() == {version}
+    assert set(load.statuses) == {200}
+    assert not [path for path in served.repository.model.iterdir() if path.name.startswith(".")]
+
+
+def test_a_running_retraining_is_cancelled(served: Served, database: Database) -> None:
+    tell(database)
+    job = jobs.enqueue(database, jobs.RETRAIN, "by test")
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT / "app.py"), "job", str(job.id)],
+        cwd=served.directory,
+        env=dict(served.environment),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "Fine-tuning" in line:
+            break
+    assert "is being cancelled" in served.app("cancel", str(job.id)).stdout
+    process.communicate(timeout=60)
+    ended = jobs.get(database, job.id)
+    assert ended is not None
+    assert ended.state == "cancelled"
+    assert leases.holder_of(database, jobs.RETRAIN) is None
+    assert served.repository.deployed() == 1

@@ -1,0 +1,83 @@
+"""Two hosts' worth of processes on one PostgreSQL: one of them checks and retrains, and another when it dies."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from storage import jobs, leases
+from storage.database import Database
+from storage.tables import Job
+from tests.e2e.conftest import free_ports, wait_for
+from tests.lifecycle.conftest import Served, make_served
+from tests.lifecycle.learning import write_data
+
+CHECK_MINUTES = 0.2
+
+
+@dataclass
+class Hosts:
+    """Two `serve`, each with its own Triton and state, on one repository and one database."""
+
+    first: Served
+    second: Served
+    database: Database
+
+    @property
+    def both(self) -> tuple[Served, Served]:
+        return self.first, self.second
+
+    def scheduling(self) -> list[Served]:
+        """Those that say that the scheduler runs there."""
+        return [host for host in self.both if "The scheduler runs here" in host.log]
+
+    def checks(self) -> list[Job]:
+        with self.database.reading() as session:
+            return list(session.query(Job).filter(Job.kind == jobs.CHECK).order_by(Job.id))
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, bert_bundle: Path, postgres_url: str) -> Iterator[Hosts]:
+    write_data(tmp_path)
+    settings = {"SENTIMENT_DATABASE_URL": postgres_url, "SENTIMENT_CHECK_MINUTES": str(CHECK_MINUTES)}
+    first = make_served(tmp_path, bert_bundle, versions=1, **settings)
+    database = Database(postgres_url)
+    first.start()
+    other = tmp_path / "second"
+    other.mkdir()
+    port = free_ports()
+    own = {"SENTIMENT_STATE_DIR": str(other / "state"), "SENTIMENT_PORT": str(port)}
+    second = Served(other, port, {**first.environment, **own})
+    try:
+        second.start()
+        yield Hosts(first, second, database)
+    finally:
+        for host in (first, second):
+            if host.process is not None:
+                host.stop()
+        database.close()
+
+
+def test_one_of_two_hosts_checks_and_another_when_it_dies(hosts: Hosts) -> None:
+    started = time.monotonic()
+    wait_for(lambda: sum(job.ended_at is not None for job in hosts.checks()) >= 3, 90, "three checks")
+    elapsed = time.monotonic() - started
+    assert len(hosts.scheduling()) == 1
+    # One a period, though two could: the first began a period after the start.
+    assert len(hosts.checks()) <= elapsed / (60 * CHECK_MINUTES) + 2
+    # Untrained, it is stale; nobody asked the second host, and the job is one for both.
+    asked = [host.ask("POST", "/retrain").json() for host in hosts.both]
+    assert len({job["id"] for job in asked}) == 1
+
+    (dead,) = hosts.scheduling()
+    holder = leases.holder_of(hosts.database, leases.SCHEDULER)
+    dead.kill()
+    wait_for(lambda: len(hosts.scheduling()) == 2, 40, "the other host to take over")
+    assert leases.holder_of(hosts.database, leases.SCHEDULER) != holder
+    before = len(hosts.checks())
+    wait_for(lambda: len(hosts.checks()) > before, 60, "a check by the other host")
+    with hosts.database.reading() as session:
+        running = session.query(Job).filter(Job.state == jobs.RUNNING).all()
+    assert len({job.kind for job in running}) == len(running)
