@@ -102,6 +102,8 @@ def reconcile(settings: Settings, database: Database) -> None:
             if known is None or known.version != deployed:
                 found = deployments.intend(session, deployed, known.version if known else None, "found deployed")
                 deployments.finish(session, found.id, bake_s=0)
+                # The export that deploys the first version names it in MLflow too.
+                found.alias_set = known is None
 
 
 def _settle(
