@@ -10,7 +10,6 @@ from typing import TypeVar
 import orjson
 from fastapi import Request, Response
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.convertors import IntegerConvertor, register_url_convertor
 
 from errors import PipelineError
 from gateway.admin_key import check_key
@@ -31,25 +30,15 @@ from lifecycle.models import describe_models
 from storage import events, jobs, tables
 from storage.database import Database
 
-CHECK_WAIT_S = 60.0
+CHECK_WAIT_S = 30.0
 """For the figures of a check; one that takes longer is answered with the job, to ask again."""
 MOST_EVENTS = 1_000
 _POLL_S = 0.2
 _LARGEST_ID = 2**63 - 1
-_MOST_DIGITS = len(str(_LARGEST_ID))
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-
-class _Number(IntegerConvertor):
-    """Python's `int`, which Starlette's own leaves it to, fails on thousands of digits."""
-
-    regex = f"[0-9]{{1,{_MOST_DIGITS}}}"
-
-
-register_url_convertor("number", _Number())
 
 
 async def list_models(request: Request) -> Response:
@@ -62,7 +51,7 @@ async def promote(request: Request) -> Response:
     """Have a version serve, whatever the gates said of it; no request fails meanwhile."""
     check_key(request)
     loop = get_loop(request)
-    version = int(request.path_params["version"])
+    version = _path_number(request, "version")
     await _in_thread(lambda: promotion.promote(loop.settings, loop.storage.open(), version, "by request"))
     return _json({"version": version})
 
@@ -77,7 +66,7 @@ async def roll_back(request: Request) -> Response:
 
 
 async def check(request: Request) -> Response:
-    """Ask what is served how good it is now; the answer has the figures, unless they take over a minute."""
+    """Ask what is served how good it is now; the answer has the figures, unless they take over half a minute."""
     check_key(request)
     loop = get_loop(request)
     job = await _in_thread(lambda: jobs.enqueue(loop.storage.open(), jobs.CHECK, "by request"))
@@ -124,11 +113,19 @@ async def list_events(request: Request) -> Response:
 
 async def _answer_job(request: Request, find: Callable[[Database, int], tables.Job | None]) -> Response:
     loop = get_loop(request)
-    number = int(request.path_params["job"])
-    job = await _in_thread(lambda: find(loop.storage.open(), number)) if number <= _LARGEST_ID else None
+    number = _path_number(request, "job")
+    job = await _in_thread(lambda: find(loop.storage.open(), number))
     if job is None:
         raise NotFoundError(f"There is no job {number}.")
     return _json(jobs.as_json(job))
+
+
+def _path_number(request: Request, name: str) -> int:
+    """The number in the path; Python's `int` fails on thousands of digits, and the database on more than it can hold."""
+    given: str = request.path_params[name]
+    if not given.isascii() or not given.isdecimal() or len(given) > 19 or int(given) > _LARGEST_ID:
+        raise NotFoundError(f"There is no {name} {given[:50]!r}.")
+    return int(given)
 
 
 def _whole_number(request: Request, name: str, default: int, most: int) -> int:
@@ -202,7 +199,7 @@ routes = [
     _route("GET", "/models", list_models, "Every version", list[Model]),
     _route(
         "POST",
-        "/models/{version:number}/promote",
+        "/models/{version}/promote",
         promote,
         "Have a version serve",
         Serving,
@@ -213,7 +210,7 @@ routes = [
     _route("POST", "/models/rollback", roll_back, "Go back to the version before", Serving, ConflictError),
     _route("POST", "/check", check, "Is what serves good?", Job, statuses=(200, 202)),
     _route("POST", "/retrain", retrain, "Learn anew", Job, statuses=(202,)),
-    _route("GET", "/jobs/{job:number}", get_job, "How a job goes", Job, NotFoundError, parameters=[_JOB]),
-    _route("POST", "/jobs/{job:number}/cancel", cancel_job, "End a job", Job, NotFoundError, parameters=[_JOB]),
+    _route("GET", "/jobs/{job}", get_job, "How a job goes", Job, NotFoundError, parameters=[_JOB]),
+    _route("POST", "/jobs/{job}/cancel", cancel_job, "End a job", Job, NotFoundError, parameters=[_JOB]),
     _route("GET", "/events", list_events, "What the loop did", list[Event], InvalidFieldsError, parameters=_EVENTS),
 ]

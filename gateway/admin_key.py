@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 import tempfile
+from pathlib import Path
 
 from fastapi import Request
 
@@ -29,22 +30,27 @@ def load_admin_key(settings: Settings) -> str:
         return settings.admin_key.get_secret_value()
     path = settings.state_dir / _FILE
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # Made whole before it has its name, so that two that start at once do not read half of one.
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{_FILE}.") as part:
-                part.write(secrets.token_urlsafe(32))
-                part.flush()
-                os.link(part.name, path)
-            log.info("The admin key, which requests that change what is served need, was made and lies in %s.", path)
-        except FileExistsError:
-            pass
+        if not path.exists():
+            _make(path)
         key = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise PipelineError(f"The admin key in {path} can neither be read nor made: {error.strerror}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"The admin key in {path} can neither be read nor made: {error}.") from error
     if not key:
         raise PipelineError(f"{path} is empty; remove it, and a new admin key is made.")
     return key
+
+
+def _make(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Made whole before it has its name, so that two that start at once do not read half of one.
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{_FILE}.") as part:
+        part.write(secrets.token_urlsafe(32))
+        part.flush()
+        try:
+            os.link(part.name, path)
+        except FileExistsError:
+            return
+    log.info("The admin key, which requests that change what is served need, was made and lies in %s.", path)
 
 
 def check_key(request: Request) -> None:

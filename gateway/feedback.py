@@ -1,6 +1,7 @@
 """`POST /feedback`: texts with their right labels."""
 
 import asyncio
+import logging
 
 import orjson
 from fastapi import Request, Response
@@ -28,6 +29,8 @@ from storage.feedback import KeyUsedError, LabelledText, add_feedback
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 """As in the IETF's draft draft-ietf-httpapi-idempotency-key-header."""
 MOST_KEY_CHARACTERS = 200
+
+log = logging.getLogger(__name__)
 
 
 async def post_feedback(request: Request) -> Response:
@@ -62,6 +65,7 @@ def _keep(loop: Loop, rows: dict[str, LabelledText], key: str) -> None:
             f"The {IDEMPOTENCY_HEADER} {key[:50]!r} came with other feedback before; each request needs its own."
         ) from error
     except (SQLAlchemyError, PipelineError) as error:
+        log.error("Feedback could not be kept: %s", error)
         raise StorageUnavailableError("The feedback cannot be kept now; send it again.") from error
 
 

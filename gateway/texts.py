@@ -117,7 +117,7 @@ def labelled_texts(body: bytes) -> dict[str, LabelledText]:
         if not isinstance(row, dict):
             errors.append(FieldError(place.rstrip("."), f"is {_KINDS[type(row)]}; an object is needed"))
             continue
-        errors += _unknown(row, ("text", "label"), place)
+        errors += _unknown(row, ("text", "label"), place, hints=() if place else ("feedback",))
         for name in ("text", "label"):
             wrong = _fault(row.get(name, _MISSING)) or _nul_fault(row[name])
             if wrong is not None:
@@ -132,10 +132,12 @@ def _nul_fault(text: str) -> str | None:
     return f"has a NUL character at position {text.index(chr(0))}; leave it out" if "\0" in text else None
 
 
-def _unknown(fields: dict[str, Any], known: tuple[str, ...], place: str) -> list[FieldError]:
+def _unknown(
+    fields: dict[str, Any], known: tuple[str, ...], place: str, hints: tuple[str, ...] = ()
+) -> list[FieldError]:
     errors = []
     for name in [name for name in fields if name not in known][:_MAX_NAMES]:
-        near = difflib.get_close_matches(_shown(name).lower(), known, n=1)
+        near = difflib.get_close_matches(_shown(name).lower(), (*known, *hints), n=1)
         advice = (
             f"did you mean {near[0]}?"
             if near

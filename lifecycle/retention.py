@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from pathlib import Path
 
 from serving.repository import ModelRepository
 from settings import Settings
@@ -29,19 +30,26 @@ def remove_old_versions(settings: Settings, database: Database, aliased: set[int
             for version in published
             if any(not verdict.passed for verdict in versions.verdicts_of(session, version))
         }
+    for gone in repository.model.glob(".*.removed"):  # by a process that was killed before it had done this
+        _forget(repository, database, int(gone.name.split(".")[1]))
     kept = published & (needed | aliased)
     others = sorted(published - kept, key=lambda version: (version not in rejected, version), reverse=True)
     removed = others[max(settings.keep_versions - len(kept), 0) :]
     for version in removed:
-        directory = repository.version_directory(version)
         # Renamed first, so that a version is there whole or not at all.
-        gone = directory.with_name(f".{version}.removed")
-        shutil.rmtree(gone, ignore_errors=True)
-        directory.rename(gone)
-        shutil.rmtree(gone)
-        with database.transaction() as session:
-            versions.mark_removed(session, version)
-            message = f"Version {version} was removed from {repository.model}: it neither serves nor is gone back to."
-            events.record(session, EventKind.VERSION_REMOVED, message, version=version)
-        log.info("%s", message)
+        repository.version_directory(version).rename(_gone(repository, version))
+        _forget(repository, database, version)
     return removed
+
+
+def _gone(repository: ModelRepository, version: int) -> Path:
+    return repository.model / f".{version}.removed"
+
+
+def _forget(repository: ModelRepository, database: Database, version: int) -> None:
+    with database.transaction() as session:
+        versions.mark_removed(session, version)
+        message = f"Version {version} was removed from {repository.model}: it neither serves nor is gone back to."
+        events.record(session, EventKind.VERSION_REMOVED, message, version=version)
+    shutil.rmtree(_gone(repository, version))
+    log.info("%s", message)

@@ -91,6 +91,9 @@ class Scheduler:
         if self._running is not None:
             self._end()
             try:
+                for job in jobs.lost(database):
+                    with database.transaction() as session:
+                        jobs.requeue(session, job.id, counts=False)  # nobody killed it but the pipeline's end
                 leases.give_back(database, leases.SCHEDULER, self._holder)
             except SQLAlchemyError:
                 log.warning("The scheduler's lease could not be given back; it ends by itself.")

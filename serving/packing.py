@@ -1,7 +1,7 @@
 """Packs texts of mixed lengths into few rows, with little padding and few different shapes.
 
-The shapes are few on purpose: a runtime prepares each one when it first sees it, so all of them
-are run once before a version is ready (`all_shapes`).
+The shapes are few on purpose (`all_shapes`): a runtime prepares each one when it first sees it, so the usual ones are
+run once before a version is ready.
 """
 
 from bisect import bisect_left, insort

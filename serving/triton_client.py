@@ -14,7 +14,9 @@ from serving.protocol import MODEL_NAME
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", 30_000),
+    # Triton closes the connection on those who ask for a sign of life more often than every five minutes while a call
+    # takes long, as loading a large version does ("Too many pings").
+    ("grpc.keepalive_time_ms", 330_000),
     # A Triton that restarts is tried again within a second, not after gRPC's default of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),

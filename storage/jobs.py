@@ -131,9 +131,12 @@ def _running(database: Database) -> list[Job]:
         return list(session.scalars(select(Job).where(Job.state == RUNNING)))
 
 
-def requeue(session: Session, job_id: int) -> None:
-    """Have a lost job done again."""
-    session.execute(update(Job).where(Job.id == job_id, Job.state == RUNNING).values(state=QUEUED))
+def requeue(session: Session, job_id: int, counts: bool = True) -> None:
+    """Have a lost job done again; unless the attempt `counts`, as if it had not been begun."""
+    values: dict[str, object] = {"state": QUEUED}
+    if not counts:
+        values["attempts"] = Job.attempts - 1
+    session.execute(update(Job).where(Job.id == job_id, Job.state == RUNNING).values(values))
 
 
 def ended_retrainings(database: Database) -> list[Job]:

@@ -2,7 +2,8 @@
 
 They name no label, so any model can be put through them: a negation must turn whatever label the plain sentence got,
 and a name or a typo must not. A model of another language or of other labels fails many of them, so a candidate is
-held against the champion and not against a number.
+held against the champion and not against a number; and what the champion gets wrong more often than right does not
+count.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from storage.tables import Figures
 from storage.versions import GateVerdict
 
+LEAST_CHAMPION_SHARE = 0.5
 LARGEST_LOSS = 0.15
 """Of the share of checks that hold, from the champion's: 3 of 20."""
 
@@ -66,7 +68,8 @@ def shares_that_hold(ask: Ask) -> dict[str, float]:
 
 def behaves(champion: dict[str, float], candidate: dict[str, float]) -> GateVerdict:
     """The gate: of no kind may many fewer checks hold than with the champion."""
-    failed = [kind for kind in SUITE if champion[kind] - candidate[kind] > LARGEST_LOSS]
+    counting = [kind for kind in SUITE if champion[kind] >= LEAST_CHAMPION_SHARE]
+    failed = [kind for kind in counting if champion[kind] - candidate[kind] > LARGEST_LOSS]
     told = ", ".join(f"{kind} {champion[kind]:.0%} → {candidate[kind]:.0%}" for kind in SUITE)
     message = f"{'Behaves worse' if failed else 'Behaves'} (checks that hold: {told})."
     figures: Figures = {kind: {"champion": champion[kind], "candidate": candidate[kind]} for kind in SUITE}

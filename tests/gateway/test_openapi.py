@@ -33,8 +33,8 @@ def test_every_reference_leads_to_a_component(document: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("triton")
 def test_every_example_is_answered_as_documented(http: httpx.Client, document: dict[str, Any]) -> None:
     until(lambda: http.get("/health/ready").is_success)
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
+    for path in ("/predict/live", "/predict/batch", "/health/live", "/health/ready"):
+        for method, operation in document["paths"][path].items():
             schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
             name = schema["$ref"].rpartition("/")[2] if schema else None
             for example in document["components"]["schemas"][name]["examples"] if name else [None]:

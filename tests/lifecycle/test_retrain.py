@@ -18,25 +18,17 @@ from tests.lifecycle.test_promotion import Load, kill
 from trainer.tracking import Tracking
 
 KILL_POINTS = [
-    ("storage.jobs", "set_fingerprint", "after"),
     ("lifecycle.training_data", "write", "after"),
-    ("lifecycle.retrain", "train", "before"),
     ("trainer.fine_tune", "_ResumableTrainer._save_checkpoint", "after"),
-    ("trainer.tracking", "Tracking.record_run", "after"),
     ("trainer.tracking", "Tracking.register", "after"),
     ("trainer.train", "replace_directory", "before"),
-    ("lifecycle.retrain", "export", "before"),
     ("serving.repository", "ModelRepository.publish", "before"),
     ("serving.repository", "ModelRepository.publish", "after"),
     ("lifecycle.judge", "within_budget", "before"),
     ("lifecycle.retrain", "add_verdicts", "after"),
-    ("storage.deployments", "intend", "after"),
     ("serving.repository", "ModelRepository.deploy", "after"),
-    ("serving.triton_client", "TritonClient.load_model", "before"),
     ("storage.deployments", "finish", "before"),
-    ("lifecycle.retrain", "replace_directory", "before"),
     ("lifecycle.alias", "set_alias", "before"),
-    ("lifecycle.retrain", "remove_old_versions", "before"),
 ]
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,20 +16,18 @@ _POSTGRES_USER = "postgres"
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """The URL of a fresh PostgreSQL server, but for the database's name."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     if not found:
         pytest.skip("no PostgreSQL server is installed (Debian and Ubuntu: apt-get install postgresql)")
     binaries = found[-1]
-    directory = tmp_path_factory.mktemp("postgres")
+    # Not among pytest's own, which another run of pytest closes to all other users.
+    directory = Path(tempfile.mkdtemp(prefix="sentiment-postgres-"))
     data = directory / "data"
     # PostgreSQL refuses to run as root, as which tests in a container often do.
     as_user = ["runuser", "-u", _POSTGRES_USER, "--"] if os.geteuid() == 0 else []
     if as_user:
-        for parent in [directory, *directory.parents]:
-            if parent.owner() == "root" and parent.is_relative_to("/tmp") and parent != Path("/tmp"):
-                parent.chmod(0o755)
         shutil.chown(directory, _POSTGRES_USER)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -44,6 +43,7 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"postgresql+psycopg://{_POSTGRES_USER}:not-asked-for@127.0.0.1:{port}"
     finally:
         run(binaries / "pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+        shutil.rmtree(directory)
 
 
 @pytest.fixture

@@ -133,6 +133,11 @@ def test_a_job_whose_process_is_gone_is_found_and_done_again(database: Database)
     again = jobs.begin(database, job_id)
     assert again is not None
     assert again.attempts == 2
+    with database.transaction() as session:
+        jobs.requeue(session, job_id, counts=False)
+    once_more = jobs.begin(database, job_id)
+    assert once_more is not None
+    assert once_more.attempts == 2
 
 
 def test_a_job_that_ends_while_it_is_looked_for_is_not_lost(
