@@ -121,20 +121,27 @@ async def _answer_job(request: Request, find: Callable[[Database, int], tables.J
 
 
 def _path_number(request: Request, name: str) -> int:
-    """The number in the path; Python's `int` fails on thousands of digits, and the database on more than it can hold."""
-    given: str = request.path_params[name]
-    if not given.isascii() or not given.isdecimal() or len(given) > 19 or int(given) > _LARGEST_ID:
-        raise NotFoundError(f"There is no {name} {given[:50]!r}.")
-    return int(given)
+    number = _parse_number(request.path_params[name])
+    if number is None:
+        raise NotFoundError(f"There is no {name} {request.path_params[name][:50]!r}.")
+    return number
 
 
 def _whole_number(request: Request, name: str, default: int, most: int) -> int:
     given = request.query_params.get(name)
     if given is None:
         return default
-    if not given.isascii() or not given.isdecimal() or len(given) > _MOST_DIGITS or not 1 <= int(given) <= most:
+    number = _parse_number(given)
+    if number is None or not 1 <= number <= most:
         raise InvalidFieldsError([FieldError(name, f"is {given[:50]!r}; a whole number from 1 to {most:,} is needed")])
-    return int(given)
+    return number
+
+
+def _parse_number(text: str) -> int | None:
+    """A number that the database can hold; `int` takes other scripts' digits, and fails on thousands of them."""
+    if not text.isascii() or not text.isdecimal() or len(text) > len(str(_LARGEST_ID)) or int(text) > _LARGEST_ID:
+        return None
+    return int(text)
 
 
 async def _in_thread(work: Callable[[], Result]) -> Result:

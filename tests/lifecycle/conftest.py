@@ -20,8 +20,10 @@ from serving.repository import ModelRepository
 from settings import Settings
 from storage.database import Database
 from tests.e2e.conftest import PROJECT, free_ports, wait_for
+from tests.storage.conftest import postgres_server, postgres_url
 
 ADMIN_KEY = "the-admin-key"
+__all__ = ["postgres_server", "postgres_url"]
 
 
 @dataclass
