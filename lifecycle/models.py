@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from serving.bundle import Bundle
 from serving.repository import ModelRepository
 from settings import Settings
 from storage import deployments, versions
@@ -13,6 +14,12 @@ def describe_models(settings: Settings, database: Database) -> list[Figures]:
     """Every version, the newest first, as the API and the commands tell of it."""
     repository = ModelRepository(settings.model_repository)
     deployed, published = repository.deployed(), repository.published()
+    with database.reading() as session:
+        unknown = published - {known.version for known in versions.known_versions(session)}
+    if unknown:  # by the command `export`
+        with database.transaction() as session:
+            for version in sorted(unknown):
+                versions.add_version(session, Bundle.load(repository.version_directory(version)))
     with database.reading() as session:
         target = deployments.rollback_target(session)
         return [

@@ -26,10 +26,11 @@ from storage.tables import Figures
 from storage.versions import GateVerdict
 
 START_TIMEOUT_S = 300.0
-LARGEST_SLOWDOWN = 1.25
-"""Of a lone text's median latency, and of the time for a full batch."""
-LARGEST_GROWTH = 1.25
-"""Of the memory."""
+LARGEST_RATIO = 1.25
+"""Of a lone text's median latency, of the time for a full batch, and of the memory."""
+SLACK_MS = 2.0
+SLACK_MIB = 32.0
+"""More by less than these is noise, whatever the ratio."""
 _ROUNDS = 7
 _LONE_TEXTS = 24
 """Asked one after the other in a round."""
@@ -42,10 +43,10 @@ class Trial:
     address: str
     process: subprocess.Popen[bytes]
 
-    def memory_bytes(self) -> int:
+    def memory_mib(self) -> float:
         """What the version takes for itself: the processes inside Triton, without what they share with others."""
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return sum(int(child.memory_full_info().uss) for child in children)
+        return sum(int(child.memory_full_info().uss) for child in children) / 2**20
 
 
 @contextmanager
@@ -98,28 +99,27 @@ def within_budget(champion: Trial, candidate: Trial, texts: Sequence[str]) -> Ga
     for _ in range(_ROUNDS):
         for name, one in (("champion", champion), ("candidate", candidate)):
             lone_s, batch_s = asyncio.run(_time(one.address, texts))
-            lone[name].append(lone_s)
-            batch[name].append(batch_s)
-    memory = {"champion": champion.memory_bytes(), "candidate": candidate.memory_bytes()}
-    figures: Figures = {}
-    failed = []
-    for name, values, most in (
-        (
-            "ms for a lone text",
-            {key: 1_000 * statistics.median(value) for key, value in lone.items()},
-            LARGEST_SLOWDOWN,
-        ),
-        (
-            f"ms for {MAX_BATCH_SIZE} texts",
-            {key: 1_000 * statistics.median(value) for key, value in batch.items()},
-            LARGEST_SLOWDOWN,
-        ),
-        ("MiB of memory", {key: value / 2**20 for key, value in memory.items()}, LARGEST_GROWTH),
-    ):
-        ratio = values["candidate"] / values["champion"]
-        figures[name] = {**values, "ratio": ratio, "at most": most}
-        if ratio > most:
-            failed.append(name)
+            lone[name].append(1_000 * lone_s)
+            batch[name].append(1_000 * batch_s)
+    figures: Figures = {
+        name: {
+            "champion": statistics.median(champion_values),
+            "candidate": statistics.median(candidate_values),
+            "slack": slack,
+        }
+        for name, champion_values, candidate_values, slack in (
+            ("ms for a lone text", lone["champion"], lone["candidate"], SLACK_MS),
+            (f"ms for {MAX_BATCH_SIZE} texts", batch["champion"], batch["candidate"], SLACK_MS),
+            ("MiB of memory", [champion.memory_mib()], [candidate.memory_mib()], SLACK_MIB),
+        )
+    }
+    for item in figures.values():
+        item["ratio"] = item["candidate"] / item["champion"]
+    failed = [
+        name
+        for name, item in figures.items()
+        if item["ratio"] > LARGEST_RATIO and item["candidate"] - item["champion"] > item["slack"]
+    ]
     told = ", ".join(f"{item['champion']:.1f} → {item['candidate']:.1f} {name}" for name, item in figures.items())
     message = f"{'Over' if failed else 'Within'} the budget ({told})."
     return GateVerdict("budget", not failed, message, figures)
