@@ -21,9 +21,9 @@ def test_figures_of_a_small_example() -> None:
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
-    sure = np.tile([0.9, 0.1], (10, 1))
-    assert expected_calibration_error(sure, np.array([0] * 9 + [1])) == pytest.approx(0)
-    assert expected_calibration_error(sure, np.array([0] * 5 + [1] * 5)) == pytest.approx(0.4)
+    sure = np.full(10, 0.9)
+    assert expected_calibration_error(sure, np.array([True] * 9 + [False])) == pytest.approx(0)
+    assert expected_calibration_error(sure, np.array([True] * 5 + [False] * 5)) == pytest.approx(0.4)
 
 
 def test_overconfident_logits_are_cooled() -> None:
@@ -35,9 +35,13 @@ def test_overconfident_logits_are_cooled() -> None:
 
 def test_gaps_of_two_bins_do_not_cancel_out_and_certainty_has_a_bin() -> None:
     confidence = np.array([1.0] * 10 + [0.6] * 10)
-    probabilities = np.stack([confidence, 1 - confidence], axis=1)
-    targets = np.array([0] * 8 + [1] * 2 + [0] * 8 + [1] * 2)  # right in 8 of 10, of both
-    assert expected_calibration_error(probabilities, targets) == pytest.approx(0.2)
+    correct = np.array(([True] * 8 + [False] * 2) * 2)
+    assert expected_calibration_error(confidence, correct) == pytest.approx(0.2)
+
+
+def test_a_label_that_nobody_asked_for_does_not_count_in_macro_f1() -> None:
+    figures = evaluate(np.array([[0.8, 0.2]] * 9 + [[0.2, 0.8]]), np.array([0] * 10), ("a", "b"))
+    assert figures.macro_f1 == figures.f1_by_label["a"] == pytest.approx(18 / 19)
 
 
 def test_label_that_is_never_predicted_has_an_f1_of_0() -> None:
