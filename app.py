@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     add("train", _train, "fine-tune on the CSV files, save to ./model, register the version in MLflow")
     add("export", _export, "export ./model to ONNX, prove it, publish it; deploy it if no version is deployed")
     add("serve", _serve, "run Triton and the gateway for the deployed version")
+    add("gateway", _gateway, "run the gateway alone, before the Triton of SENTIMENT_TRITON_URL")
+    add("scheduler", _scheduler, "run the scheduler alone, for gateways that run elsewhere")
     predict = add("predict", _predict, "classify a text with the version that is being served")
     predict.add_argument("text")
     _add_loop(add)
@@ -188,6 +190,28 @@ def _serve(settings: Settings, _: argparse.Namespace) -> None:
     if settings.triton_url is None and ModelRepository(settings.model_repository).deployed() is None:
         raise PipelineError("No model is deployed; run `python app.py` to train, export and serve one.")
     asyncio.run(serve(settings))
+
+
+def _gateway(settings: Settings, _: argparse.Namespace) -> None:
+    from serve import check_ports, serve
+
+    _check_external(settings, "gateway")
+    check_ports(settings)
+    asyncio.run(serve(settings, schedules=False))
+
+
+def _scheduler(settings: Settings, _: argparse.Namespace) -> None:
+    from serve import schedule
+
+    _check_external(settings, "scheduler")
+    schedule(settings)
+
+
+def _check_external(settings: Settings, command: str) -> None:
+    if settings.triton_url is None:
+        raise PipelineError(
+            f"`python app.py {command}` runs no Triton; SENTIMENT_TRITON_URL names one (host:port of its gRPC)."
+        )
 
 
 def _check_machine(settings: Settings) -> None:

@@ -1,10 +1,11 @@
-"""Runs Triton, the gateway and the scheduler together, until a signal ends them in order."""
+"""Runs Triton, the gateway and the scheduler, together or apart, until a signal ends them in order."""
 
 import asyncio
 import contextlib
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 
 import uvicorn
@@ -12,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from errors import PipelineError
 from gateway.main import create_app
+from lifecycle.bake import BakeWatch
 from lifecycle.promotion import reconcile
 from lifecycle.schedule import Scheduler
 from serving.call_statistics import CallStatistics
@@ -25,19 +27,18 @@ _LOAD_TIMEOUT_S = 300.0
 log = logging.getLogger(__name__)
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, *, schedules: bool = True) -> None:
     """Serve until SIGINT or SIGTERM: the gateway finishes what it has accepted, then Triton ends.
+
+    `schedules` is whether the scheduler may run here; where it does not, another process runs `schedule`.
 
     Raises:
         PipelineError: the bundled Triton cannot run here.
     """
     storage = Storage(settings)
     statistics = CallStatistics()
-    try:
-        await asyncio.to_thread(lambda: reconcile(settings, storage.open()))
-    except (PipelineError, SQLAlchemyError) as error:
-        log.error("What was under way when the pipeline ended last cannot be settled now: %s", error)
-    scheduler = Scheduler(settings, storage, statistics)
+    await asyncio.to_thread(_settle, settings, storage)
+    scheduler = Scheduler(settings, storage) if schedules else None
     server = _Server(
         uvicorn.Config(
             create_app(settings, storage, statistics),
@@ -53,26 +54,59 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.stop)
-    tasks = [asyncio.create_task(_announce(settings))]
-    if settings.triton_url is None:
-        tasks.append(asyncio.create_task(TritonSupervisor(settings).run()))
-    scheduler.start()
+    tasks = [
+        asyncio.create_task(_announce(settings)),
+        asyncio.create_task(BakeWatch(settings, statistics).watch(storage)),
+    ]
+    supervisor = [] if settings.triton_url else [asyncio.create_task(TritonSupervisor(settings).run())]
+    if scheduler is not None:
+        scheduler.start()
     serving = asyncio.create_task(server.serve())
     try:
-        # A task that fails, as the supervisor does when Triton cannot be started, ends everything.
-        await asyncio.wait([serving, *tasks[1:]], return_when=asyncio.FIRST_COMPLETED)
+        # A supervisor that fails, because Triton cannot be started, ends everything.
+        await asyncio.wait([serving, *supervisor], return_when=asyncio.FIRST_COMPLETED)
     finally:
         server.should_exit = True
         await serving
-        for task in tasks:
+        for task in (*tasks, *supervisor):
             task.cancel()
-        await asyncio.to_thread(scheduler.stop)
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        if scheduler is not None:
+            await asyncio.to_thread(scheduler.stop)
+        ended = await asyncio.gather(*tasks, *supervisor, return_exceptions=True)
         storage.close()
     for result in ended:
         if isinstance(result, Exception):
             raise result
     log.info("Everything has ended.")
+
+
+def schedule(settings: Settings) -> None:
+    """Run the scheduler alone until SIGINT or SIGTERM; of several processes that do, one works and the others wait.
+
+    Raises:
+        PipelineError: the scheduler ended by itself, which it never should; to be started again then.
+    """
+    storage = Storage(settings)
+    _settle(settings, storage)
+    scheduler = Scheduler(settings, storage)
+    ending = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ending.set())
+    scheduler.start()
+    while scheduler.is_alive and not ending.wait(1):
+        pass
+    scheduler.stop()
+    storage.close()
+    if not ending.is_set():
+        raise PipelineError("The scheduler ended by itself; the log says why. Start it again.")
+    log.info("The scheduler has ended.")
+
+
+def _settle(settings: Settings, storage: Storage) -> None:
+    try:
+        reconcile(settings, storage.open())
+    except (PipelineError, SQLAlchemyError) as error:
+        log.error("What was under way when the pipeline ended last cannot be settled now: %s", error)
 
 
 def check_ports(settings: Settings) -> None:

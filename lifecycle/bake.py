@@ -1,6 +1,12 @@
-"""Watches a version in the time after its promotion, and goes back by itself where it does badly."""
+"""Watches a version in the time after its promotion, and goes back by itself where it does badly.
 
+Every gateway watches by its own calls: one of them that sees the version fail is enough, wherever the scheduler runs.
+"""
+
+import asyncio
 import logging
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from errors import PipelineError
 from lifecycle.promotion import roll_back
@@ -9,8 +15,11 @@ from settings import Settings
 from storage import deployments, events, jobs
 from storage.database import Database, now
 from storage.events import EventKind
+from storage.storage import Storage
 from storage.tables import Deployment
 
+INTERVAL_S = 10.0
+"""Between two looks."""
 LEAST_CALLS = 100
 """Before errors or latency count: one of ten slow calls tells nothing."""
 LARGEST_FAILED_SHARE = 0.02
@@ -21,12 +30,21 @@ log = logging.getLogger(__name__)
 
 
 class BakeWatch:
-    """Looks at the version that bakes, when it is told to."""
+    """Looks at the version that bakes."""
 
     def __init__(self, settings: Settings, statistics: CallStatistics) -> None:
         """Judge by `statistics`, of the gateway beside it."""
         self._settings = settings
         self._statistics = statistics
+
+    async def watch(self, storage: Storage) -> None:
+        """Look every `INTERVAL_S` seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            try:
+                await asyncio.to_thread(lambda: self.look(storage.open()))
+            except (PipelineError, SQLAlchemyError, OSError) as error:
+                log.error("The look at what bakes failed: %s", str(error).partition("\n")[0])
 
     def look(self, database: Database) -> None:
         """Roll back where something is wrong; end the baking where its time is over."""
@@ -39,11 +57,10 @@ class BakeWatch:
         if problem:
             log.error("Version %d does badly: %s.", deployment.version, problem)
             try:
-                roll_back(self._settings, database, f"in its bake time, {problem}")
+                roll_back(self._settings, database, f"in its bake time, {problem}", deployment.version)
             except PipelineError as error:
                 log.error("It could not be rolled back: %s", error)
-        elif time >= deployment.bakes_until:
-            deployments.end_baking(database, deployment.id)
+        elif time >= deployment.bakes_until and deployments.end_baking(database, deployment.id):
             with database.transaction() as session:
                 message = f"Version {deployment.version} did well for {self._settings.bake_minutes:g} minutes."
                 events.record(session, EventKind.BAKED, message, version=deployment.version)

@@ -56,15 +56,18 @@ def promote(settings: Settings, database: Database, version: int, reason: str, f
         _switch(settings, database, version, previous, reason, EventKind.PROMOTED, message, figures or {}, bake_s)
 
 
-def roll_back(settings: Settings, database: Database, reason: str) -> int:
+def roll_back(settings: Settings, database: Database, reason: str, only_from: int | None = None) -> int:
     """Have the version serve that did before; returns it.
 
     Raises:
-        DeploymentError: there is none, or it does not load.
+        DeploymentError: there is none, it does not load, or what serves is not `only_from`, where that is given:
+            several may find at once that a version does badly, and one is to go back.
     """
     with _deploying(database):
         repository = ModelRepository(settings.model_repository)
         current = repository.deployed()
+        if only_from not in (None, current):
+            raise DeploymentError(f"Version {only_from} serves no longer; version {current} does.")
         with database.reading() as session:
             target = deployments.rollback_target(session)
             if target is not None:

@@ -17,10 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from errors import PipelineError
 from lifecycle import alias
-from lifecycle.bake import BakeWatch
 from lifecycle.notification import deliver_due
 from lifecycle.promotion import reconcile
-from serving.call_statistics import CallStatistics
 from serving.die_with_parent import command_dying_with_parent
 from settings import Settings, load_settings
 from storage import deployments, events, jobs, leases
@@ -30,7 +28,7 @@ from storage.storage import Storage
 
 LEASE_S = 15.0
 _RENEW_S = 3.0
-_JOBS_S, _OUTBOX_S, _BAKE_S, _ALIAS_S, _RECONCILE_S = 1, 5, 10, 15, 3
+_JOBS_S, _OUTBOX_S, _ALIAS_S, _RECONCILE_S = 1, 5, 15, 3
 """Seconds between two looks."""
 _LONGEST_ALIAS_PAUSE_S = 900.0
 _APP = Path(__file__).resolve().parent.parent / "app.py"
@@ -52,9 +50,8 @@ def request_check() -> None:
 class Scheduler:
     """Takes the lease of the scheduler when it is free, and runs it as long as the lease can be renewed."""
 
-    def __init__(self, settings: Settings, storage: Storage, statistics: CallStatistics) -> None:
-        """Prepare; `start` begins. `statistics` tell how this host's gateway fares."""
-        self._statistics = statistics
+    def __init__(self, settings: Settings, storage: Storage) -> None:
+        """Prepare; `start` begins."""
         self._settings = settings
         self._storage = storage
         self._holder = leases.new_holder()
@@ -68,6 +65,11 @@ class Scheduler:
     def start(self) -> None:
         """Begin to ask for the lease."""
         self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it asks for the lease or has it; what goes wrong beyond what is expected would end that."""
+        return self._thread.is_alive()
 
     def stop(self) -> None:
         """End; jobs under way are ended too, and go on where the scheduler runs next."""
@@ -116,11 +118,9 @@ class Scheduler:
             scheduler.add_job(request_check, interval, id="check", jobstore=_PERSISTENT)
         elif known.trigger.interval != interval.interval:
             known.reschedule(interval)
-        watch = BakeWatch(self._settings, self._statistics)
         for name, seconds, look in (
             ("jobs", _JOBS_S, self._look_after_jobs),
             ("outbox", _OUTBOX_S, lambda database: deliver_due(self._settings, database)),
-            ("bake", _BAKE_S, watch.look),
             ("alias", _ALIAS_S, self._look_after_alias),
             ("reconcile", _RECONCILE_S, self._look_after_deployments),
         ):

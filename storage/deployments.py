@@ -41,10 +41,14 @@ def undo(session: Session, deployment_id: int) -> None:
     deployment.ended_at = now(session)
 
 
-def end_baking(database: Database, deployment_id: int) -> None:
-    """The version has proven itself."""
+def end_baking(database: Database, deployment_id: int) -> bool:
+    """The version has proven itself; false where another process was first to say so."""
     with database.transaction() as session:
-        session.execute(update(Deployment).where(Deployment.id == deployment_id).values(bakes_until=None))
+        baking = session.get(Deployment, deployment_id, with_for_update=True)
+        if baking is None or baking.bakes_until is None:
+            return False
+        baking.bakes_until = None
+        return True
 
 
 def serving(session: Session) -> Deployment | None:

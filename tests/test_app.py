@@ -35,6 +35,8 @@ def test_help_names_each_command(tmp_path: Path) -> None:
         (["data"], {"SENTIMENT_PROT": "1"}, "did you mean SENTIMENT_PORT?"),
         (["export"], {}, "model holds no trained model; run `python app.py train` first."),
         (["serve"], {}, "No model is deployed; run `python app.py` to train, export and serve one."),
+        (["gateway"], {}, "`python app.py gateway` runs no Triton; SENTIMENT_TRITON_URL names one"),
+        (["scheduler"], {}, "`python app.py scheduler` runs no Triton; SENTIMENT_TRITON_URL names one"),
         (["predict", "fine"], {}, "Start it with `python app.py`."),
     ],
 )

@@ -119,6 +119,8 @@ def test_what_is_deployed_while_nothing_runs_serves_at_the_next_start(served: Se
         promotion.promote(served.settings, database, 7, "by hand")
     with serving(served):
         assert served.version() == 2
+        with pytest.raises(DeploymentError, match="Version 3 serves no longer; version 2 does"):
+            promotion.roll_back(served.settings, database, "another was first", only_from=3)
         assert promotion.roll_back(served.settings, database, "by hand") == 1
         assert served.version() == 1
     with pytest.raises(DeploymentError, match="no version to go back to"):
