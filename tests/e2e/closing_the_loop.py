@@ -1,21 +1,23 @@
 """The whole loop on a running pipeline: tweets come in as feedback, and a better model serves, while requests flow.
 
-`python -m tests.e2e.closing_the_loop URL ADMIN_KEY`, for a pipeline that serves a model of the sample data. Prints what
-happens, and fails where something does not happen as it should.
+`python -m tests.e2e.closing_the_loop` starts one in a directory of its own, on the whole sample data, prints what
+happens, and fails where something does not happen as it should. It takes about half an hour on two cores.
 """
 
 import random
-import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from storage.feedback import is_held_out, text_hash
+from tests.e2e.conftest import Pipeline, copy_checkout, running_pipeline, wait_for
 from trainer.sample_data import read_ratings
 
 FEEDBACK = 600
@@ -27,6 +29,8 @@ CONNECTIONS = 32
 REQUESTS_PER_S = 1.0
 """Of each connection."""
 TIMEOUT_S = 2_400.0
+TOLD = ("stale", "Retraining started", "was promoted")
+"""In the subjects of mails, in this order."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class PacedLoad:
         self.statuses: Counter[str] = Counter()
         self.milliseconds: list[float] = []
         self._url = url
+        # So that no answer is known from another load.
+        self._name = time.monotonic_ns()
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(CONNECTIONS)]
 
@@ -63,7 +69,7 @@ class PacedLoad:
                 count += 1
                 started = time.perf_counter()
                 try:
-                    text = f"This is sentence {count} of caller {number}, and it is rather good."
+                    text = f"This is sentence {count} of caller {number} in load {self._name}, and it is rather good."
                     status = str(client.post(f"{self._url}/predict/live", json={"text": text}).status_code)
                 except httpx.TransportError as error:
                     status = type(error).__name__
@@ -110,10 +116,10 @@ def clear_tweets() -> list[Tweet]:
 
 
 def close_the_loop(
-    url: str, key: str, least_gain: float = LEAST_GAIN, largest_loss: float = LARGEST_LOSS
+    pipeline: Pipeline, least_gain: float = LEAST_GAIN, largest_loss: float = LARGEST_LOSS
 ) -> dict[str, Any]:
     """Do it all; returns the figures."""
-    api = Api(url, key)
+    api = Api(pipeline.url, (pipeline.checkout / ".sentiment" / "admin_key").read_text())
     first = api.version()
     tweets = clear_tweets()
     labels = api.labels([tweet.text for tweet in tweets])
@@ -125,7 +131,7 @@ def close_the_loop(
     draw.shuffle(chosen)
     others = sorted(set(tweets) - set(chosen), key=lambda tweet: tweet.text)
     print(f"Version {first} serves; of {len(tweets)} tweets it has {len(right) / len(tweets):.4f} right.")
-    with PacedLoad(url) as load:
+    with PacedLoad(pipeline.url) as load:
         for start in range(0, FEEDBACK, 100):
             rows = [{"text": tweet.text, "label": tweet.label} for tweet in chosen[start : start + 100]]
             api.ask("POST", "/feedback", json={"feedback": rows}, headers={"Idempotency-Key": f"tweets {start}"})
@@ -159,6 +165,11 @@ def close_the_loop(
     assert reviews - again["validation"]["accuracy"] <= largest_loss
     told = {event["kind"] for event in api.ask("GET", "/events")}
     assert {"checked", "stale", "retraining-started", "promoted"} <= told
+    mails = pipeline.mail_server.received
+    wait_for(lambda: len(mails) >= len(TOLD), 30, "the mails")
+    subjects = [str(mail["Subject"]) for mail in mails]
+    print("\n".join(subjects))
+    assert all(words in subject for words, subject in zip(TOLD, subjects, strict=True))
     return figures
 
 
@@ -189,4 +200,7 @@ def _wait_for_job(api: Api, number: int, started: float) -> Any:
 
 
 if __name__ == "__main__":
-    close_the_loop(sys.argv[1], sys.argv[2])
+    with tempfile.TemporaryDirectory() as directory:
+        copy_checkout(Path(directory))
+        with running_pipeline(Path(directory), TIMEOUT_S) as running:
+            close_the_loop(running)

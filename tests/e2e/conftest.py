@@ -5,17 +5,21 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+import trustme
 
+from tests.mail_server import HOST, PASSWORD, MailServer, server_context
 from trainer.sample_data import write_sample_data
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -32,6 +36,7 @@ class Pipeline:
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
     log: Path
+    mail_server: MailServer
 
     @property
     def url(self) -> str:
@@ -94,50 +99,70 @@ def write_slice(target: Path, directory: Path) -> None:
             csv.writer(sliced).writerows(content)
 
 
+@contextmanager
+def running_pipeline(checkout: Path, timeout_s: float, **settings: str) -> Iterator[Pipeline]:
+    """Have `make run` serve in a copy of the checkout, which tells people by a real mail server, during the block."""
+    port = free_ports()
+    authority = trustme.CA()
+    mail_server = MailServer(server_context(authority))
+    trusted = checkout / "authorities.pem"
+    known = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile
+    trusted.write_bytes((Path(known).read_bytes() if known else b"") + authority.cert_pem.bytes())
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SENTIMENT_")}
+    environment |= {
+        "SENTIMENT_PORT": str(port),
+        "SENTIMENT_SMTP_HOST": HOST,
+        "SENTIMENT_SMTP_PORT": str(mail_server.port),
+        "SENTIMENT_MAIL_USER": "loop@example.org",
+        "SENTIMENT_MAIL_PASSWORD": PASSWORD,
+        "SENTIMENT_MAIL_TO": "team@example.org",
+        "SSL_CERT_FILE": str(trusted),
+        # The environment of the tests stands in for the one that make would set up anew.
+        "VENV": sys.prefix,
+    } | settings
+    log = checkout / "make-run.log"
+    with mail_server.running():
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["make", "run"],
+                cwd=checkout,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+        def ready_or_ended() -> bool:
+            return "Ready: version" in log.read_text() or process.poll() is not None
+
+        try:
+            wait_for(ready_or_ended, timeout_s, "make run to be ready")
+            assert process.poll() is None, log.read_text()
+            yield Pipeline(checkout, port, environment, process, log, mail_server)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    raise
+
+
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     checkout = tmp_path_factory.mktemp("checkout")
     copy_checkout(checkout)
     write_slice(checkout, tmp_path_factory.mktemp("sample"))
-    port = free_ports()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SENTIMENT_")}
-    environment |= {
-        "SENTIMENT_PORT": str(port),
+    settings = {
         "SENTIMENT_EPOCHS": "1",
         "SENTIMENT_LEARNING_RATE": "2e-4",
         # So few texts make no better model.
         "SENTIMENT_MIN_ACCURACY": "0.7",
         "SENTIMENT_MIN_MACRO_F1": "0.7",
-        # The environment of the tests stands in for the one that make would set up anew.
-        "VENV": sys.prefix,
     }
-    log = checkout / "make-run.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["make", "run"],
-            cwd=checkout,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    running = Pipeline(checkout, port, environment, process, log)
-
-    def ready_or_ended() -> bool:
-        return "Ready: version" in log.read_text() or process.poll() is not None
-
-    try:
-        wait_for(ready_or_ended, 400, "make run to be ready")
-        assert process.poll() is None, log.read_text()
+    with running_pipeline(checkout, 600, **settings) as running:
         yield running
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGINT)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                raise
 
 
 @pytest.fixture

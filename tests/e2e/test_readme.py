@@ -100,9 +100,8 @@ def tell_feedback(pipeline: Pipeline) -> None:
 
 
 def close_loop(pipeline: Pipeline) -> None:
-    key = (pipeline.checkout / ".sentiment" / "admin_key").read_text()
     # In the slice of the data there are few reviews to learn from, so tweets help less and may cost more.
-    close_the_loop(pipeline.url, key, least_gain=0.02, largest_loss=0.03)
+    close_the_loop(pipeline, least_gain=0.02, largest_loss=0.03)
     check, retrain, models, events, rollback = command_blocks()[7].splitlines()
     assert re.search(r"^validation +300 +0\.\d{4}", shell(pipeline, check), flags=re.MULTILINE)
     assert "No retraining: job 2 has learnt from the same data with the same settings" in shell(pipeline, retrain)

@@ -1,6 +1,7 @@
 """The gates on real graphs in real Tritons: what is as good passes, and what is not falls at the right one."""
 
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from export.packed_graph import INPUT_NAMES
 from lifecycle.evaluation_data import EvaluationData
@@ -18,17 +21,32 @@ from serving.engine import Engine
 from serving.processor import arithmetic
 from serving.runtime import FLOAT_GRAPH
 from storage.versions import GateVerdict
-from tests.conftest import LABELS, REFERENCE, SENTENCES, make_bundle, make_encoder
+from tests.conftest import LABELS, REFERENCE, SENTENCES, make_bundle
 from tests.lifecycle.conftest import Served, make_served, publish
 from trainer.dataset import LabelledTexts
 
-TEXTS = 400
+TEXTS_OF_A_LABEL = 200
 
 
 def sentences() -> list[str]:
     draw = random.Random(0)
     words = " ".join(SENTENCES).split()
-    return sorted({" ".join(draw.choices(words, k=draw.randint(2, 20))) for _ in range(TEXTS)})
+    return sorted({" ".join(draw.choices(words, k=draw.randint(2, 20))) for _ in range(4 * TEXTS_OF_A_LABEL)})
+
+
+def divided(encoder: Path, directory: Path) -> Path:
+    """The encoder with its head moved so that it gives either label to half of the sentences.
+
+    What an untrained one answers depends on its tokenizer's ids, which differ from one training of it to the next.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(encoder)
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    with torch.no_grad():
+        logits = model(**tokenizer(sentences(), padding=True, return_tensors="pt")).logits
+        model.classifier.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
 def prove(bundle: Path) -> Path:
@@ -53,16 +71,21 @@ def prove(bundle: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def champion(bert_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prove(make_bundle(bert_encoder, tmp_path_factory.mktemp("champion") / "1"))
+    directory = tmp_path_factory.mktemp("champion")
+    return prove(make_bundle(divided(bert_encoder, directory / "encoder"), directory / "1"))
 
 
 @pytest.fixture(scope="module")
 def data(champion: Path) -> EvaluationData:
     """Texts with the champion's own answers as their right labels, but for few, so that it is good, not perfect."""
-    texts = sentences()
     with Engine(champion, REFERENCE, 2) as engine:
-        answers = engine.classify(texts).values.argmax(axis=1)
-    labels = [LABELS[answer if position % 40 else 1 - answer] for position, answer in enumerate(answers)]
+        answers = engine.classify(sentences()).values.argmax(axis=1)
+    found: list[list[tuple[str, int]]] = [[], []]
+    for text, answer in zip(sentences(), answers, strict=True):
+        found[answer].append((text, answer))
+    told = sorted(pair for of_a_label in found for pair in of_a_label[:TEXTS_OF_A_LABEL])
+    texts = [text for text, _ in told]
+    labels = [LABELS[answer if position % 40 else 1 - answer] for position, (_, answer) in enumerate(told)]
     cut = len(texts) // 2
     return EvaluationData(LABELS, LabelledTexts(texts[:cut], labels[:cut]), LabelledTexts(texts[cut:], labels[cut:]))
 
@@ -78,11 +101,16 @@ def candidate(directory: Path, champion: Path, bundle: Path) -> Served:
     return served
 
 
+def opposite(champion: Path, directory: Path) -> Path:
+    """The same graph, whose answers mean the other label."""
+    shutil.copytree(champion, directory)
+    replace(Bundle.load(directory), labels=LABELS[::-1]).save(directory)
+    return directory
+
+
 def slowed(champion: Path, directory: Path) -> Path:
     """The same model with work added to its graph that changes no answer."""
-    directory.mkdir()
-    for file in champion.iterdir():
-        (directory / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(champion, directory)
     model = onnx.load(str(directory / FLOAT_GRAPH))
     graph = model.graph
     (output,) = graph.output
@@ -123,8 +151,7 @@ def test_the_same_model_passes_every_gate(tmp_path: Path, champion: Path, data: 
 
 
 def test_a_worse_model_is_rejected_for_its_answers(tmp_path: Path, champion: Path, data: EvaluationData) -> None:
-    other = make_encoder("bert", tmp_path / "encoder", weight_scale=10)
-    served = candidate(tmp_path / "served", champion, prove(make_bundle(other, tmp_path / "other")))
+    served = candidate(tmp_path, champion, opposite(champion, tmp_path / "opposite"))
     failed = failed_gates(judge(served.settings, data, 1, 2, tmp_path / "trial"))
     assert {"thresholds", "comparison", "slices"} <= set(failed)
     assert not {"trial", "parity", "budget"} & set(failed)

@@ -2,22 +2,15 @@
 
 import json
 import logging
-import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from email import message_from_bytes
-from email.message import EmailMessage
-from email.policy import default
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
-from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import AuthResult, LoginPassword
 from pydantic import SecretStr
 from sqlalchemy import select, update
 
@@ -27,58 +20,12 @@ from storage import events
 from storage.database import Database, now
 from storage.events import EventKind
 from storage.tables import Mail
+from tests.mail_server import HOST, PASSWORD, MailServer, server_context
 
-PASSWORD = "the-secret-password"
 URL_SECRET = "the-secret-of-the-url"
-HOST = "127.0.0.1"
 
 # apprise takes an old module where there is one.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
-
-
-class MailServer:
-    """A mail server that takes mails after STARTTLS and a login, while it runs."""
-
-    def __init__(self, context: ssl.SSLContext | None) -> None:
-        self.port = _free_port()
-        self.password = PASSWORD
-        self.logins = 0
-        self.received: list[EmailMessage] = []
-        self.recipients: list[list[str]] = []
-        self._context = context
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        is_safe = self._context is not None
-        controller = Controller(
-            self,
-            hostname=HOST,
-            port=self.port,
-            tls_context=self._context,
-            authenticator=self._authenticate,
-            require_starttls=is_safe,
-            auth_required=is_safe,
-        )
-        controller.start()
-        try:
-            yield
-        finally:
-            controller.stop()
-
-    def _authenticate(self, _server: Any, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> Any:
-        assert isinstance(data, LoginPassword)
-        self.logins += 1
-        if data.password == self.password.encode():
-            return AuthResult(success=True)
-        refusal = f"535 5.7.8 {data.login.decode()} has another password than {data.password.decode()}"
-        return AuthResult(success=False, handled=False, message=refusal)
-
-    async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:  # noqa: N802
-        message = message_from_bytes(envelope.content, policy=default)
-        assert isinstance(message, EmailMessage)
-        self.received.append(message)
-        self.recipients.append(envelope.rcpt_tos)
-        return "250 OK"
 
 
 class WebServer(ThreadingHTTPServer):
@@ -107,13 +54,6 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
     made = trustme.CA()
@@ -122,15 +62,9 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
     return made
 
 
-def _context(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(HOST).configure_cert(context)
-    return context
-
-
 @pytest.fixture
 def mail_server(authority: trustme.CA) -> MailServer:
-    return MailServer(_context(authority))
+    return MailServer(server_context(authority))
 
 
 @pytest.fixture
@@ -302,7 +236,7 @@ def test_the_other_way_does_not_wait_for_the_mail_server(
 @pytest.mark.parametrize(
     ("certified_by", "error"),
     [
-        (lambda: _context(trustme.CA()), "CERTIFICATE_VERIFY_FAILED"),
+        (lambda: server_context(trustme.CA()), "CERTIFICATE_VERIFY_FAILED"),
         (lambda: None, "STARTTLS extension not supported"),
     ],
     ids=["not trusted", "no TLS"],
