@@ -2,12 +2,15 @@
 
 Packing without cross-contamination: Krell et al., "Efficient Sequence Packing without
 Cross-contamination", 2021 (arXiv:2107.02027). The attention mask is made inside the graph from
-segment ids, positions restart with each text, and each text's first token is gathered before the
-head, so the head runs once a text.
+segment ids, and positions restart with each text. The head reads no more than each text's first
+token, so what the last layer does after its attention is done for first tokens alone: of texts of
+26 tokens, three quarters of a layer's work fall away.
 """
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +66,23 @@ class PackedClassifier(nn.Module):
         token_types = (
             {} if self.model.config.model_type == "distilbert" else {"token_type_ids": torch.zeros_like(input_ids)}
         )
-        hidden = self.model.base_model(
-            input_ids=input_ids,
-            attention_mask=torch.where(same_text, 0.0, _MASKED),
-            position_ids=position_ids + self.first_position,
-            **token_types,
-        ).last_hidden_state
-        first_hidden = hidden.reshape(-1, hidden.shape[-1])[first_tokens]
+        with _given_only(first_tokens, self._after_last_attention()):
+            (first_hidden,) = self.model.base_model(
+                input_ids=input_ids,
+                attention_mask=torch.where(same_text, 0.0, _MASKED),
+                position_ids=position_ids + self.first_position,
+                **token_types,
+            ).last_hidden_state
         return torch.softmax(self._logits(first_hidden) / self.temperature, dim=-1)
+
+    def _after_last_attention(self) -> nn.Module:
+        """The first module of the last layer from which on each token is computed by itself."""
+        base = self.model.base_model
+        if self.model.config.model_type == "distilbert":
+            module: nn.Module = base.transformer.layer[-1].sa_layer_norm
+        else:
+            module = base.encoder.layer[-1].attention.output
+        return module
 
     def _logits(self, first_hidden: Tensor) -> Tensor:
         """The model's own head on the texts' first tokens, [texts, hidden] to [texts, labels]."""
@@ -83,6 +95,23 @@ class PackedClassifier(nn.Module):
             case _:
                 logits = self.model.classifier(torch.relu(self.model.pre_classifier(first_hidden)))
         return logits
+
+
+@contextmanager
+def _given_only(tokens: Tensor, module: nn.Module) -> Iterator[None]:
+    """During the block, `module` gets no more than some tokens of its inputs.
+
+    Each input [rows, length, hidden] becomes [1, tokens, hidden]; `tokens` are indices into rows * length.
+    """
+
+    def choose(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(hidden.reshape(-1, hidden.shape[-1])[tokens][None] for hidden in inputs)
+
+    hook = module.register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def export_packed_graph(model: PreTrainedModel, temperature: float, path: Path) -> None:
