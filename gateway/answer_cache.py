@@ -26,8 +26,9 @@ class AnswerCache:
 
     def __init__(self, max_bytes: int) -> None:
         """Hold at most `max_bytes`, counted as CPython allocates them."""
-        self._max_bytes = max_bytes
-        self._bytes = 0
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        """Memory of what is kept."""
         self._answers: OrderedDict[str, Prediction] = OrderedDict()
         self._version: int | None = None
         self.hits = 0
@@ -35,12 +36,17 @@ class AnswerCache:
         self.misses = 0
         """Texts whose answer was not there, or is never kept."""
 
+    @property
+    def texts(self) -> int:
+        """Texts whose answers are kept."""
+        return len(self._answers)
+
     def turn_to(self, version: int) -> None:
         """Keep answers of `version` from now on; those of another are dropped."""
         if version != self._version:
             self._version = version
             self._answers.clear()
-            self._bytes = 0
+            self.bytes = 0
 
     def get(self, text: str) -> Prediction | None:
         """Return the answer for `text`, if it is known."""
@@ -58,10 +64,10 @@ class AnswerCache:
         if prediction.version != self._version or len(text) > MAX_CHARACTERS or text in self._answers:
             return
         self._answers[text] = prediction
-        self._bytes += _size(text)
-        while self._bytes > self._max_bytes:
+        self.bytes += _size(text)
+        while self.bytes > self.max_bytes:
             oldest, _ = self._answers.popitem(last=False)
-            self._bytes -= _size(oldest)
+            self.bytes -= _size(oldest)
 
 
 def _size(text: str) -> int:

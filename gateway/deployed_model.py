@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from gateway.answer_cache import AnswerCache
 from gateway.inference import Outcomes, Prediction, infer
+from gateway.metrics import Metrics
 from serving.call_statistics import CallStatistics
 from serving.triton_client import Classification, TextRefusedError, TritonClient, TritonTimeoutError
 
@@ -29,11 +30,15 @@ class DeployedModel:
     version does.
     """
 
-    def __init__(self, client: TritonClient, cache: AnswerCache, statistics: CallStatistics) -> None:
-        """Ask through `client`, count in `statistics`, and fill `cache` with what the deployed version answers."""
+    def __init__(self, client: TritonClient, cache: AnswerCache, statistics: CallStatistics, metrics: Metrics) -> None:
+        """Ask through `client`, count the calls, and fill `cache` with what the deployed version answers."""
         self._client = client
         self._cache = cache
         self._statistics = statistics
+        self._metrics = metrics
+        metrics.model_ready.set_function(lambda: self.ready)
+        metrics.model_version.set_function(lambda: self._version or 0)
+        metrics.active_calls.set_function(lambda: self._under_way)
         self._calls = 0
         self._under_way = 0
         self._newest_call = 0
@@ -53,6 +58,7 @@ class DeployedModel:
         for text, outcome in outcomes.items():
             if isinstance(outcome, Prediction):
                 self._cache.put(text, outcome)
+                self._metrics.answers.labels(outcome.label).inc()
         return outcomes
 
     async def watch(self) -> None:
@@ -73,7 +79,7 @@ class DeployedModel:
         is_lone = len(texts) == 1 and not self._under_way
         self._under_way += 1
         try:
-            answer = await self._client.classify(texts, timeout_s)
+            answer = await self._ask(texts, timeout_s)
         except TextRefusedError:
             self._hear(ready=True)
             raise
@@ -98,6 +104,29 @@ class DeployedModel:
                 log.info("Version %d answers.", answer.version)
                 self._version = answer.version
                 self._cache.turn_to(answer.version)
+        return answer
+
+    async def _ask(self, texts: Sequence[str], timeout_s: float) -> Classification:
+        """Call Triton, and measure it."""
+        outcome = "cancelled"
+        started = time.perf_counter()
+        try:
+            answer = await self._client.classify(texts, timeout_s)
+            outcome = "answered"
+        except TextRefusedError:
+            outcome = "refused"
+            raise
+        except TritonTimeoutError:
+            outcome = "timeout"
+            raise
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            self._metrics.calls.labels(outcome).observe(time.perf_counter() - started)
+        self._metrics.call_texts.observe(len(texts))
+        if answer.phases is not None:
+            self._metrics.observe_phases(answer.phases)
         return answer
 
     def _count_failure(self) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 
+from gateway.metrics import Metrics
 from gateway.predictor import Predictor
+from gateway.scrape import Scrape
 from settings import Settings
 from storage.storage import Storage
 
@@ -55,3 +57,21 @@ def get_loop(request: Request) -> Loop:
     """Return the loop of the app that the request came to."""
     loop: Loop = request.app.state.loop
     return loop
+
+
+def set_metrics(app: FastAPI, metrics: Metrics, scrape: Scrape) -> None:
+    """Have the routes of `app` count in `metrics`, and tell `scrape`."""
+    app.state.metrics = metrics
+    app.state.scrape = scrape
+
+
+def get_metrics(request: Request) -> Metrics:
+    """Return the metrics of the app that the request came to."""
+    metrics: Metrics = request.app.state.metrics
+    return metrics
+
+
+def get_scrape(request: Request) -> Scrape:
+    """Return what `/metrics` answers with."""
+    scrape: Scrape = request.app.state.scrape
+    return scrape

@@ -8,7 +8,7 @@ from fastapi import Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from errors import PipelineError
-from gateway.deps import DirectRoute, Loop, get_loop
+from gateway.deps import DirectRoute, Loop, get_loop, get_metrics
 from gateway.openapi import parameter, problem_responses, request_body
 from gateway.problems import (
     ConflictError,
@@ -46,6 +46,8 @@ async def post_feedback(request: Request) -> Response:
             ]
         )
     await asyncio.to_thread(_keep, get_loop(request), rows, key)
+    for row in rows.values():
+        get_metrics(request).feedback.labels(row.label).inc()
     return Response(orjson.dumps({"accepted": len(rows)}), 201, media_type="application/json")
 
 

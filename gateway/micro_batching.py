@@ -13,6 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from gateway.inference import Model, Outcomes, Prediction
+from gateway.metrics import Metrics
 from serving.triton_client import TritonTimeoutError, TritonUnavailableError
 
 MOST_TEXTS = 16
@@ -25,6 +26,7 @@ GATHERING_SHARE = 0.05
 
 class _Waiting(NamedTuple):
     text: str
+    arrived: float
     deadline: float
     answer: asyncio.Future[Prediction]
 
@@ -36,10 +38,12 @@ _Batch = dict[str, list[_Waiting]]
 class MicroBatcher:
     """Answers single texts through calls of up to `MOST_TEXTS`; make and use it within one event loop."""
 
-    def __init__(self, model: Model) -> None:
-        """Answer by `model`."""
+    def __init__(self, model: Model, metrics: Metrics) -> None:
+        """Answer by `model`; the queue is told in `metrics`."""
         self._model = model
         self._queue: deque[_Waiting] = deque()
+        self._observe_wait = metrics.micro_batch_wait.observe
+        metrics.micro_batch_queue.set_function(lambda: len(self._queue))
         self._calls: set[asyncio.Task[Outcomes]] = set()
         self._call_s = 0.0
         self._start: asyncio.Handle | None = None
@@ -54,7 +58,7 @@ class MicroBatcher:
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Prediction] = loop.create_future()
-        self._queue.append(_Waiting(text, deadline, answer))
+        self._queue.append(_Waiting(text, loop.time(), deadline, answer))
         if self._start is None:
             gathering_s = min(MOST_GATHERING_S, GATHERING_SHARE * self._call_s) if self._calls else 0.0
             # Not at this instant even when alone: those that arrived in the same turn of the event loop go together.
@@ -80,9 +84,11 @@ class MicroBatcher:
 
     def _take_batch(self) -> _Batch:
         batch: _Batch = {}
+        now = asyncio.get_running_loop().time()
         while self._queue and (len(batch) < MOST_TEXTS or self._queue[0].text in batch):
             waiting = self._queue.popleft()
             if not waiting.answer.done():
+                self._observe_wait(now - waiting.arrived)
                 batch.setdefault(waiting.text, []).append(waiting)
         return batch
 

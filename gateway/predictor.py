@@ -6,6 +6,7 @@ from gateway.answer_cache import AnswerCache
 from gateway.batch_splitting import BatchSplitter
 from gateway.deployed_model import DeployedModel
 from gateway.inference import Prediction
+from gateway.metrics import Metrics
 from gateway.micro_batching import MicroBatcher
 from serving.call_statistics import CallStatistics
 from serving.triton_client import TritonClient
@@ -25,11 +26,11 @@ class Predictor:
     texts cannot be answered is what `ready` says.
     """
 
-    def __init__(self, client: TritonClient, cache: AnswerCache, statistics: CallStatistics) -> None:
+    def __init__(self, client: TritonClient, cache: AnswerCache, statistics: CallStatistics, metrics: Metrics) -> None:
         """Answer through `client`, which stays the caller's to close, what `cache` does not know."""
         self._cache = cache
-        self._model = DeployedModel(client, cache, statistics)
-        self._micro_batcher = MicroBatcher(self._model)
+        self._model = DeployedModel(client, cache, statistics, metrics)
+        self._micro_batcher = MicroBatcher(self._model, metrics)
         self._batch_splitter = BatchSplitter(self._model)
 
     async def predict_live(self, text: str) -> Prediction:

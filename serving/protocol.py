@@ -1,7 +1,19 @@
 """Names that the backend in Triton and those who ask it must agree on."""
 
+from typing import NamedTuple
+
 MODEL_NAME = "sentiment"
 """Triton's name of the model; MLflow's name of the registered model too."""
 
 MAX_BATCH_SIZE = 64
 """Most texts in one Triton request, and in one batch of the dynamic batcher."""
+
+
+class Phases(NamedTuple):
+    """Where the time of a call went in the engine. They follow one another; what is left is transport."""
+
+    tokenize_s: float
+    queue_s: float
+    """From then until a core took the first of its texts."""
+    graph_s: float
+    """From then until the last of its texts was run, its packing among it."""

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from serving.protocol import MODEL_NAME
+from serving.protocol import MODEL_NAME, Phases
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -54,6 +54,8 @@ class Classification:
     """The version that gave the answer."""
     truncated: list[int]
     """Positions of the texts that were longer than the model reads, and were cut."""
+    phases: Phases | None = None
+    """Where the engine's time went; none where its build is too old to tell."""
 
 
 class TritonClient:

@@ -27,7 +27,7 @@ SKIPPED: State = "skipped"
 """A retraining would have made the same model again."""
 FAILED: State = "failed"
 CANCELLED: State = "cancelled"
-_ACTIVE = (QUEUED, RUNNING)
+ACTIVE: tuple[State, ...] = (QUEUED, RUNNING)
 
 MOST_ATTEMPTS = 3
 """A job whose process was killed so often is not tried again: it may be what kills it."""
@@ -50,7 +50,7 @@ def enqueue(database: Database, kind: Kind, reason: str) -> Job:
     with database.transaction() as session:
         if session.get_bind().dialect.name == "postgresql":
             session.execute(select(func.pg_advisory_xact_lock(_ENQUEUE_LOCK)))
-        active = session.scalars(select(Job).where(Job.kind == kind, Job.state.in_(_ACTIVE)).order_by(Job.id)).first()
+        active = session.scalars(select(Job).where(Job.kind == kind, Job.state.in_(ACTIVE)).order_by(Job.id)).first()
         if active is not None:
             return active
         job = Job(kind=kind, state=QUEUED, reason=reason, created_at=now(session), result={})
@@ -150,8 +150,13 @@ def ended_retrainings(database: Database) -> list[Job]:
 def last_ended(database: Database, kind: Kind) -> Job | None:
     """The job of a kind that succeeded last."""
     with database.reading() as session:
-        query = select(Job).where(Job.kind == kind, Job.state == SUCCEEDED).order_by(Job.id.desc())
-        return session.scalars(query).first()
+        return last_ended_in(session, kind)
+
+
+def last_ended_in(session: Session, kind: Kind) -> Job | None:
+    """The same, as seen by `session`."""
+    query = select(Job).where(Job.kind == kind, Job.state == SUCCEEDED).order_by(Job.id.desc())
+    return session.scalars(query).first()
 
 
 def as_json(job: Job) -> Figures:

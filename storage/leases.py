@@ -89,6 +89,12 @@ def new_holder() -> str:
     return f"{_here()} {os.getpid()} {secrets.token_hex(4)}"
 
 
+def is_of_this_process(holder: str) -> bool:
+    """Whether `new_holder` made the name in this process."""
+    where, process, _ = holder.rsplit(" ", 2)
+    return (where, int(process)) == (_here(), os.getpid())
+
+
 def _here() -> str:
     """The host, and on it the space within which process ids are unique: containers have their own."""
     namespace = Path("/proc/self/ns/pid")

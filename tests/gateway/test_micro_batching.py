@@ -5,6 +5,7 @@ import pytest
 
 from gateway import micro_batching
 from gateway.inference import Outcomes, infer
+from gateway.metrics import Metrics
 from gateway.micro_batching import MOST_TEXTS, MicroBatcher
 from serving.triton_client import Classification, TextRefusedError, TritonTimeoutError, TritonUnavailableError
 
@@ -35,7 +36,7 @@ class Model:
 def run(scenario: Callable[[Model, Callable[..., asyncio.Task[str]]], Awaitable[None]]) -> None:
     async def main() -> None:
         model = Model()
-        batcher = MicroBatcher(model)
+        batcher = MicroBatcher(model, Metrics())
 
         async def label(text: str, within_s: float) -> str:
             return (await batcher.predict(text, asyncio.get_running_loop().time() + within_s)).label

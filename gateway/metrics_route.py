@@ -1,0 +1,25 @@
+"""`GET /metrics`."""
+
+from fastapi import Request, Response
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+
+from gateway.deps import DirectRoute, get_scrape
+from gateway.openapi import problem_responses
+
+
+async def get_metrics(request: Request) -> Response:
+    """Everything that is counted and measured, for Prometheus."""
+    return Response(await get_scrape(request).text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+routes = [
+    DirectRoute(
+        "/metrics",
+        get_metrics,
+        methods=["GET"],
+        operation_id="get_metrics",
+        summary="Metrics in Prometheus's text format",
+        tags=["health"],
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problem_responses()},
+    )
+]

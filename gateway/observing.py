@@ -1,0 +1,141 @@
+"""The outermost layer: every request gets an id, is counted and timed, and told of in the log where it should be."""
+
+import logging
+import re
+import time
+from collections.abc import Sequence
+
+from fastapi.routing import APIRoute
+from prometheus_client import Histogram
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.metrics import Metrics
+from request_context import current_request, request_id
+
+REQUEST_ID_HEADER = "X-Request-Id"
+SLOW_S = 2.0
+"""From here on a request has a line in the log. Of live requests, only those under overload take so long."""
+LINES_PER_SECOND = 10
+"""Of slow and failed requests, so that an outage does not fill the disk; the next line tells how many were left out."""
+CLIENT_LEFT = 499
+"""The status under which requests are counted whose client left before the answer began; nginx's."""
+OTHER_ROUTE = "other"
+OTHER_METHOD = "_OTHER"
+_METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
+_ID_HEADER = REQUEST_ID_HEADER.lower().encode()
+
+log = logging.getLogger(__name__)
+
+
+class Observing:
+    """Pure ASGI, around everything else, so that refusals and failures are seen as well."""
+
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], metrics: Metrics) -> None:
+        """Call `app`, whose routes are `routes`; whatever path is none of them counts as one."""
+        self._app = app
+        self._requests = metrics.requests
+        self._active = 0
+        metrics.active_requests.set_function(lambda: self._active)
+        self._routes = Routes(routes)
+        self._children: dict[tuple[str, str, int], Histogram] = {}
+        self._lines = _LineBudget()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = b""
+        for name, value in scope["headers"]:
+            if name == _ID_HEADER:
+                given = value
+                break
+        id_ = request_id(given)
+        current_request.set(id_)
+        header = (_ID_HEADER, id_.encode())
+        status = CLIENT_LEFT
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], header]
+            await send(message)
+
+        started = time.perf_counter()
+        self._active += 1
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            self._active -= 1
+            self._end(scope, status, time.perf_counter() - started)
+
+    def _end(self, scope: Scope, status: int, seconds: float) -> None:
+        method, route = scope["method"], self._routes.template(scope["path"])
+        child = self._children.get((method, route, status))
+        if child is None:
+            child = self._requests.labels(method if method in _METHODS else OTHER_METHOD, route, status)
+            if method in _METHODS:
+                self._children[method, route, status] = child
+        child.observe(seconds)
+        if status >= 500 or seconds >= SLOW_S:
+            left_out = self._lines.take()
+            if left_out is not None:
+                _tell(logging.WARNING, scope, status, seconds, f" ({left_out} such left out)" if left_out else "")
+        elif log.isEnabledFor(logging.DEBUG):
+            _tell(logging.DEBUG, scope, status, seconds, "")
+
+
+class Routes:
+    """Finds the template of a path, so that what labels it is one of few."""
+
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+        """Know `routes`."""
+        known = [route for route in routes if isinstance(route, (APIRoute, Route))]
+        self._plain = {route.path: route.path for route in known if "{" not in route.path}
+        self._patterns: list[tuple[re.Pattern[str], str]] = [
+            (route.path_regex, route.path) for route in known if "{" in route.path
+        ]
+
+    def template(self, path: str) -> str:
+        """The route's path as it was declared, such as `/jobs/{job}`; `OTHER_ROUTE` where there is none."""
+        plain = self._plain.get(path)
+        if plain is not None:
+            return plain
+        return next((template for pattern, template in self._patterns if pattern.match(path)), OTHER_ROUTE)
+
+
+class _LineBudget:
+    """At most so many lines a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._taken = 0
+        self._left_out = 0
+
+    def take(self) -> int | None:
+        """Whether a line may be written: how many were left out before it, or none where it may not."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._taken = second, 0
+        if self._taken == LINES_PER_SECOND:
+            self._left_out += 1
+            return None
+        self._taken += 1
+        left_out, self._left_out = self._left_out, 0
+        return left_out
+
+
+def _tell(level: int, scope: Scope, status: int, seconds: float, note: str) -> None:
+    # The path is a stranger's: as it would stand in a Python source, so that it stays in its line.
+    log.log(
+        level,
+        "%s %s: %d after %.1f ms%s",
+        scope["method"][:10],
+        ascii(scope["path"][:200])[1:-1],
+        status,
+        1_000 * seconds,
+        note,
+        extra={"status": status, "duration_ms": round(1_000 * seconds, 1)},
+    )
