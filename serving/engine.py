@@ -9,7 +9,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from tokenizers import Encoding, Tokenizer
 
 from serving.bundle import TOKENIZER, Bundle
 from serving.packing import CHOICE, ROW_LENGTH, TOKENS_PER_RUN, Row, all_shapes, choose_rows, lay_out, rows_of_shape
+from serving.protocol import Phases
 from serving.runtime import Graph, Variant, load_graph
 
 
@@ -30,6 +31,26 @@ class Probabilities:
     """[texts, labels], calibrated; each row sums to 1."""
     truncated: npt.NDArray[np.bool_]
     """[texts]; whether the text was longer than the model reads, and was cut."""
+    phases: Phases
+    """Where the time went."""
+
+
+@dataclass
+class Totals:
+    """What an engine has done since it was loaded, over all cores, and how it stands."""
+
+    texts: int = 0
+    tokens: int = 0
+    slots: int = 0
+    """Places for tokens in the rows that were run; what is not tokens is padding."""
+    runs: int = 0
+    tokenize_s: float = 0.0
+    queue_s: float = 0.0
+    """That requests waited until the first of their texts was run."""
+    pack_s: float = 0.0
+    graph_s: float = 0.0
+    waiting_texts: int = 0
+    busy_cores: int = 0
 
 
 def load_tokenizer(file: Path, max_length: int) -> Tokenizer:
@@ -43,12 +64,21 @@ def load_tokenizer(file: Path, max_length: int) -> Tokenizer:
 class _Request:
     """Texts that are answered together."""
 
-    def __init__(self, encodings: Sequence[Encoding], labels: int) -> None:
+    def __init__(self, encodings: Sequence[Encoding], labels: int, arrived: float) -> None:
         self.token_ids = [encoding.ids for encoding in encodings]
         self.truncated = np.fromiter((bool(encoding.overflowing) for encoding in encodings), dtype=bool)
         self.values = np.empty((len(encodings), labels), dtype=np.float32)
         self.texts_left = len(encodings)
         self.answer: Future[Probabilities] = Future()
+        self.arrived = arrived
+        self.queued = time.perf_counter()
+        self.begun: float | None = None
+        """When the first of the texts was taken to be run."""
+
+    def phases(self) -> Phases:
+        """Where the time went, now that all is run."""
+        begun = self.queued if self.begun is None else self.begun
+        return Phases(self.queued - self.arrived, begun - self.queued, time.perf_counter() - begun)
 
 
 class _Text(NamedTuple):
@@ -85,11 +115,12 @@ class Engine:
         """Runs on one core, for as many callers at a time as there are cores."""
         self._graph_of_all_cores = self.graph if cores == 1 else load_graph(directory, variant, 1, cores)
         self._tokenizer = load_tokenizer(directory / TOKENIZER, self.bundle.max_length)
-        self._cores = cores
+        self.cores = cores
         self._changed = threading.Condition()
         self._waiting: list[_Text] = []
         self._texts_so_far = 0
         self._busy = 0
+        self._totals = Totals()
         self._closing = False
         warm: list[Future[None]] = [Future() for _ in range(cores)]
         self._threads = [
@@ -109,15 +140,17 @@ class Engine:
 
         A callback of the future runs in one of the engine's threads, and keeps it from running the graph meanwhile.
         """
-        request = _Request(self._tokenizer.encode_batch_fast(texts), len(self.bundle.labels))
+        arrived = time.perf_counter()
+        request = _Request(self._tokenizer.encode_batch_fast(texts), len(self.bundle.labels), arrived)
         if not texts:
-            request.answer.set_result(Probabilities(request.values, request.truncated))
+            request.answer.set_result(Probabilities(request.values, request.truncated, request.phases()))
             return request.answer
         lengths = list(map(len, request.token_ids))
         due = time.monotonic() + self._seconds_per_token * sum(lengths)
         with self._changed:
             if self._closing:
                 raise RuntimeError("the engine is closed")
+            self._totals.tokenize_s += request.queued - arrived
             numbers = range(self._texts_so_far, self._texts_so_far + len(texts))
             self._texts_so_far += len(texts)
             place = bisect_left(self._waiting, (due, numbers[0]))
@@ -135,6 +168,11 @@ class Engine:
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Tokens that the model reads of the texts."""
         return sum(len(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(texts))
+
+    def totals(self) -> Totals:
+        """What it has done so far."""
+        with self._changed:
+            return replace(self._totals, waiting_texts=len(self._waiting), busy_cores=self._busy)
 
     def close(self) -> None:
         """Answer what waits, then end the threads."""
@@ -174,7 +212,7 @@ class Engine:
         full = rows_of_shape(rows, ROW_LENGTH, self.bundle.max_length, self.bundle.padding_token)
         started = time.perf_counter()
         self.graph.run(full)
-        return (time.perf_counter() - started) / full.input_ids.size / self._cores
+        return (time.perf_counter() - started) / full.input_ids.size / self.cores
 
     def _work(self, warm: "Future[None]") -> None:
         # In this thread, because a runtime may prepare shapes for each thread that runs them.
@@ -192,14 +230,18 @@ class Engine:
                     self._changed.wait()
                 rows, texts, graph = self._take()
                 self._busy += 1
+            started = time.perf_counter()
             try:
                 token_ids = [text.request.token_ids[text.position] for text in texts]
                 packed = lay_out(rows, token_ids, self.bundle.padding_token)
+                packed_at = time.perf_counter()
                 values = graph.run(packed)
             except Exception as error:
                 self._fail([texts[index] for row in rows for index in row.texts], error)
             else:
-                self._deliver([texts[index] for index in packed.texts], values)
+                run = [texts[index] for index in packed.texts]
+                self._count(run, packed.input_ids.size, packed_at - started, time.perf_counter() - packed_at)
+                self._deliver(run, values)
 
     def _take(self) -> tuple[list[Row], list[_Text], Graph]:
         """Choose the next run's rows, the texts that they were chosen from, and the graph to run them."""
@@ -209,12 +251,27 @@ class Engine:
         if self._busy == 0 and (len(texts) == 1 or tokens <= ROW_LENGTH):
             graph, budget = self._graph_of_all_cores, ROW_LENGTH
         else:
-            share = -(-tokens // (self._cores - self._busy))
+            share = -(-tokens // (self.cores - self._busy))
             graph, budget = self.graph, min(TOKENS_PER_RUN, max(ROW_LENGTH, share))
         rows = choose_rows(lengths, budget)
         chosen = {index for row in rows for index in row.texts}
         self._waiting[:CHOICE] = [text for index, text in enumerate(texts) if index not in chosen]
+        now = time.perf_counter()
+        for request in {texts[index].request for index in chosen}:
+            if request.begun is None:
+                request.begun = now
+                self._totals.queue_s += now - request.queued
         return rows, texts, graph
+
+    def _count(self, texts: Sequence[_Text], slots: int, pack_s: float, graph_s: float) -> None:
+        """Count a run."""
+        with self._changed:
+            self._totals.texts += len(texts)
+            self._totals.tokens += sum(text.tokens for text in texts)
+            self._totals.slots += slots
+            self._totals.runs += 1
+            self._totals.pack_s += pack_s
+            self._totals.graph_s += graph_s
 
     def _deliver(self, texts: Sequence[_Text], values: npt.NDArray[np.float32]) -> None:
         complete = []
@@ -227,7 +284,7 @@ class Engine:
                 if request.texts_left == 0:
                     complete.append(request)
         for request in complete:
-            request.answer.set_result(Probabilities(request.values, request.truncated))
+            request.answer.set_result(Probabilities(request.values, request.truncated, request.phases()))
 
     def _fail(self, texts: Sequence[_Text], error: Exception) -> None:
         """Fail the requests of the texts; their other texts would be work for nobody."""

@@ -21,7 +21,8 @@ output [
   {{ name: "LABEL" data_type: TYPE_STRING dims: [ 1 ] }},
   {{ name: "SCORE" data_type: TYPE_FP32 dims: [ 1 ] }},
   {{ name: "PROBABILITIES" data_type: TYPE_FP32 dims: [ {labels} ] }},
-  {{ name: "TRUNCATED" data_type: TYPE_BOOL dims: [ 1 ] }}
+  {{ name: "TRUNCATED" data_type: TYPE_BOOL dims: [ 1 ] }},
+  {{ name: "PHASES" data_type: TYPE_FP32 dims: [ 3 ] }}
 ]
 version_policy: {{ specific: {{ versions: [ {version} ] }} }}
 dynamic_batching {{ max_queue_delay_microseconds: 0 }}

@@ -139,9 +139,8 @@ def _request(texts: Sequence[str]) -> service_pb2.ModelInferRequest:
     # surrogatepass: a lone surrogate reaches the model as bytes that are not UTF-8, and is refused there.
     encoded = [item.encode("utf-8", "surrogatepass") for item in texts]
     request.raw_input_contents.append(b"".join(struct.pack("<I", len(item)) + item for item in encoded))
-    request.outputs.add(name="LABEL")
-    request.outputs.add(name="SCORE")
-    request.outputs.add(name="TRUNCATED")
+    # Of outputs none is named, so that all come that there are: a configuration that was written by an older pipeline
+    # has no PHASES, and Triton would refuse to be asked for them.
     return request
 
 
@@ -152,6 +151,7 @@ def _classification(response: service_pb2.ModelInferResponse) -> Classification:
         scores=np.frombuffer(raw["SCORE"], dtype="<f4").tolist(),
         version=int(response.model_version),
         truncated=np.flatnonzero(np.frombuffer(raw["TRUNCATED"], dtype=bool)).tolist(),
+        phases=Phases(*struct.unpack_from("<3f", raw["PHASES"])) if "PHASES" in raw else None,
     )
 
 

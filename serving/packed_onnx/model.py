@@ -13,6 +13,7 @@ import triton_python_backend_utils as pb_utils
 from serving.bundle import Bundle
 from serving.choice import AUTO, Wanted, choose_variant
 from serving.engine import Engine, Probabilities
+from serving.engine_metrics import EngineMetrics
 from serving.processor import usable_cores
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -34,6 +35,11 @@ class TritonPythonModel:
         )
         self._engine = Engine(directory, choice.variant, usable_cores())
         self._labels = np.array([label.encode() for label in self._engine.bundle.labels], dtype=object)
+        try:
+            self._metrics: EngineMetrics | None = EngineMetrics(self._engine, args["model_version"])
+        except pb_utils.TritonModelException as error:  # a Triton that is told to have none
+            self._metrics = None
+            pb_utils.Logger.log_warn(f"The engine's metrics cannot be told: {error}")
         pb_utils.Logger.log_info(
             f"sentiment version {args['model_version']}: {choice.variant} on {usable_cores()} cores ({choice.reason})"
         )
@@ -52,6 +58,8 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """End the engine's threads; Triton calls it once nothing is under way any more."""
+        if self._metrics is not None:
+            self._metrics.close()
         self._engine.close()
 
     def _send(self, sender: Any, answer: "Future[Probabilities]") -> None:
@@ -61,13 +69,15 @@ class TritonPythonModel:
         error = answer.exception()
         if error is not None:
             return _refusal(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
-        probabilities, truncated = answer.result().values, answer.result().truncated
+        probabilities, truncated, phases = answer.result().values, answer.result().truncated, answer.result().phases
         best = probabilities.argmax(axis=1)[:, None]
         outputs = [
             pb_utils.Tensor("LABEL", self._labels[best]),
             pb_utils.Tensor("SCORE", np.take_along_axis(probabilities, best, axis=1)),
             pb_utils.Tensor("PROBABILITIES", probabilities),
             pb_utils.Tensor("TRUNCATED", truncated[:, None]),
+            # Of the request, so the same for each text; this Triton's Python has no parameters of a response.
+            pb_utils.Tensor("PHASES", np.tile(np.array(phases, dtype=np.float32), (len(truncated), 1))),
         ]
         return pb_utils.InferenceResponse(outputs)
 

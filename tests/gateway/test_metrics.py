@@ -124,11 +124,11 @@ def test_calls_texts_and_what_the_cache_knows(gateway: httpx.Client, triton: Fak
 
 def test_the_loop_as_the_database_knows_it(gateway: httpx.Client, tmp_path: Path) -> None:
     database = Database(Settings(state_dir=tmp_path / "state").database)
-    evaluation = {"texts": 300, "accuracy": 0.9, "macro_f1": 0.89, "calibration_error": 0.03}
+    figures = {"texts": 300, "accuracy": 0.9, "macro_f1": 0.89, "calibration_error": 0.03, "f1_by_label": {"A": 0.5}}
     try:
         check = jobs.enqueue(database, jobs.CHECK, "a test")
         jobs.begin(database, check.id)
-        result = {"version": 3, "stale": True, "problems": ["x"], "validation": evaluation | {"f1_by_label": {"A": 0.5}}}
+        result = {"version": 3, "stale": True, "problems": ["x"], "validation": figures}
         with database.transaction() as session:
             jobs.end(session, check.id, jobs.Outcome(jobs.SUCCEEDED, result))
             events.record(session, EventKind.STALE, "Stale.")

@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,40 @@ def test_closing_answers_what_waits(bert_bundle: Path) -> None:
 
 def test_no_texts(engine: Engine) -> None:
     assert engine.classify([]).values.shape == (0, 2)
+
+
+def test_a_request_is_told_where_its_time_went(engine: Engine) -> None:
+    held = HeldGraph(engine)
+    busy = [engine.submit(["good " * 200]) for _ in range(CORES)]
+    for _ in range(CORES):
+        assert held.began.acquire(timeout=20)
+    waiting = engine.submit(["good"])
+    time.sleep(0.2)
+    held.may_run.release(CORES)
+    for answer in busy:
+        answer.result(20)
+    assert held.began.acquire(timeout=20)
+    time.sleep(0.1)
+    held.may_run.release()
+    phases = waiting.result(20).phases
+    assert phases.tokenize_s > 0
+    assert phases.queue_s >= 0.2
+    assert phases.graph_s >= 0.1
+
+
+def test_totals_count_what_was_run(engine: Engine) -> None:
+    before = engine.totals()
+    answers = [engine.classify([sentence]) for sentence in SENTENCES]
+    totals = engine.totals()
+    assert totals.texts - before.texts == len(SENTENCES)
+    assert totals.tokens - before.tokens == engine.count_tokens(SENTENCES)
+    assert totals.slots % 16 == 0
+    assert totals.slots >= totals.tokens
+    assert totals.runs - before.runs == len(SENTENCES)
+    for total, of_requests in (
+        (totals.tokenize_s, [answer.phases.tokenize_s for answer in answers]),
+        (totals.queue_s, [answer.phases.queue_s for answer in answers]),
+    ):
+        assert total == pytest.approx(sum(of_requests))
+    assert 0 < totals.pack_s + totals.graph_s <= sum(answer.phases.graph_s for answer in answers)
+    assert (totals.waiting_texts, totals.busy_cores) == (0, 0)

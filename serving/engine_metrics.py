@@ -1,0 +1,79 @@
+"""Tells what the engine does among Triton's own metrics, where whoever serves versions with it finds them."""
+
+import contextlib
+import threading
+from dataclasses import fields
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from serving.engine import Engine, Totals
+
+INTERVAL_S = 1.0
+"""Between two looks. Each figure that changed costs a message to Triton, so no request pays for it."""
+
+_COUNTERS = {
+    "texts": ("sentiment_engine_texts_total", "Texts that were run."),
+    "tokens": ("sentiment_engine_tokens_total", "Tokens of the texts that were run."),
+    "slots": ("sentiment_engine_slots_total", "Places for tokens in the rows that were run, padding among them."),
+    "runs": ("sentiment_engine_runs_total", "Runs of the graph."),
+    "tokenize_s": ("sentiment_engine_tokenize_seconds_total", "Time that texts were tokenized."),
+    "queue_s": ("sentiment_engine_queue_seconds_total", "Time that requests waited for a core."),
+    "pack_s": ("sentiment_engine_pack_seconds_total", "Time that runs were packed, over all cores."),
+    "graph_s": ("sentiment_engine_graph_seconds_total", "Time that runs were computed, over all cores."),
+}
+_GAUGES = {
+    "waiting_texts": ("sentiment_engine_waiting_texts", "Texts that wait for a core."),
+    "busy_cores": ("sentiment_engine_busy_cores", "Cores that compute now."),
+}
+
+
+class EngineMetrics:
+    """Custom metrics of Triton's Python backend, with the version as their label."""
+
+    def __init__(self, engine: Engine, version: str) -> None:
+        """Begin to tell what `engine` does."""
+        self._engine = engine
+        self._told = Totals()
+        labels = {"version": version}
+        # Triton forgets a family when it is collected here, so each is kept.
+        self._families: list[Any] = []
+        self._metrics = {
+            name: self._make(described, kind).Metric(labels=labels)
+            for kind, of_kind in ((pb_utils.MetricFamily.COUNTER, _COUNTERS), (pb_utils.MetricFamily.GAUGE, _GAUGES))
+            for name, described in of_kind.items()
+        }
+        cores = self._make(("sentiment_engine_cores", "Cores that it uses."), pb_utils.MetricFamily.GAUGE)
+        self._cores = cores.Metric(labels=labels)
+        self._cores.set(engine.cores)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._tell, name="engine-metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closing.set()
+        self._thread.join()
+
+    def _make(self, described: tuple[str, str], kind: Any) -> Any:
+        name, text = described
+        self._families.append(pb_utils.MetricFamily(name=name, description=text, kind=kind))
+        return self._families[-1]
+
+    def _tell(self) -> None:
+        # Fails when Triton is ending, and has no use for them any more.
+        with contextlib.suppress(pb_utils.TritonModelException):
+            self._tell_until_closing()
+
+    def _tell_until_closing(self) -> None:
+        while not self._closing.wait(INTERVAL_S):
+            totals = self._engine.totals()
+            for field in fields(Totals):
+                value, told = getattr(totals, field.name), getattr(self._told, field.name)
+                if value == told:
+                    continue
+                if field.name in _COUNTERS:
+                    self._metrics[field.name].increment(value - told)
+                else:
+                    self._metrics[field.name].set(value)
+            self._told = totals
