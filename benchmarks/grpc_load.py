@@ -22,6 +22,7 @@ async def run(address: str, streams: int, seconds: float, requests: Iterator[lis
     """Load Triton for the time given; returns the summary."""
     client = TritonClient(address)
     latencies: list[float] = []
+    answered_at: list[float] = []
     refused = 0
 
     async def stream() -> None:
@@ -33,13 +34,14 @@ async def run(address: str, streams: int, seconds: float, requests: Iterator[lis
             except (TritonUnavailableError, TritonTimeoutError):
                 refused += 1
             else:
-                latencies.append(time.perf_counter() - sent)
+                answered_at.append(time.perf_counter())
+                latencies.append(answered_at[-1] - sent)
 
     started = time.perf_counter()
     tasks = [asyncio.create_task(stream()) for _ in range(streams)]
     await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
     elapsed = time.perf_counter() - started
-    answer = summary(latencies, refused, 0, elapsed)
+    answer = summary(latencies, answered_at, refused, 0, elapsed)
     ended = [task for task in tasks if task.done()]
     for task in tasks:
         task.cancel()

@@ -19,6 +19,7 @@ import uvloop
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _OK = b"HTTP/1.1 200"
+_BURST_S = 0.05
 
 
 class Load:
@@ -28,6 +29,7 @@ class Load:
         """Send `requests`, in order, whichever connection is free."""
         self.requests = requests
         self.latencies: list[float] = []
+        self.answered_at: list[float] = []
         self.refused = 0
         self.lost = 0
         self.ending = False
@@ -56,7 +58,9 @@ class Connection(asyncio.Protocol):
         if length is None or len(self._received) < head_end + 4 + int(length[1]):
             return
         if self._received.startswith(_OK):
-            self._load.latencies.append(time.perf_counter() - self._sent)
+            answered_at = time.perf_counter()
+            self._load.latencies.append(answered_at - self._sent)
+            self._load.answered_at.append(answered_at)
         else:
             self._load.refused += 1
         self._received = b""
@@ -99,14 +103,28 @@ async def _run(load: Load, host: str, port: int, connections: int, seconds: floa
     await asyncio.sleep(seconds)
     elapsed = time.perf_counter() - started
     load.ending = True
-    print(summary(load.latencies, load.refused, load.lost, elapsed))
+    print(summary(load.latencies, load.answered_at, load.refused, load.lost, elapsed))
     for transport, _ in opened:
         transport.abort()
 
 
-def summary(latencies_s: Sequence[float], refused: int, lost: int, seconds: float) -> str:
+def steady(answered_at: Sequence[float]) -> tuple[int, float]:
+    """Answers that came after the first ones, and the seconds from the first to the last.
+
+    Their ratio is the rate of a server that is full. The whole run's would be too low: at its beginning nothing can be
+    answered yet, and what is under way at its end was worked for and does not count. The first answers are those that
+    come together with the very first, to requests that were taken into one batch.
+    """
+    if not answered_at:
+        return 0, 0.0
+    first, last = answered_at[0], answered_at[-1]
+    return sum(moment > first + _BURST_S for moment in answered_at), last - first
+
+
+def summary(latencies_s: Sequence[float], answered_at: Sequence[float], refused: int, lost: int, seconds: float) -> str:
     """The line of JSON that every load generator ends with."""
     ordered = sorted(latencies_s) or [0.0]
+    steady_answers, steady_seconds = steady(answered_at)
     return json.dumps(
         {
             "answered": len(latencies_s),
@@ -115,6 +133,8 @@ def summary(latencies_s: Sequence[float], refused: int, lost: int, seconds: floa
             "seconds": seconds,
             "p50_ms": 1e3 * ordered[len(ordered) // 2],
             "p99_ms": 1e3 * ordered[len(ordered) * 99 // 100],
+            "steady_answers": steady_answers,
+            "steady_seconds": steady_seconds,
         }
     )
 

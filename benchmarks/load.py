@@ -18,9 +18,10 @@ from errors import PipelineError
 from serving.die_with_parent import command_dying_with_parent
 
 _WRK_SCRIPT = Path(__file__).with_name("wrk.lua")
-_TURNOVERS = 3
-"""A run lasts until each connection had about so many answers, however slow the server: a run as short as one answer
-would count none."""
+_TURNOVERS = 6
+"""A run lasts until each connection had about so many answers, however slow the server."""
+_FEW_A_SECOND = 1_000
+"""Up to so many requests, a run is counted from its first answers on: with more, its ends do not matter."""
 _MARGIN = 2.0
 """A run is given this times the requests that it is expected to make."""
 _LONGEST_RUN_S = 20.0
@@ -53,8 +54,8 @@ def plain_list(texts: Sequence[str]) -> object:
 class Client:
     """A way to send requests."""
 
-    command: Callable[[float, Path | None], list[str]]
-    """The load generator's command line for so many seconds and a file of requests."""
+    command: Callable[[float, Path | None, bool], list[str]]
+    """The load generator's command line for so many seconds and a file of requests; whether its ends matter."""
     connections: int
 
 
@@ -66,12 +67,13 @@ def http_client(url: str, connections: int) -> Client:
     """
     if wrk := shutil.which("wrk"):
 
-        def command(seconds: float, file: Path | None) -> list[str]:
+        def command(seconds: float, file: Path | None, steady: bool) -> list[str]:
             options = [f"-c{connections}", "-t1", f"-d{math.ceil(seconds)}s", "--timeout", "30s"]
-            return [wrk, *options, "-s", str(_WRK_SCRIPT), url, "--", *([str(file)] if file else [])]
+            given = ["steady" if steady else "whole", *([str(file)] if file else [])]
+            return [wrk, *options, "-s", str(_WRK_SCRIPT), url, "--", *given]
     else:
 
-        def command(seconds: float, file: Path | None) -> list[str]:
+        def command(seconds: float, file: Path | None, _: bool) -> list[str]:
             line = [sys.executable, "-m", "benchmarks.http_load", url, str(connections), str(seconds)]
             return [*line, *([str(file)] if file else [])]
 
@@ -81,7 +83,7 @@ def http_client(url: str, connections: int) -> Client:
 def grpc_client(address: str, streams: int) -> Client:
     """Ask Triton at `address` over gRPC."""
 
-    def command(seconds: float, file: Path | None) -> list[str]:
+    def command(seconds: float, file: Path | None, _: bool) -> list[str]:
         return [sys.executable, "-m", "benchmarks.grpc_load", address, str(streams), str(seconds), str(file)]
 
     return Client(command, streams)
@@ -143,8 +145,11 @@ class Load:
         if not outcome["answered"]:
             raise PipelineError(f"None of {made:,.0f} requests was answered with 200 within {duration:.0f} s.")
         texts_each = self.requests.texts_each if self.requests else 1
+        rate = outcome["answered"] / outcome["seconds"]
+        if outcome["steady_answers"]:
+            rate = outcome["steady_answers"] / outcome["steady_seconds"]
         return {
-            "texts_per_s": outcome["answered"] * texts_each / outcome["seconds"],
+            "texts_per_s": rate * texts_each,
             "p50_ms": outcome["p50_ms"],
             "p99_ms": outcome["p99_ms"],
             "failed": outcome["refused"] + outcome["lost"],
@@ -161,7 +166,9 @@ class Load:
                     texts = list(islice(self.requests.texts, self.requests.texts_each))
                     output.write(orjson.dumps(self.requests.body(texts)) + b"\n")
         return subprocess.Popen(
-            command_dying_with_parent(self.client.command(seconds, file)), cwd=PROJECT, stdout=subprocess.PIPE
+            command_dying_with_parent(self.client.command(seconds, file, self._rate < _FEW_A_SECOND)),
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
         )
 
 

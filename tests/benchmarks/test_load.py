@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.http_load import summary
+from benchmarks.http_load import steady, summary
 from benchmarks.load import Client, Load, Requests, http_client, live_body, parse_summary
 from benchmarks.processes import Server, free_ports
 from errors import PipelineError
@@ -24,7 +24,8 @@ WRK_OUTPUT = b"""Running 1s test @ http://127.0.0.1:18000/predict/live
     Latency   612.00us  210.00us   4.11ms   91.20%
   6470 requests in 1.00s, 1.10MB read
   Non-2xx or 3xx responses: 12
-{"answered": 6458, "refused": 12, "lost": 0, "seconds": 1.000115, "p50_ms": 0.5890, "p99_ms": 1.2300}
+{"answered": 6458, "refused": 12, "lost": 0, "seconds": 1.000115, "p50_ms": 0.5890, "p99_ms": 1.2300, \
+"steady_answers": 6450, "steady_seconds": 0.998}
 """
 
 
@@ -107,9 +108,9 @@ def fake_generator(tmp_path: Path, answered_per_s: int) -> Client:
     """Answers at a fixed rate, in no time."""
     script = "import json, sys; seconds = float(sys.argv[1]); print('noise'); print(json.dumps({'answered':"
     script += f"int({answered_per_s} * seconds), 'refused': 0, 'lost': 0,"
-    script += "'seconds': seconds, 'p50_ms': 1, 'p99_ms': 2}))"
+    script += "'seconds': seconds, 'p50_ms': 1, 'p99_ms': 2, 'steady_answers': 0, 'steady_seconds': 0}))"
 
-    def command(seconds: float, file: Path | None) -> list[str]:
+    def command(seconds: float, file: Path | None, _: bool) -> list[str]:
         assert file is not None
         with (tmp_path / "asked").open("a") as asked:
             asked.write(f"{seconds:g} {len(file.read_bytes().splitlines())}\n")
@@ -134,7 +135,7 @@ def test_run_that_was_too_short_for_a_slow_server_is_made_longer(idle: Server, t
     load = Load(fake_generator(tmp_path, 2), Requests(map(str, count()), live_body), idle, tmp_path)
     assert load(1)["texts_per_s"] == 2
     load(1)
-    assert [seconds for seconds, _ in runs(tmp_path)] == [1, 12, 12]
+    assert [seconds for seconds, _ in runs(tmp_path)] == [1, 20, 20]
 
 
 def test_summary_is_found_after_what_wrk_writes() -> None:
@@ -145,10 +146,18 @@ def test_summary_is_found_after_what_wrk_writes() -> None:
 
 
 def test_summary_of_the_fallback_is_the_same() -> None:
-    line = summary([0.001 * number for number in range(1, 101)], refused=3, lost=1, seconds=2.0)
+    line = summary([0.001 * number for number in range(1, 101)], [1.0, 2.0], refused=3, lost=1, seconds=2.0)
     assert parse_summary(line.encode()).keys() == parse_summary(WRK_OUTPUT).keys()
     assert parse_summary(line.encode())["p50_ms"] == pytest.approx(51)
     assert parse_summary(line.encode())["p99_ms"] == pytest.approx(100)
+
+
+def test_rate_of_a_full_server_is_counted_from_the_first_answers_to_the_last() -> None:
+    # Four batches of 8, one a second; the run began a second before the first, and ended with one under way.
+    answered_at = [second + 0.001 * answer for second in (1, 2, 3, 4) for answer in range(8)]
+    answers, seconds = steady(answered_at)
+    assert answers / seconds == pytest.approx(8, rel=0.01)
+    assert steady([]) == (0, 0.0)
 
 
 def test_ports_are_given_once() -> None:
