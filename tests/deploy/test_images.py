@@ -1,0 +1,165 @@
+"""The container images: no engine builds them here, so what can go wrong in a build is looked at piece by piece."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+
+import psutil
+import pytest
+from packaging.requirements import Requirement
+
+from deploy.images import is_answering
+from serving import triton
+from serving.supervisor import sweep
+from tests.e2e.conftest import PROJECT, wait_for
+from tests.lifecycle.conftest import make_served
+
+IMAGES = PROJECT / "deploy" / "images"
+DOCKERFILES = sorted(IMAGES.glob("*.Dockerfile"))
+NOT_IN_AN_IMAGE = ("benchmarks/", "deploy/", "tests/")
+
+
+def instructions(dockerfile: Path) -> list[tuple[str, str]]:
+    """Each instruction and its arguments, on one line."""
+    lines = [line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [(name, rest) for name, _, rest in (line.partition(" ") for line in joined.splitlines() if line.strip())]
+
+
+def copied(dockerfile: Path) -> list[str]:
+    """What is copied from the checkout."""
+    arguments = [rest.split() for name, rest in instructions(dockerfile) if name == "COPY" and "--from" not in rest]
+    return [source for words in arguments for source in words[:-1]]
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)
+def test_hadolint_finds_nothing(dockerfile: Path) -> None:
+    ended = subprocess.run([Path(sys.prefix) / "bin" / "hadolint", dockerfile], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)
+def test_what_is_copied_is_there_and_reaches_the_engine(dockerfile: Path) -> None:
+    let_through = [line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    sources = copied(dockerfile)
+    assert sources
+    for source in sources:
+        assert (PROJECT / source).exists(), source
+        assert any(source == name or source.startswith(f"{name}/") for name in let_through), source
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)
+def test_images_are_pinned_run_as_nobody_in_particular_and_hold_no_secret(dockerfile: Path) -> None:
+    steps = instructions(dockerfile)
+    defaults = dict(rest.split("=", 1) for name, rest in steps if name == "ARG")
+    stages = {rest.split(" AS ")[1] for name, rest in steps if name == "FROM" and " AS " in rest}
+    for base in (rest.split(" AS ")[0] for name, rest in steps if name == "FROM"):
+        image = re.sub(r"\$\{(\w+)\}", lambda match: defaults[match[1]], base)
+        assert image in stages or re.search(r":\d+\.\d+[\w.-]*$", image), image
+    names = [name for name, _ in steps]
+    last = len(names) - 1 - names[::-1].index("USER")
+    assert steps[last][1] == "10001:10001"
+    assert not {"COPY", "RUN", "ADD"} & set(names[last:])
+    assert "HEALTHCHECK" in names
+    told = " ".join(rest for name, rest in steps if name in ("ENV", "ARG"))
+    assert not re.search(r"\w*(PASSWORD|SECRET|_KEY)\w*=", told)
+
+
+def test_the_pipelines_image_has_every_module() -> None:
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+    sources = copied(IMAGES / "pipeline.Dockerfile")
+    for module in listed.splitlines():
+        if not module.startswith(NOT_IN_AN_IMAGE):
+            assert any(module == source or module.startswith(f"{source}/") for source in sources), module
+
+
+BACKEND = """
+import sys, types
+before = set(sys.modules)
+sys.modules["triton_python_backend_utils"] = inside_triton = types.ModuleType("triton_python_backend_utils")
+inside_triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+import onnxruntime, openvino, serving.packed_onnx.model
+print(*{name.partition(".")[0] for name in set(sys.modules) - before})
+"""
+
+
+def test_tritons_image_has_what_the_backend_imports() -> None:
+    loaded = set(
+        subprocess.run(
+            [sys.executable, "-c", BACKEND], cwd=PROJECT, check=True, capture_output=True, text=True
+        ).stdout.split()
+    )
+    ours = {file for name in loaded for file in (name, f"{name}.py") if (PROJECT / file).exists()}
+    assert {"errors.py", "serving"} <= ours <= set(copied(IMAGES / "triton.Dockerfile"))
+    lines = (IMAGES / "triton-requirements.txt").read_text().splitlines()
+    installed = with_what_they_need({line for line in lines if not line.startswith("#")} | {"onnxruntime"})
+    distributions = packages_distributions()
+    for package in loaded & distributions.keys():
+        assert {normal(name) for name in distributions[package]} & installed, package
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def with_what_they_need(names: set[str]) -> set[str]:
+    found: set[str] = set()
+    while names:
+        name = normal(names.pop())
+        if name not in found:
+            found.add(name)
+            try:
+                needed = requires(name) or []
+            except PackageNotFoundError:
+                continue
+            parsed = map(Requirement, needed)
+            names |= {item.name for item in parsed if item.marker is None or item.marker.evaluate({"extra": ""})}
+    return found
+
+
+@pytest.fixture
+def as_in_the_image(tmp_path: Path, bert_bundle: Path) -> Iterator[tuple[int, str]]:
+    """The command of Triton's image, run with the bundled Triton; gives its process and the address of its HTTP."""
+    settings = make_served(tmp_path, bert_bundle, versions=1).settings
+    binary, *bundled = triton.command(settings)
+    (command,) = [rest for name, rest in instructions(IMAGES / "triton.Dockerfile") if name == "CMD"]
+    given = {"--model-repository": str(settings.model_repository), "--grpc-address": "127.0.0.1"}
+    given |= {"--metrics-address": "127.0.0.1", "--grpc-port": str(settings.triton_grpc_port)}
+    given |= {"--metrics-port": str(settings.triton_metrics_port), "--http-port": str(settings.triton_http_port)}
+    arguments = [
+        f"{name}={given.get(name, value)}" for name, _, value in (item.partition("=") for item in json.loads(command))
+    ]
+    arguments += [item for item in bundled if item.startswith("--backend-directory") or "shm-region" in item]
+    arguments = [item.removesuffix("=") for item in arguments]
+    with (tmp_path / "triton.log").open("wb") as output:
+        process = subprocess.Popen(
+            [binary, *arguments], env=triton.environment(settings), stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield process.pid, f"http://127.0.0.1:{settings.triton_http_port}"
+    finally:
+        process.terminate()
+        process.wait(60)
+        sweep(process.pid, triton.shared_memory_prefix(settings))
+
+
+def test_probes_tell_a_triton_that_starts_one_that_answers_and_one_that_is_broken(
+    as_in_the_image: tuple[int, str],
+) -> None:
+    process, address = as_in_the_image
+    assert "Triton does not answer" in is_answering.main("ready", "http://127.0.0.1:9")
+    assert "Triton does not answer" in is_answering.main("alive", "http://127.0.0.1:9")
+    wait_for(lambda: is_answering.main("ready", address) == "", 90, "Triton to answer")
+    assert is_answering.main("alive", address) == ""
+
+    (python,) = psutil.Process(process).children()
+    os.kill(python.pid, signal.SIGKILL)
+    wait_for(lambda: is_answering.main("alive", address) != "", 30, "the probe to see that Triton's Python has died")
+    assert "the model fails" in is_answering.main("alive", address)
+    assert "the model fails" in is_answering.main("ready", address)
