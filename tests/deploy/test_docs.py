@@ -1,0 +1,54 @@
+"""The pages on deploying: what their commands name is there, and their arithmetic is right."""
+
+import re
+import shlex
+
+import pytest
+import yaml
+
+from app import _parser
+from tests.e2e.conftest import PROJECT
+
+DEPLOYING = (PROJECT / "docs" / "deploying.md").read_text()
+SCALING = (PROJECT / "docs" / "scaling.md").read_text()
+COMMANDS = [
+    shlex.split(line)
+    for block in re.findall(r"^```bash\n(.*?)^```", DEPLOYING, flags=re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+SERVICES = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())["services"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words)[:60])
+def test_what_a_command_names_is_there(command: list[str]) -> None:
+    for word in command:
+        if re.match(r"(deploy|docs)/|docker-compose\.yml$", word):
+            assert (PROJECT / word).exists(), word
+    if command[:2] == ["docker", "compose"] and "exec" in command:
+        service, *inside = command[command.index("exec") + 1 :]
+        assert service in SERVICES
+        assert inside[:2] == ["python", "/app/app.py"]
+        assert _parser().parse_args(inside[2:]).command
+    if command[:3] == ["docker", "compose", "run"]:
+        assert "prepare" in command
+    if "--scale" in command:
+        assert command[command.index("--scale") + 1].partition("=")[0] in SERVICES
+    if "secret" in command:
+        text = (PROJECT / "deploy" / "kubernetes" / "base" / "gateway.yaml").read_text()
+        text += (PROJECT / "deploy" / "kubernetes" / "base" / "mlflow.yaml").read_text()
+        needed = set(re.findall(r"secretKeyRef: \{ name: sentiment, key: ([\w-]+)", text))
+        assert {word.split("=")[1] for word in command if word.startswith("--from-literal")} == needed
+
+
+def test_costs_are_as_the_formula_says() -> None:
+    rates = {
+        "2 cores of Zen 4": (0.10, 154, 0.30),
+        "2 cores with AMX": (0.10, 417, 0.11),
+        "one L4": (0.75, 3_900, 0.09),
+    }
+    for name, (price, rate, told) in rates.items():
+        assert price * 1e6 / (3_600 * rate * 0.6) == pytest.approx(told, rel=0.05)
+        assert re.search(rf"^\| {name}.*\| \${told:.2f}", SCALING, flags=re.MULTILINE)
+    readme = (PROJECT / "README.md").read_text()
+    assert "the engine alone did 154 texts/s" in readme
+    assert "texts that were known 11,900" in readme
