@@ -32,6 +32,8 @@ class EventKind(str, Enum):
     JOB_RESUMED = "job-resumed"
     FEEDBACK_IMPORTED = "feedback-imported"
     VERSION_REMOVED = "version-removed"
+    KEY_ADDED = "key-added"
+    KEY_REVOKED = "key-revoked"
 
 
 MAILED = {

@@ -1,9 +1,21 @@
-"""The tables: what is known of feedback, versions, deployments, jobs, events and mails."""
+"""The tables: what is known of feedback, versions, deployments, jobs, events, mails and API keys."""
 
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, Index, Integer, String, Text, TypeDecorator
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    TypeDecorator,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Figures = dict[str, Any]
@@ -172,3 +184,26 @@ class Deployment(Table):
     """Until then, errors, latency or a failed check take it back by themselves."""
     alias_set: Mapped[bool] = mapped_column(default=False)
     """Whether MLflow's alias is known to name the version."""
+
+
+class ApiKey(Table):
+    """A key with which somebody may ask; the key itself is nowhere, only its hash. Rows are only ever added."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        Index(
+            "ix_api_keys_valid_name",
+            "name",
+            unique=True,
+            sqlite_where=text("revoked_at IS NULL"),
+            postgresql_where=text("revoked_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(60))
+    """Who has it; the name of a revoked key may be given again."""
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
