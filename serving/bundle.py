@@ -83,5 +83,5 @@ class Bundle:
             fields: dict[str, Any] = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
             proofs = tuple(Proof(**proof) for proof in fields["proofs"])
             return cls(**{**fields, "labels": tuple(fields["labels"]), "proofs": proofs})
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise PipelineError(f"{directory / DESCRIPTION} is damaged: {error}.") from error

@@ -100,9 +100,10 @@ def _cached_or_reachable(name: str) -> bool:
 def _load(name: str, source: str, settings: Settings, labels: tuple[str, ...]) -> BaseModel:
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise OSError(f"{source} holds no config.json.")
-    config = AutoConfig.from_pretrained(source)
+    # A model's own code is never run (trust_remote_code), nor a pickle read (use_safetensors).
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     check_architecture(config.model_type)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     # Where there is no tokenizer at all, transformers makes one that knows the special tokens only.
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise PipelineError(f"The base model {name!r} has no tokenizer.json, which serving needs; choose another.")
@@ -112,6 +113,7 @@ def _load(name: str, source: str, settings: Settings, labels: tuple[str, ...]) -
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
         use_safetensors=True,
+        trust_remote_code=False,
         # A classifier of other labels may be the base: its head is replaced, its encoder kept.
         ignore_mismatched_sizes=True,
     )

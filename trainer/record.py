@@ -45,5 +45,5 @@ class TrainingRecord:
             return cls(**{**fields, "labels": tuple(fields["labels"])})
         except FileNotFoundError as error:
             raise PipelineError(f"{model_dir} holds no trained model; run `python app.py train` first.") from error
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise PipelineError(f"{path} is damaged ({error}); run `python app.py train` again.") from error
