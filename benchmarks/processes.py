@@ -138,6 +138,7 @@ def running_pipeline(repository: Path, directory: Path) -> Iterator[Server]:
         "SENTIMENT_MODEL_REPOSITORY": str(repository),
         "SENTIMENT_STATE_DIR": str(directory / "state"),
         "SENTIMENT_PORT": str(port),
+        "SENTIMENT_TRITON_HTTP": "true",
     }
     # In a directory without `.env`, so that the settings are the defaults but for these.
     command = [sys.executable, str(PROJECT / "app.py"), "serve"]

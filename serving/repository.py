@@ -57,7 +57,7 @@ class ModelRepository:
             config = self._config.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return None
-        found = re.search(r"version_policy:\s*{\s*specific:\s*{\s*versions:\s*\[\s*(\d+)\s*]", config)
+        found = re.search(r"version_policy:\s*{\s*specific:\s*{\s*versions:\s*\[\s*([0-9]{1,18})\s*]", config)
         if not found:
             raise PipelineError(
                 f"{self._config} names no deployed version (version_policy); restore or remove the file."

@@ -3,6 +3,7 @@
 import ctypes.util
 import os
 import platform
+import secrets
 import shutil
 import site
 import sys
@@ -19,6 +20,8 @@ from settings import Settings
 _PROJECT = Path(__file__).resolve().parent.parent
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _OLDEST_GLIBC = (2, 35)
+_UNUSED = "shared-memory,trace,logging"
+"""Of Triton's gRPC protocols, those that need a key which is told to nobody."""
 
 
 def command(settings: Settings) -> list[str]:
@@ -37,9 +40,12 @@ def command(settings: Settings) -> list[str]:
         "--model-control-mode=explicit",
         f"--load-model={MODEL_NAME}",
         "--disable-auto-complete-config",
-        # This build has known weaknesses, so nothing of it is reachable from other machines.
+        # This build has known weaknesses (SECURITY.md), so nothing of it is reachable from other machines, and what
+        # nothing here needs is off.
         "--grpc-address=127.0.0.1",
         f"--grpc-port={settings.triton_grpc_port}",
+        f"--grpc-restricted-protocol={_UNUSED}:off={secrets.token_hex(16)}",
+        f"--allow-http={str(settings.triton_http).lower()}",
         "--http-address=127.0.0.1",
         f"--http-port={settings.triton_http_port}",
         "--metrics-address=127.0.0.1",

@@ -8,9 +8,12 @@ import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import psutil
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving import triton
 from serving.repository import ModelRepository
@@ -160,8 +163,34 @@ def test_triton_listens_to_this_machine_alone(bert_bundle: Path, tmp_path: Path)
                 if connection.status == psutil.CONN_LISTEN
             }
 
-    ports = (settings.triton_grpc_port, settings.triton_http_port, settings.triton_metrics_port)
+    ports = (settings.triton_grpc_port, settings.triton_metrics_port)
     assert asyncio.run(listening()) == {("127.0.0.1", port) for port in ports}
+
+
+def test_what_nothing_here_needs_of_triton_is_off(bert_bundle: Path, tmp_path: Path) -> None:
+    """Shared memory above all, through which weaknesses of this build lead to its Python (SECURITY.md)."""
+    settings = deployed_settings(bert_bundle, tmp_path)
+
+    async def refusals() -> list[str]:
+        async with running(settings), grpc.aio.insecure_channel(settings.triton_address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            return [
+                await refusal(stub.SystemSharedMemoryStatus(service_pb2.SystemSharedMemoryStatusRequest())),
+                await refusal(
+                    stub.SystemSharedMemoryRegister(
+                        service_pb2.SystemSharedMemoryRegisterRequest(name="a", key="/a", byte_size=1)
+                    )
+                ),
+                await refusal(stub.TraceSetting(service_pb2.TraceSettingRequest())),
+                await refusal(stub.LogSettings(service_pb2.LogSettingsRequest())),
+            ]
+
+    async def refusal(call: Any) -> str:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        return str(refused.value.details())
+
+    assert set(asyncio.run(refusals())) == {"This protocol is restricted, expecting header 'triton-grpc-protocol-off'"}
 
 
 def test_triton_that_cannot_start_is_started_again_with_growing_pauses(
