@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH_CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: run test bench lock clean
+.PHONY: run test bench strangers fuzz lock clean
 
 run: $(VENV)/.installed
 	@$(BIN)/python app.py
@@ -19,6 +19,15 @@ test: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks --model packaged
 	$(BIN)/python -m benchmarks --model bert-base
+
+# What strangers get: a table.
+strangers: $(VENV)/.installed-dev
+	$(BIN)/pytest -q tests/e2e/test_strangers.py
+
+# Feeds what parses bytes with bytes that nobody would think of; SECONDS over all targets.
+fuzz: SECONDS ?= 600
+fuzz: $(VENV)/.installed-fuzz
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 # Torch comes first and alone, so that only it is looked for in PyTorch's own index of builds without CUDA;
 # the other packages come from where pip is set up to find them.
@@ -38,6 +47,10 @@ $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
 
 $(VENV)/.installed-bench: requirements-bench.lock $(VENV)/.installed
 	@$(BIN)/pip install --quiet -r $<
+	@touch $@
+
+$(VENV)/.installed-fuzz: pyproject.toml $(VENV)/.installed-dev
+	@$(BIN)/pip install --quiet "$$(grep -o 'atheris==[0-9.]*' $<)"
 	@touch $@
 
 # Pins every dependency for Python 3.10 to 3.13; [tool.uv] in pyproject.toml leaves the CUDA packages out.

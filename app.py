@@ -30,6 +30,8 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Else a model without safetensors would be sent to a service of the hub that makes them.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         command: Command = options.command
@@ -106,7 +108,39 @@ def _add_loop(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> No
     feedback.add_argument("file", type=Path)
     add("cancel", run("cancel"), "end a job").add_argument("job", type=int)
     add("alias", run("name_champion"), "have MLflow's alias champion name the version that serves")
+    _add_keys(add)
     add("job", run("run_waiting_job"), "do a job that waits; the scheduler runs this").add_argument("job", type=int)
+
+
+def _add_keys(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
+    """Add the commands for API keys."""
+
+    def run(name: str) -> Command:
+        def command(settings: Settings, options: argparse.Namespace) -> None:
+            from gateway import key_commands
+
+            function: Command = getattr(key_commands, name)
+            function(settings, options)
+
+        return command
+
+    keys = add("keys", run("list_keys"), "add, list and revoke API keys")
+    commands = keys.add_subparsers(title="commands", metavar="COMMAND")
+    adding = commands.add_parser("add", help="make a key; it is printed once and kept nowhere")
+    adding.add_argument("name", help="whose it is")
+    adding.add_argument(
+        "--scope",
+        nargs="+",
+        required=True,
+        choices=["predict", "feedback", "read", "admin"],
+        help="what it allows: read is metrics, versions, jobs and events; admin is everything",
+    )
+    adding.set_defaults(command=run("add"))
+    listing = commands.add_parser("list", help="show the keys that are valid")
+    listing.set_defaults(command=run("list_keys"))
+    revoking = commands.add_parser("revoke", help="have a key no longer be valid")
+    revoking.add_argument("name")
+    revoking.set_defaults(command=run("revoke"))
 
 
 def _run(settings: Settings, options: argparse.Namespace) -> None:
@@ -201,10 +235,10 @@ def _serve(settings: Settings, _: argparse.Namespace) -> None:
 
 
 def _gateway(settings: Settings, _: argparse.Namespace) -> None:
-    from serve import check_ports, serve
+    from serve import serve
 
     _check_external(settings, "gateway")
-    check_ports(settings)
+    _check_gateway(settings)
     asyncio.run(serve(settings, schedules=False))
 
 
@@ -224,12 +258,22 @@ def _check_external(settings: Settings, command: str) -> None:
 
 def _check_machine(settings: Settings) -> None:
     """Tell what would stop the pipeline at its end before it begins, not minutes later."""
-    from serve import check_ports
     from serving.triton import check_platform
 
-    check_ports(settings)
+    _check_gateway(settings)
     if settings.triton_url is None:
         check_platform()
+
+
+def _check_gateway(settings: Settings) -> None:
+    """Tell what would stop the gateway, or leave it open to strangers."""
+    from gateway.access import check_access
+    from gateway.tls import check_tls
+    from serve import check_ports
+
+    check_tls(settings)
+    check_access(settings)
+    check_ports(settings)
 
 
 def _predict(settings: Settings, options: argparse.Namespace) -> None:

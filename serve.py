@@ -12,6 +12,7 @@ import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 
 from errors import PipelineError
+from gateway.http_protocol import BoundedHttpProtocol
 from gateway.main import create_app
 from lifecycle.bake import BakeWatch
 from lifecycle.promotion import reconcile
@@ -45,7 +46,13 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            http="httptools",
+            http=BoundedHttpProtocol,
+            # Who asks is told by keys, never by headers that anyone can send.
+            proxy_headers=False,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+            ws="none",
+            server_header=False,
             access_log=False,
             log_config=None,
             log_level=logging.WARNING,
@@ -116,8 +123,9 @@ def check_ports(settings: Settings) -> None:
         needed |= {
             "Triton's gRPC": ("127.0.0.1", settings.triton_grpc_port),
             "Triton's metrics": ("127.0.0.1", settings.triton_metrics_port),
-            "Triton's HTTP": ("127.0.0.1", settings.triton_http_port),
         }
+        if settings.triton_http:
+            needed["Triton's HTTP"] = ("127.0.0.1", settings.triton_http_port)
     problems = [
         f"{what} ({host}:{port}): {why}" for what, (host, port) in needed.items() if (why := _refusal(host, port))
     ]
@@ -150,7 +158,9 @@ async def _announce(settings: Settings) -> None:
             log.warning("Triton at %s is not ready yet.", settings.triton_address)
     finally:
         await client.close()
-    log.info("Ready: version %d answers at http://%s:%d (API pages: /docs).", version, settings.host, settings.port)
+    scheme = "https" if settings.tls_certificate else "http"
+    pages = " (API pages: /docs)" if settings.docs else ""
+    log.info("Ready: version %d answers at %s://%s:%d%s.", version, scheme, settings.host, settings.port, pages)
 
 
 async def _first_answer(client: TritonClient) -> int | None:

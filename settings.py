@@ -2,8 +2,10 @@
 
 import difflib
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import unquote
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
@@ -14,6 +16,8 @@ from errors import PipelineError
 ENV_PREFIX = "SENTIMENT_"
 ENV_FILE = Path(".env")
 DEFAULT_BASE_MODEL = "bert-base-uncased"
+
+_SHORTEST_SECRET = 4
 
 Port = Annotated[int, Field(ge=1, le=65532)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -51,7 +55,7 @@ class Settings(BaseSettings):
     model_repository: Path = Path("triton_repo")
     """Triton's model repository."""
 
-    mlflow_tracking_uri: str | None = None
+    mlflow_tracking_uri: SecretStr | None = None
     """MLflow tracking server; unset, an SQLite store in the state directory."""
 
     host: str = "127.0.0.1"
@@ -60,8 +64,23 @@ class Settings(BaseSettings):
     port: Port = 8000
     """Port of the gateway. The bundled Triton takes the next three: gRPC, metrics, HTTP."""
 
+    access: Literal["auto", "keys", "open"] = "auto"
+    """Who may ask: `keys`, whoever has an API key; `open`, anyone, but for changes; `auto`, `open` on loopback only."""
+
+    docs: bool = True
+    """Whether there are pages that describe the API: `/docs` and `/openapi.json`."""
+
+    tls_certificate: Path | None = None
+    """Certificate chain in PEM, with which the gateway speaks HTTPS; unset, HTTP."""
+
+    tls_key: Path | None = None
+    """Private key of that certificate, in PEM, without a password."""
+
     triton_url: str | None = None
     """`host:port` of an external Triton's gRPC; unset, the bundled Triton is run."""
+
+    triton_http: bool = False
+    """Whether the bundled Triton speaks HTTP besides gRPC, which web pages cannot speak; on loopback too."""
 
     runtime: Literal["auto", "onnxruntime", "openvino"] = "auto"
     """What runs the graph; `auto` takes the fastest that was proven on such a processor at export."""
@@ -109,7 +128,7 @@ class Settings(BaseSettings):
     """Database, such as `postgresql+psycopg://user:password@host/name`; unset, SQLite in the state directory."""
 
     admin_key: SecretStr | None = None
-    """Key (`X-API-Key`) for requests that change what is served; unset, one is made in the state directory."""
+    """API key (`X-API-Key`) for everything; unset, one is made in the state directory."""
 
     smtp_host: str = "smtp.gmail.com"
     """Mail server, spoken to with STARTTLS."""
@@ -139,7 +158,9 @@ class Settings(BaseSettings):
     @property
     def mlflow_uri(self) -> str:
         """The MLflow tracking URI in use."""
-        return self.mlflow_tracking_uri or f"sqlite:///{(self.state_dir / 'mlflow.db').resolve()}"
+        if self.mlflow_tracking_uri is not None:
+            return self.mlflow_tracking_uri.get_secret_value()
+        return f"sqlite:///{(self.state_dir / 'mlflow.db').resolve()}"
 
     @property
     def triton_grpc_port(self) -> int:
@@ -160,6 +181,26 @@ class Settings(BaseSettings):
     def triton_address(self) -> str:
         """`host:port` of the gRPC of the Triton in use, external or bundled."""
         return self.triton_url or f"127.0.0.1:{self.triton_grpc_port}"
+
+    def without_secrets(self, text: str) -> str:
+        """`text` without the secrets of these settings, for what others read: logs, errors, mails, the database."""
+        for secret in self._secrets:
+            text = text.replace(secret, "…")
+        return text
+
+    @cached_property
+    def _secrets(self) -> list[str]:
+        values = [
+            self.admin_key.get_secret_value() if self.admin_key else "",
+            self.mail_password.get_secret_value(),
+            *self.notify_urls.get_secret_value().split(),
+        ]
+        for url in (self.database, self.mlflow_uri):
+            userinfo, at, _ = url.partition("://")[2].rpartition("@")
+            password = userinfo.partition(":")[2] if at else ""
+            values += [password, unquote(password)]
+        # One that stands in common words would spoil the text and hide nothing.
+        return sorted({value for value in values if len(value) >= _SHORTEST_SECRET}, key=len, reverse=True)
 
 
 def load_settings() -> Settings:

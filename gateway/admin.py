@@ -1,10 +1,10 @@
-"""The routes of the loop: versions, checks, retrainings, events. What changes something needs the admin key."""
+"""The routes of the loop: versions, checks, retrainings, events. What changes something needs an admin's key."""
 
 import asyncio
 import logging
 import time
 import types
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import orjson
@@ -12,14 +12,12 @@ from fastapi import Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from errors import PipelineError
-from gateway.admin_key import check_key
-from gateway.deps import DirectRoute, get_loop
-from gateway.openapi import ADMIN_KEY, Json, parameter, problem_responses
+from gateway.deps import DirectRoute, Endpoint, get_loop
+from gateway.openapi import Json, parameter, problem_responses
 from gateway.problems import (
     ConflictError,
     FieldError,
     InvalidFieldsError,
-    KeyNeededError,
     NotFoundError,
     ProblemError,
     StorageUnavailableError,
@@ -28,6 +26,7 @@ from gateway.schemas import Event, Job, Model, Serving
 from lifecycle import promotion
 from lifecycle.models import describe_models
 from storage import events, jobs, tables
+from storage.api_keys import Scope
 from storage.database import Database
 
 CHECK_WAIT_S = 30.0
@@ -49,7 +48,6 @@ async def list_models(request: Request) -> Response:
 
 async def promote(request: Request) -> Response:
     """Have a version serve, whatever the gates said of it; no request fails meanwhile."""
-    check_key(request)
     loop = get_loop(request)
     version = _path_number(request, "version")
     await _in_thread(lambda: promotion.promote(loop.settings, loop.storage.open(), version, "by request"))
@@ -58,7 +56,6 @@ async def promote(request: Request) -> Response:
 
 async def roll_back(request: Request) -> Response:
     """Have the version serve that did before; no request fails meanwhile."""
-    check_key(request)
     loop = get_loop(request)
     return _json(
         {"version": await _in_thread(lambda: promotion.roll_back(loop.settings, loop.storage.open(), "by request"))}
@@ -67,7 +64,6 @@ async def roll_back(request: Request) -> Response:
 
 async def check(request: Request) -> Response:
     """Ask what is served how good it is now; the answer has the figures, unless they take over half a minute."""
-    check_key(request)
     loop = get_loop(request)
     job = await _in_thread(lambda: jobs.enqueue(loop.storage.open(), jobs.CHECK, "by request"))
     number = job.id
@@ -81,7 +77,6 @@ async def check(request: Request) -> Response:
 
 async def retrain(request: Request) -> Response:
     """Ask for a retraining; the answer is the job, to be asked for how it goes."""
-    check_key(request)
     loop = get_loop(request)
     job = await _in_thread(lambda: jobs.enqueue(loop.storage.open(), jobs.RETRAIN, "by request"))
     return _json(jobs.as_json(job), 202, {"Location": f"/jobs/{job.id}"})
@@ -94,7 +89,6 @@ async def get_job(request: Request) -> Response:
 
 async def cancel_job(request: Request) -> Response:
     """Have a job end; one that is promoting already does so first."""
-    check_key(request)
     return await _answer_job(request, jobs.request_cancel)
 
 
@@ -167,26 +161,26 @@ _DESCRIPTIONS = {200: "Done.", 202: "Asked for; the job tells how it goes."}
 def _route(
     method: str,
     path: str,
-    endpoint: Callable[[Request], Awaitable[Response]],
+    endpoint: Endpoint,
     summary: str,
     model: type | types.GenericAlias,
     *problems: type[ProblemError],
     parameters: Sequence[Json] = (),
     statuses: Sequence[int] = (200,),
 ) -> DirectRoute:
-    changes = method == "POST"
     return DirectRoute(
         path,
         endpoint,
+        scope=Scope.ADMIN if method == "POST" else Scope.READ,
         methods=[method],
         status_code=statuses[0],
         operation_id=endpoint.__name__,
         summary=summary,
         tags=["loop"],
-        openapi_extra={**(ADMIN_KEY if changes else {}), "parameters": list(parameters)},
+        openapi_extra={"parameters": list(parameters)},
         responses={
             **{status: {"model": model, "description": _DESCRIPTIONS[status]} for status in statuses},
-            **problem_responses(*((KeyNeededError,) if changes else ()), *problems, StorageUnavailableError),
+            **problem_responses(*problems, StorageUnavailableError),
         },
     )
 

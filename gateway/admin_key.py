@@ -1,20 +1,14 @@
-"""The admin key: where it comes from, and whether a request has it."""
+"""The admin key: where it comes from."""
 
-import hmac
 import logging
 import os
 import secrets
 import tempfile
 from pathlib import Path
 
-from fastapi import Request
-
 from errors import PipelineError
-from gateway.deps import get_loop
-from gateway.problems import KeyNeededError
 from settings import Settings
 
-KEY_HEADER = "X-API-Key"
 _FILE = "admin_key"
 
 log = logging.getLogger(__name__)
@@ -51,12 +45,3 @@ def _make(path: Path) -> None:
         except FileExistsError:
             return
     log.info("The admin key, which requests that change what is served need, was made and lies in %s.", path)
-
-
-def check_key(request: Request) -> None:
-    """Raise a KeyNeededError unless the request has the admin key."""
-    given = request.headers.get(KEY_HEADER, "")
-    # A header's bytes are taken as Latin-1; the key is sent in UTF-8.
-    if not hmac.compare_digest(given.encode("latin-1"), get_loop(request).admin_key.encode()):
-        fault = "is wrong" if given else "is missing"
-        raise KeyNeededError(f"The header {KEY_HEADER} {fault}; this needs the admin key.")

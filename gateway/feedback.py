@@ -24,6 +24,7 @@ from gateway.schemas import FeedbackAccepted, FeedbackRequest
 from gateway.texts import labelled_texts
 from serving.bundle import Bundle
 from serving.repository import ModelRepository
+from storage.api_keys import Scope
 from storage.feedback import KeyUsedError, LabelledText, add_feedback
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
@@ -83,6 +84,7 @@ routes = [
     DirectRoute(
         "/feedback",
         post_feedback,
+        scope=Scope.FEEDBACK,
         methods=["POST"],
         status_code=201,
         operation_id="post_feedback",

@@ -29,6 +29,7 @@ routes = [
     DirectRoute(
         "/health/live",
         health_live,
+        scope=None,
         methods=["GET"],
         operation_id="health_live",
         summary="Is the process alive?",
@@ -41,6 +42,7 @@ routes = [
     DirectRoute(
         "/health/ready",
         health_ready,
+        scope=None,
         methods=["GET"],
         operation_id="health_ready",
         summary="Can the model answer?",

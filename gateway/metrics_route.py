@@ -5,6 +5,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from gateway.deps import DirectRoute, get_scrape
 from gateway.openapi import problem_responses
+from storage.api_keys import Scope
 
 
 async def get_metrics(request: Request) -> Response:
@@ -16,6 +17,7 @@ routes = [
     DirectRoute(
         "/metrics",
         get_metrics,
+        scope=Scope.READ,
         methods=["GET"],
         operation_id="get_metrics",
         summary="Metrics in Prometheus's text format",

@@ -6,9 +6,11 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from gateway.admin_key import KEY_HEADER
-from gateway.problems import MEDIA_TYPE, ProblemError
+from gateway.access import KEY_HEADER
+from gateway.deps import DirectRoute
+from gateway.problems import MEDIA_TYPE, HostRefusedError, KeyNeededError, KeyNotAllowedError, ProblemError
 from gateway.schemas import BatchRequest, FeedbackRequest, LiveRequest, Problem
+from storage.api_keys import Scope
 
 _REF_TEMPLATE = "#/components/schemas/{model}"
 _EXTRA_MODELS: tuple[type[BaseModel], ...] = (LiveRequest, BatchRequest, FeedbackRequest, Problem)
@@ -17,7 +19,12 @@ Json = dict[str, Any]
 
 
 class DocumentedAPI(FastAPI):
-    """FastAPI, with the models of hand-read bodies and of problems among the document's components."""
+    """FastAPI, with what is not seen from its routes: models of hand-read bodies and of problems, and API keys."""
+
+    def __init__(self, anonymous: frozenset[Scope], **named: Any) -> None:
+        """Document that a request without a key may what `anonymous` says; the rest is FastAPI's."""
+        self._anonymous = anonymous
+        super().__init__(**named)
 
     def openapi(self) -> Json:
         """Return the OpenAPI document."""
@@ -28,18 +35,27 @@ class DocumentedAPI(FastAPI):
             )
             document["components"]["schemas"] |= extra["$defs"]
             document["components"]["securitySchemes"] = {
-                "AdminKey": {"type": "apiKey", "in": "header", "name": KEY_HEADER}
+                "ApiKey": {"type": "apiKey", "in": "header", "name": KEY_HEADER},
+                "Bearer": {"type": "http", "scheme": "bearer"},
             }
+            for route in self.routes:
+                if isinstance(route, DirectRoute) and route.include_in_schema:
+                    for method in route.methods or ():
+                        self._document_access(document["paths"][route.path_format][method.lower()], route.scope)
         return super().openapi()
+
+    def _document_access(self, operation: Json, needed: Scope | None) -> None:
+        responses = operation["responses"]
+        responses |= problem_responses(HostRefusedError)
+        if needed is not None:
+            schemes: list[Json] = [{"ApiKey": [needed.value]}, {"Bearer": [needed.value]}]
+            operation["security"] = [{}, *schemes] if needed in self._anonymous else schemes
+            responses |= problem_responses(KeyNeededError, KeyNotAllowedError)
 
 
 def request_body(model: type[BaseModel]) -> Json:
     """Document `model` as the JSON body of a request; for `openapi_extra`."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _reference(model)}}}}
-
-
-ADMIN_KEY: Json = {"security": [{"AdminKey": []}]}
-"""Documents that a route needs the admin key; for `openapi_extra`."""
 
 
 def parameter(place: str, name: str, schema: Json, description: str = "", required: bool = False) -> Json:

@@ -6,7 +6,8 @@ from typing import Any
 
 import orjson
 from fastapi import Request, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
+from starlette.types import Scope as RequestScope
 
 from gateway.batch_splitting import TextsRefusedError
 from gateway.deps import DirectRoute, get_predictor
@@ -25,6 +26,7 @@ from gateway.request_body import read_body
 from gateway.schemas import BatchRequest, LiveRequest, Predictions
 from gateway.texts import batch_texts, live_text
 from serving.triton_client import TextRefusedError
+from storage.api_keys import Scope
 
 VERSION_HEADER = "X-Model-Version"
 TRUNCATED_HEADER = "X-Truncated-Texts"
@@ -40,7 +42,7 @@ class _Answer(Response):
 
     media_type = "application/json"
 
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+    async def __call__(self, _scope: RequestScope, _receive: Receive, send: Send) -> None:
         """Send it."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers.copy()})
         await send({"type": "http.response.body", "body": self.body})
@@ -81,11 +83,22 @@ def _answer(predictions: Sequence[Prediction]) -> Response:
     labels = {str(position): prediction.label for position, prediction in enumerate(predictions)}
     scores = {str(position): prediction.score for position, prediction in enumerate(predictions)}
     headers = {VERSION_HEADER: str(predictions[0].version)}
-    truncated = [str(position) for position, prediction in enumerate(predictions) if prediction.truncated]
+    truncated = [position for position, prediction in enumerate(predictions) if prediction.truncated]
     if truncated:
-        headers[TRUNCATED_HEADER] = ",".join(truncated)
+        headers[TRUNCATED_HEADER] = _ranges(truncated)
     body = orjson.dumps({"predictions": {"label": labels, "score": scores}})
     return _Answer(body, headers=headers)
+
+
+def _ranges(positions: Sequence[int]) -> str:
+    """Write ascending numbers as `0,3-7`: one by one, those of the longest list would not fit a proxy's headers."""
+    runs: list[list[int]] = []
+    for position in positions:
+        if runs and position == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], position]
+        else:
+            runs.append([position])
+    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 def _answered(example: dict[str, Any]) -> dict[str, Any]:
@@ -101,9 +114,9 @@ def _answered(example: dict[str, Any]) -> dict[str, Any]:
                 "example": 1,
             },
             TRUNCATED_HEADER: {
-                "description": "Positions of the texts that were cut, for they are longer than the model reads; "
-                "absent where none was.",
-                "schema": {"type": "string", "pattern": "^[0-9]+(,[0-9]+)*$"},
+                "description": "Positions of the texts that were cut, for they are longer than the model reads, as "
+                "0,3-7; absent where none was.",
+                "schema": {"type": "string", "pattern": "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$"},
                 "example": "0",
             },
         },
@@ -123,6 +136,7 @@ routes = [
     DirectRoute(
         "/predict/live",
         predict_live,
+        scope=Scope.PREDICT,
         methods=["POST"],
         operation_id="predict_live",
         summary="Classify one text",
@@ -133,6 +147,7 @@ routes = [
     DirectRoute(
         "/predict/batch",
         predict_batch,
+        scope=Scope.PREDICT,
         methods=["POST"],
         operation_id="predict_batch",
         summary="Classify a list of texts",

@@ -61,13 +61,29 @@ class MalformedBodyError(ProblemError):
     title = "The body is not JSON"
 
 
+class MalformedRequestError(ProblemError):
+    """What was sent is not HTTP."""
+
+    status = 400
+    type = _TYPE_PREFIX + "malformed-request"
+    title = "The request is not HTTP"
+
+
 class KeyNeededError(ProblemError):
-    """The route needs the admin key, and another or none was given."""
+    """The route needs an API key, and none or an unknown one was given."""
 
     status = 401
     type = _TYPE_PREFIX + "key-needed"
-    title = "The admin key is needed"
-    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "X-API-Key"}
+    title = "An API key is needed"
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+
+
+class KeyNotAllowedError(ProblemError):
+    """The API key is known, and is for other things."""
+
+    status = 403
+    type = _TYPE_PREFIX + "key-not-allowed"
+    title = "The API key is for other things"
 
 
 class NotFoundError(ProblemError):
@@ -76,6 +92,14 @@ class NotFoundError(ProblemError):
     status = 404
     type = _TYPE_PREFIX + "not-found"
     title = "There is no such thing"
+
+
+class RequestTimeoutError(ProblemError):
+    """The request was sent too slowly."""
+
+    status = 408
+    type = _TYPE_PREFIX + "request-timeout"
+    title = "The request did not come in time"
 
 
 class ConflictError(ProblemError):
@@ -103,6 +127,14 @@ class UnsupportedMediaTypeError(ProblemError):
     headers: ClassVar[Mapping[str, str]] = {"Accept-Encoding": "identity"}
 
 
+class HostRefusedError(ProblemError):
+    """The request was meant for another host."""
+
+    status = 421
+    type = _TYPE_PREFIX + "host-refused"
+    title = "This host is not served here"
+
+
 class InvalidFieldsError(ProblemError):
     """The body is JSON, but fields of it are wrong; `errors` names every one."""
 
@@ -114,6 +146,14 @@ class InvalidFieldsError(ProblemError):
         """Tell each wrong field; the first is also the detail."""
         first = f"{errors[0].field} {errors[0].message}"
         super().__init__(first if len(errors) == 1 else f"{first} (and {len(errors) - 1} more, see errors)", errors)
+
+
+class TooLargeHeadError(ProblemError):
+    """The path and the headers are over the limit."""
+
+    status = 431
+    type = _TYPE_PREFIX + "too-large-head"
+    title = "The path and the headers are too large"
 
 
 class ModelUnavailableError(ProblemError):

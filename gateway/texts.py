@@ -9,8 +9,8 @@ from gateway.request_body import parse_json, parse_json_strictly
 from storage.feedback import LabelledText
 
 MAX_TEXTS = 1_000
-"""Texts in a batch request. Were all of them cut, the answer's headers, with every position in
-`X-Truncated-Texts`, would still fit the 4 KiB that proxies have for them at the least."""
+"""Texts in a batch request. Whichever of them are cut, the answer's headers, with their positions in
+`X-Truncated-Texts`, still fit the 4 KiB that proxies have for them at the least."""
 
 MAX_CHARACTERS = 100_000
 """Characters in a text: a novella's chapter, far over what any model reads, and still quick to tokenize."""
@@ -162,7 +162,8 @@ def _fault(text: object) -> str | None:
         return f"is {_KINDS[type(text)]}; a string is needed"
     if len(text) > MAX_CHARACTERS:
         return f"is {len(text):,} characters long; at most {MAX_CHARACTERS:,} are allowed"
-    if not _VISIBLE.search(text):
+    # Most blank texts are of plain blanks, and those are told from others ten times as fast.
+    if text.isspace() or not _VISIBLE.search(text):
         return "is empty or only blanks; a text with a visible character is needed"
     try:
         text.encode()

@@ -56,7 +56,7 @@ def run_job(settings: Settings, database: Database, job_id: int) -> Job:
                 raise
             log.warning("%s", message)
         except Exception as error:
-            _fail(database, job, error)
+            _fail(settings, database, job, error)
             if not isinstance(error, PipelineError):
                 raise
         else:
@@ -85,8 +85,8 @@ def _tell_step(database: Database, job_id: int, step: str) -> None:
     jobs.set_step(database, job_id, step)
 
 
-def _fail(database: Database, job: Job, error: Exception) -> None:
-    reason = str(error) or type(error).__name__
+def _fail(settings: Settings, database: Database, job: Job, error: Exception) -> None:
+    reason = settings.without_secrets(str(error)) or type(error).__name__
     with database.transaction() as session:
         jobs.end(session, job.id, jobs.Outcome(jobs.FAILED, {}, reason))
         message = f"Job {job.id} ({job.kind}) failed: {reason}"

@@ -41,7 +41,7 @@ def deliver_due(settings: Settings, database: Database) -> None:
                 deliver(mail)
             except (OSError, ValueError, smtplib.SMTPException, PipelineError) as error:
                 # A ValueError is of a login, an address or a text that cannot be put into a mail.
-                failures.append(_without_secrets(settings, f"{type(error).__name__}: {error}"))
+                failures.append(settings.without_secrets(f"{type(error).__name__}: {error}"))
             else:
                 events.mark_delivered(database, mail.event_id, way)
         if failures:
@@ -88,10 +88,3 @@ def _notify(url: str, mail: Mail) -> None:
         raise PipelineError("a URL of SENTIMENT_NOTIFY_URLS is none that apprise knows")
     if not service.notify(body=mail.body, title=SUBJECT_PREFIX + mail.subject):
         raise PipelineError(f"{url.partition(':')[0]} did not take it")
-
-
-def _without_secrets(settings: Settings, text: str) -> str:
-    for secret in (settings.mail_password.get_secret_value(), *settings.notify_urls.get_secret_value().split()):
-        if secret:
-            text = text.replace(secret, "…")
-    return text

@@ -40,7 +40,7 @@ SENTENCES = [
 
 def make_encoder(architecture: str, directory: Path, weight_scale: float = 15) -> Path:
     """A random encoder of the architecture with a real tokenizer, saved as the hub's models are."""
-    tokenizer = _tokenizer(architecture)
+    tokenizer = make_tokenizer(architecture)
     torch.manual_seed(7)
     config = AutoConfig.for_model(
         architecture, vocab_size=tokenizer.vocab_size, num_labels=len(LABELS), **ENCODERS[architecture]
@@ -56,7 +56,7 @@ def make_encoder(architecture: str, directory: Path, weight_scale: float = 15) -
     return directory
 
 
-def _tokenizer(architecture: str) -> PreTrainedTokenizerFast:
+def make_tokenizer(architecture: str) -> PreTrainedTokenizerFast:
     if architecture == "roberta":
         specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         raw = Tokenizer(models.BPE(unk_token="<unk>"))

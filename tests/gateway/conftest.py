@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 import gateway.deployed_model
 import gateway.main
+from gateway.http_protocol import BoundedHttpProtocol
 from gateway.main import create_app
 from serving.call_statistics import CallStatistics
 from settings import Settings
@@ -32,7 +33,9 @@ def until(condition: Callable[[], bool]) -> None:
 @contextmanager
 def served(app: FastAPI) -> Iterator[int]:
     """Run `app` in the server that it runs in for its users; gives the port."""
-    config = uvicorn.Config(app, port=0, http="httptools", loop="uvloop", lifespan="on", log_level="warning")
+    config = uvicorn.Config(
+        app, port=0, http=BoundedHttpProtocol, ws="none", loop="uvloop", lifespan="on", log_level="warning"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -37,7 +37,7 @@ ANSWERS: dict[tuple[str, str], tuple[str, set[str], set[str]]] = {
     ("post", "/jobs/{job}/cancel"): ("Job", {"200"}, {"404"}),
     ("get", "/events"): ("Event", {"200"}, {"422"}),
 }
-"""Of each route: what it answers with, its statuses, and those of its problems but for 401 and 503."""
+"""Of each route: what it answers with, its statuses, and those of its problems but for those that each has."""
 
 
 @contextmanager
@@ -82,7 +82,8 @@ def posted(looped: Gateway, path: str, status: int, model: Any) -> Any:
         ([(b"x-api-key", b"")], "is missing"),
         ([(b"x-api-key", b"the-wrong-key")], "is wrong"),
         ([(b"x-api-key", "schlüssel".encode())], "is wrong"),
-        ([(b"authorization", b"Bearer " + ADMIN_KEY.encode())], "is missing"),
+        ([(b"authorization", b"Bearer the-wrong-key")], "is wrong"),
+        ([(b"authorization", b"Basic " + ADMIN_KEY.encode())], "is missing"),
     ],
     ids=str,
 )
@@ -91,8 +92,8 @@ def test_what_changes_something_needs_the_key(looped: Gateway, headers: list[tup
     for path in CHANGING:
         response = looped.http.post(path, headers=headers)
         problem = assert_problem(response, 401, "key-needed")
-        assert problem["detail"] == f"The header X-API-Key {fault}; this needs the admin key."
-        assert response.headers["www-authenticate"] == "X-API-Key"
+        assert problem["detail"] == f"The header X-API-Key {fault}; this needs an API key."
+        assert response.headers["www-authenticate"] == "Bearer"
     assert looped.repository.deployed() == 1
     assert jobs.waiting(looped.database, jobs.CHECK) is None
     kept = jobs.get(looped.database, job.id)
@@ -287,10 +288,10 @@ def document(fake_triton: FakeTriton, tmp_path_factory: pytest.TempPathFactory) 
 def test_each_route_is_documented(document: dict[str, Any], method: str, path: str) -> None:
     model, statuses, problems = ANSWERS[method, path]
     operation = document["paths"][path][method]
-    needs_key = method == "post"
-    assert operation.get("security", []) == ([{"AdminKey": []}] if needs_key else [])
+    needed = "admin" if method == "post" else "read"
+    assert operation["security"] == ([] if needed == "admin" else [{}]) + [{"ApiKey": [needed]}, {"Bearer": [needed]}]
     responses = operation["responses"]
-    assert set(responses) == statuses | problems | {"503", "default"} | ({"401"} if needs_key else set())
+    assert set(responses) == statuses | problems | {"401", "403", "421", "503", "default"}
     for status in statuses:
         schema = responses[status]["content"]["application/json"]["schema"]
         assert ("items" in schema) == (path in {"/models", "/events"})
@@ -303,7 +304,8 @@ def test_each_route_is_documented(document: dict[str, Any], method: str, path: s
 
 def test_the_key_and_the_parameters_of_events_are_documented(document: dict[str, Any]) -> None:
     assert document["components"]["securitySchemes"] == {
-        "AdminKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+        "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        "Bearer": {"type": "http", "scheme": "bearer"},
     }
     parameters = {item["name"]: item for item in document["paths"]["/events"]["get"]["parameters"]}
     assert {(item["in"], item["required"]) for item in parameters.values()} == {("query", False)}

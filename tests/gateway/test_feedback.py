@@ -284,11 +284,23 @@ def test_without_database_or_model_feedback_waits_and_predictions_go_on(
 def test_the_feedback_route_is_documented_and_its_examples_are_taken(gateway: Gateway) -> None:
     document = gateway.http.get("/openapi.json").json()
     operation = document["paths"][FEEDBACK]["post"]
-    assert set(operation["responses"]) == {"201", "400", "409", "413", "415", "422", "503", "default"}
+    assert set(operation["responses"]) == {
+        "201",
+        "400",
+        "401",
+        "403",
+        "409",
+        "413",
+        "415",
+        "421",
+        "422",
+        "503",
+        "default",
+    }
     (parameter,) = operation["parameters"]
     assert (parameter["in"], parameter["name"], parameter["required"]) == ("header", "Idempotency-Key", False)
     assert parameter["schema"] == {"type": "string", "maxLength": 200}
-    assert "security" not in operation
+    assert operation["security"] == [{}, {"ApiKey": ["feedback"]}, {"Bearer": ["feedback"]}]
     FeedbackAccepted.model_validate(operation["responses"]["201"]["content"]["application/json"]["example"])
     for kind in (MalformedBodyError, ConflictError, TooLargeError, StorageUnavailableError):
         schema = operation["responses"][str(kind.status)]["content"]["application/problem+json"]["schema"]

@@ -52,7 +52,7 @@ def test_every_example_is_answered_as_documented(http: httpx.Client, document: d
 def test_each_prediction_documents_its_problems(document: dict[str, Any]) -> None:
     for path in ("/predict/live", "/predict/batch"):
         responses = document["paths"][path]["post"]["responses"]
-        assert set(responses) == {"200", "400", "413", "415", "422", "503", "504", "default"}
+        assert set(responses) == {"200", "400", "401", "403", "413", "415", "421", "422", "503", "504", "default"}
         assert all(
             list(response["content"]) == ["application/problem+json"]
             for status, response in responses.items()

@@ -85,7 +85,7 @@ MALFORMED: list[tuple[bytes, str]] = [
     (b'\xef\xbb\xbf{"text": "a"}', "The body is not JSON: .*BOM.*"),
     (b'{"text": "a\xff"}', r"The body is not UTF-8: invalid start byte at byte 11\."),
     ('{"text": "é"}'.encode("latin-1"), r"The body is not UTF-8: invalid continuation byte at byte 10\."),
-    (b"[" * 100_000, r"The body is nested too deeply\."),
+    (b"[" * 60_000, r"The body is nested too deeply\."),
     (b'{"text": ' + b"1" * 5_000 + b"}", r"A number in the body has too many digits\."),
 ]
 """Bodies and patterns of what is said; where a position is meant, the parser's own words are not."""
@@ -144,6 +144,18 @@ def test_body_over_the_limit_in_chunks(http: httpx.Client) -> None:
     assert problem["detail"] == "The body is too long; at most 4,194,304 bytes are allowed."
 
 
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"text": [' + b"{}," * 30_000, b'{"a": ""' + b',"a":""' * 20_000])
+def test_body_of_many_short_values_is_refused_before_it_is_parsed(http: httpx.Client, body: bytes) -> None:
+    problem = assert_problem(post(http, LIVE, body), 413, "too-large")
+    assert problem["detail"] == "The body holds too many values; send them in several requests."
+
+
+@pytest.mark.parametrize("text", ["[" * MAX_CHARACTERS, '"' * 50_000, "\\" * 50_000, '\\"' * 30_000])
+def test_text_that_looks_like_many_values_is_none(http: httpx.Client, triton: FakeTriton, text: str) -> None:
+    assert http.post(LIVE, json={"text": text}).status_code == 200
+    assert triton.calls == [[text]]
+
+
 def test_body_in_chunks(http: httpx.Client, triton: FakeTriton) -> None:
     body = '{"text": "é in halves"}'.encode()
     response = post(http, LIVE, (body[at : at + 1] for at in range(len(body))))
@@ -189,7 +201,7 @@ def test_wrong_method(http: httpx.Client) -> None:
 
 
 def test_names_that_a_stranger_chose_do_not_swell_the_answer(http: httpx.Client) -> None:
-    body = json.dumps({f"{number}" * 100: 1 for number in range(10_000)})
+    body = json.dumps({f"{number}" * 100: 1 for number in range(7_000)})
     response = post(http, LIVE, body)
     assert_problem(response, 422, "invalid-fields")
     assert len(response.content) < 5_000

@@ -1,0 +1,28 @@
+"""docs/access.md: its commands do what it says, on a database that no gateway needs to run for."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.e2e.conftest import PROJECT
+
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", (PROJECT / "docs" / "access.md").read_text(), flags=re.M | re.S)
+
+
+def test_the_commands_for_keys(tmp_path: Path) -> None:
+    (block,) = BLOCKS
+    printed = []
+    for command in block.strip().splitlines():
+        python, script, *arguments = command.split()
+        assert (python, script) == ("python", "app.py")
+        ended = subprocess.run(
+            [sys.executable, PROJECT / script, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert ended.returncode == 0, ended.stderr
+        printed.append(ended.stdout)
+    website, prometheus, listed, revoked = printed
+    assert re.fullmatch(r"sentiment_[\w-]{43}\n", website)
+    assert re.fullmatch(r"sentiment_[\w-]{43}\n", prometheus)
+    assert re.fullmatch(r"website  feedback, predict  since .*\nprometheus  read  since .*\n", listed)
+    assert revoked == "The key prometheus is refused from now on.\n"
