@@ -34,6 +34,8 @@ CHECK_WAIT_S = 30.0
 MOST_EVENTS = 1_000
 _POLL_S = 0.2
 _LARGEST_ID = 2**63 - 1
+_LATEST = 2**62
+"""The largest id of an event that older ones can be asked for."""
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ async def list_events(request: Request) -> Response:
     """What the loop did, and why, the newest first."""
     loop = get_loop(request)
     limit = _whole_number(request, "limit", 100, MOST_EVENTS)
-    before = _whole_number(request, "before", 0, 2**62)
+    before = _whole_number(request, "before", 0, _LATEST)
     kind = request.query_params.get("kind")
     kinds = [known.value for known in events.EventKind]
     if kind is not None and kind not in kinds:
@@ -185,12 +187,14 @@ def _route(
     )
 
 
-_WHOLE_NUMBER = {"type": "integer", "minimum": 1}
+_WHOLE_NUMBER = {"type": "integer", "minimum": 1, "maximum": _LARGEST_ID}
 _VERSION = parameter("path", "version", _WHOLE_NUMBER, required=True)
 _JOB = parameter("path", "job", _WHOLE_NUMBER, required=True)
 _EVENTS = (
     parameter("query", "limit", {**_WHOLE_NUMBER, "maximum": MOST_EVENTS, "default": 100}, "How many."),
-    parameter("query", "before", _WHOLE_NUMBER, "The id of an event that older ones are asked for."),
+    parameter(
+        "query", "before", {**_WHOLE_NUMBER, "maximum": _LATEST}, "The id of an event that older ones are asked for."
+    ),
     parameter(
         "query", "kind", {"type": "string", "enum": [kind.value for kind in events.EventKind]}, "Only of a kind."
     ),

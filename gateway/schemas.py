@@ -7,9 +7,21 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from gateway.texts import MAX_CHARACTERS, MAX_TEXTS
 
+_VISIBLE = (
+    r"[^\s\u0000-\u001f\u007f-\u009f\u2800\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8]"
+)
+"""A visible character as `texts.py` knows it, but for the few of other planes: JSON Schema's dialects write those in
+different ways."""
+
 Text = Annotated[
     str,
-    Field(min_length=1, max_length=MAX_CHARACTERS, description="A text with at least one visible character."),
+    Field(
+        min_length=1,
+        max_length=MAX_CHARACTERS,
+        description="A text with at least one visible character.",
+        json_schema_extra={"pattern": _VISIBLE},
+    ),
 ]
 Position = Annotated[str, Field(pattern="^(0|[1-9][0-9]*)$")]
 

@@ -67,3 +67,17 @@ def test_env_file_that_is_not_utf_8_is_told() -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         load_settings().port = 9000  # type: ignore[misc]
+
+
+def test_what_others_read_has_no_secret_of_the_settings_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_ADMIN_KEY", "the-admin-key")
+    monkeypatch.setenv("SENTIMENT_DATABASE_URL", "postgresql+psycopg://me:p%40ssword-1@host/name")
+    monkeypatch.setenv("SENTIMENT_MLFLOW_TRACKING_URI", "http://me:password-2@host:5000")
+    monkeypatch.setenv("SENTIMENT_MAIL_PASSWORD", "password-3")
+    monkeypatch.setenv("SENTIMENT_NOTIFY_URLS", "slack://token-1 mailto://token-2")
+    settings = load_settings()
+    secrets = ["the-admin-key", "p%40ssword-1", "p@ssword-1", "password-2", "password-3", "token-1", "token-2"]
+    told = settings.without_secrets(f"{settings.database} {settings.mlflow_uri} {' '.join(secrets[:3])} password-3 ")
+    told += settings.without_secrets("slack://token-1 failed; mailto://token-2 failed") + repr(settings)
+    assert not [secret for secret in secrets if secret in told]
+    assert "host:5000" in told

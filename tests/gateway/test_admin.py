@@ -299,7 +299,7 @@ def test_each_route_is_documented(document: dict[str, Any], method: str, path: s
     for name in {"version", "job"} & set(path.replace("{", "/").replace("}", "/").split("/")):
         (parameter,) = operation["parameters"]
         assert (parameter["in"], parameter["name"], parameter["required"]) == ("path", name, True)
-        assert parameter["schema"] == {"type": "integer", "minimum": 1}
+        assert parameter["schema"] == {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}
 
 
 def test_the_key_and_the_parameters_of_events_are_documented(document: dict[str, Any]) -> None:
@@ -311,6 +311,6 @@ def test_the_key_and_the_parameters_of_events_are_documented(document: dict[str,
     assert {(item["in"], item["required"]) for item in parameters.values()} == {("query", False)}
     assert {name: item["schema"] for name, item in parameters.items()} == {
         "limit": {"type": "integer", "minimum": 1, "maximum": 1_000, "default": 100},
-        "before": {"type": "integer", "minimum": 1},
+        "before": {"type": "integer", "minimum": 1, "maximum": 2**62},
         "kind": {"type": "string", "enum": [kind.value for kind in EventKind]},
     }
