@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("export", _export, "export ./model to ONNX, prove it, publish it; deploy it if no version is deployed")
     add("prepare", _prepare, "where no version is deployed yet: data, train and export")
     add("serve", _serve, "run Triton and the gateway for the deployed version")
+    add("triton", _triton, "run Triton alone, for gateways that name it in SENTIMENT_TRITON_URL")
     add("gateway", _gateway, "run the gateway alone, before the Triton of SENTIMENT_TRITON_URL")
     add("scheduler", _scheduler, "run the scheduler alone, for gateways that run elsewhere")
     predict = add("predict", _predict, "classify a text with the version that is being served")
@@ -234,6 +235,19 @@ def _serve(settings: Settings, _: argparse.Namespace) -> None:
     asyncio.run(serve(settings))
 
 
+def _triton(settings: Settings, _: argparse.Namespace) -> None:
+    from serve import check_ports, serve_triton
+    from serving.repository import ModelRepository
+    from serving.triton import check_platform
+
+    own = settings.model_copy(update={"triton_url": None})
+    check_ports(own, gateway=False)
+    check_platform()
+    if ModelRepository(settings.model_repository).deployed() is None:
+        raise PipelineError("No model is deployed; run `python app.py` to train, export and serve one.")
+    asyncio.run(serve_triton(own))
+
+
 def _gateway(settings: Settings, _: argparse.Namespace) -> None:
     from serve import serve
 
@@ -277,10 +291,11 @@ def _check_gateway(settings: Settings) -> None:
 
 
 def _predict(settings: Settings, options: argparse.Namespace) -> None:
-    from serving.triton_client import TextRefusedError, TritonClient, TritonTimeoutError, TritonUnavailableError
+    from serving.replicas import Replicas
+    from serving.triton_client import TextRefusedError, TritonTimeoutError, TritonUnavailableError
 
     async def classify() -> None:
-        client = TritonClient(settings.triton_address)
+        client = Replicas(settings.triton_address)
         try:
             answer = await client.classify([options.text], timeout_s=10)
         except (TritonUnavailableError, TritonTimeoutError) as error:

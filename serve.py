@@ -15,15 +15,17 @@ from errors import PipelineError
 from gateway.http_protocol import BoundedHttpProtocol
 from gateway.main import create_app
 from lifecycle.bake import BakeWatch
-from lifecycle.promotion import reconcile
+from lifecycle.promotion import reconcile, straighten
 from lifecycle.schedule import Scheduler
 from serving.call_statistics import CallStatistics
+from serving.replicas import PROBE, Replicas
 from serving.supervisor import TritonSupervisor
-from serving.triton_client import TritonClient, TritonTimeoutError, TritonUnavailableError
+from serving.triton_client import TritonTimeoutError, TritonUnavailableError
 from settings import Settings
 from storage.storage import Storage
 
-_LOAD_TIMEOUT_S = 300.0
+_REMINDER_S = 30.0
+_STRAIGHTEN_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +64,9 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.stop)
     tasks = [
-        asyncio.create_task(_announce(settings)),
+        asyncio.create_task(_announce(settings.triton_address, _pages(settings))),
         asyncio.create_task(BakeWatch(settings, statistics).watch(storage)),
+        asyncio.create_task(_keep_straight(settings, storage)),
     ]
     supervisor = [] if settings.triton_url else [asyncio.create_task(TritonSupervisor(settings).run())]
     if scheduler is not None:
@@ -109,6 +112,35 @@ def schedule(settings: Settings) -> None:
     log.info("The scheduler has ended.")
 
 
+async def serve_triton(settings: Settings) -> None:
+    """Run the bundled Triton alone until SIGINT or SIGTERM.
+
+    Raises:
+        PipelineError: it cannot run here.
+    """
+    supervisor = asyncio.create_task(TritonSupervisor(settings).run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, supervisor.cancel)
+    announcing = asyncio.create_task(_announce(settings.bundled_triton, f"at {settings.bundled_triton} (gRPC)"))
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await supervisor
+    finally:
+        announcing.cancel()
+    log.info("Triton has ended.")
+
+
+async def _keep_straight(settings: Settings, storage: Storage) -> None:
+    """Have the Tritons serve what is deployed, whatever happened to them, until cancelled."""
+    while True:
+        try:
+            await asyncio.to_thread(lambda: straighten(settings, storage.open()))
+        except (PipelineError, SQLAlchemyError, OSError) as error:
+            log.error("The look at what the Tritons serve failed: %s", str(error).partition("\n")[0])
+        await asyncio.sleep(_STRAIGHTEN_S)
+
+
 def _settle(settings: Settings, storage: Storage) -> None:
     try:
         reconcile(settings, storage.open())
@@ -116,9 +148,12 @@ def _settle(settings: Settings, storage: Storage) -> None:
         log.error("What was under way when the pipeline ended last cannot be settled now: %s", error)
 
 
-def check_ports(settings: Settings) -> None:
-    """Raise a PipelineError that names each port which is taken, and what to do."""
-    needed = {"the gateway": (settings.host, settings.port)}
+def check_ports(settings: Settings, *, gateway: bool = True) -> None:
+    """Raise a PipelineError that names each port which is taken, and what to do.
+
+    `gateway` is whether one is to listen here.
+    """
+    needed = {"the gateway": (settings.host, settings.port)} if gateway else {}
     if settings.triton_url is None:
         needed |= {
             "Triton's gRPC": ("127.0.0.1", settings.triton_grpc_port),
@@ -147,32 +182,33 @@ def _refusal(host: str, port: int) -> str | None:
     return None
 
 
-async def _announce(settings: Settings) -> None:
-    """Say when the first answer can be had."""
-    client = TritonClient(settings.triton_address)
-    try:
-        if settings.triton_url is not None and not await client.is_ready():
-            with contextlib.suppress(TritonUnavailableError):
-                await client.load_model(_LOAD_TIMEOUT_S)
-        while (version := await _first_answer(client)) is None:
-            log.warning("Triton at %s is not ready yet.", settings.triton_address)
-    finally:
-        await client.close()
+def _pages(settings: Settings) -> str:
     scheme = "https" if settings.tls_certificate else "http"
     pages = " (API pages: /docs)" if settings.docs else ""
-    log.info("Ready: version %d answers at %s://%s:%d%s.", version, scheme, settings.host, settings.port, pages)
+    return f"at {scheme}://{settings.host}:{settings.port}{pages}"
 
 
-async def _first_answer(client: TritonClient) -> int | None:
-    """The version that answers, once it does; none where it does not within half a minute."""
-    if not await client.wait_until_ready(timeout_s=30):
-        return None
+async def _announce(address: str, where: str) -> None:
+    """Say when the first answer can be had, and where."""
+    log.info("Ready: version %d answers %s.", await _first_version(address), where)
+
+
+async def _first_version(address: str) -> int:
+    """The version that answers, once one does."""
+    loop = asyncio.get_running_loop()
+    tritons = Replicas(address)
+    told_at = loop.time()
     try:
-        return (await client.classify(["I love this product!"], timeout_s=10)).version
-    except (TritonUnavailableError, TritonTimeoutError) as error:
-        log.warning("Triton does not answer: %s", error)
-        await asyncio.sleep(1)
-        return None
+        while True:
+            try:
+                return (await tritons.classify([PROBE], timeout_s=10)).version
+            except (TritonUnavailableError, TritonTimeoutError) as error:
+                if loop.time() - told_at >= _REMINDER_S:
+                    told_at = loop.time()
+                    log.warning("Triton at %s does not answer yet: %s", address, error)
+                await asyncio.sleep(0.1)
+    finally:
+        await tritons.close()
 
 
 class _Server(uvicorn.Server):

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 from urllib.parse import unquote
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from errors import PipelineError
+from serving import addresses
 
 ENV_PREFIX = "SENTIMENT_"
 ENV_FILE = Path(".env")
@@ -77,7 +78,14 @@ class Settings(BaseSettings):
     """Private key of that certificate, in PEM, without a password."""
 
     triton_url: str | None = None
-    """`host:port` of an external Triton's gRPC; unset, the bundled Triton is run."""
+    """gRPC of external Tritons: `host:port`, more after commas, or `dns:///name:port`; unset, the bundled one runs."""
+
+    @field_validator("triton_url")
+    @classmethod
+    def _names_tritons(cls, url: str | None) -> str | None:
+        if url is not None:
+            addresses.parse(url)
+        return url
 
     triton_http: bool = False
     """Whether the bundled Triton speaks HTTP besides gRPC, which web pages cannot speak; on loopback too."""
@@ -178,9 +186,14 @@ class Settings(BaseSettings):
         return self.port + 3
 
     @property
+    def bundled_triton(self) -> str:
+        """`host:port` of the bundled Triton's gRPC."""
+        return f"127.0.0.1:{self.triton_grpc_port}"
+
+    @property
     def triton_address(self) -> str:
-        """`host:port` of the gRPC of the Triton in use, external or bundled."""
-        return self.triton_url or f"127.0.0.1:{self.triton_grpc_port}"
+        """Where the Tritons in use are, external ones or the bundled one, as `serving.addresses` reads it."""
+        return self.triton_url or self.bundled_triton
 
     def without_secrets(self, text: str) -> str:
         """`text` without the secrets of these settings, for what others read: logs, errors, mails, the database."""

@@ -9,12 +9,12 @@ from gateway.answer_cache import AnswerCache
 from gateway.inference import Outcomes, Prediction, infer
 from gateway.metrics import Metrics
 from serving.call_statistics import CallStatistics
-from serving.triton_client import Classification, TextRefusedError, TritonClient, TritonTimeoutError
+from serving.replicas import PROBE, Replicas
+from serving.triton_client import Classification, TextRefusedError, TritonTimeoutError
 
 WATCH_INTERVAL_S = 1.0
 """Longest time without an answer of the model's before it is asked for a sign of life."""
 
-PROBE = "Is this ready?"
 PROBE_TIMEOUT_S = 10.0
 """A live request is given as long: as long as the model only is busy, it is ready."""
 
@@ -30,9 +30,9 @@ class DeployedModel:
     version does.
     """
 
-    def __init__(self, client: TritonClient, cache: AnswerCache, statistics: CallStatistics, metrics: Metrics) -> None:
-        """Ask through `client`, count the calls, and fill `cache` with what the deployed version answers."""
-        self._client = client
+    def __init__(self, tritons: Replicas, cache: AnswerCache, statistics: CallStatistics, metrics: Metrics) -> None:
+        """Ask `tritons`, count the calls, and fill `cache` with what the deployed version answers."""
+        self._tritons = tritons
         self._cache = cache
         self._statistics = statistics
         self._metrics = metrics
@@ -111,7 +111,7 @@ class DeployedModel:
         outcome = "cancelled"
         started = time.perf_counter()
         try:
-            answer = await self._client.classify(texts, timeout_s)
+            answer = await self._tritons.classify(texts, timeout_s)
             outcome = "answered"
         except TextRefusedError:
             outcome = "refused"

@@ -23,13 +23,14 @@ from gateway.problems import answer_with_problems
 from gateway.scrape import Scrape
 from gateway.security_headers import security_headers
 from serving.call_statistics import CallStatistics
-from serving.triton_client import TritonClient
+from serving.replicas import Replicas
+from serving.repository import ModelRepository
 from settings import Settings
 from storage.storage import Storage
 
 
 def create_app(settings: Settings, storage: Storage, statistics: CallStatistics) -> FastAPI:
-    """Make the app that answers through the Triton of `settings`, up or not, and remembers in `storage`.
+    """Make the app that answers through the Tritons of `settings`, up or not, and remembers in `storage`.
 
     It counts its calls to the model in `statistics`.
 
@@ -45,15 +46,19 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        client = TritonClient(settings.triton_address)
+        tritons = Replicas(settings.triton_address, ModelRepository(settings.model_repository).named)
         cache = AnswerCache(MAX_BYTES)
         metrics.watch_cache(cache)
-        predictor = Predictor(client, cache, statistics, metrics)
+        predictor = Predictor(tritons, cache, statistics, metrics)
         set_predictor(app, predictor)
         set_loop(app, loop)
         set_metrics(app, metrics, scrape)
         await keys.first_look()
-        watches = [asyncio.create_task(predictor.watch()), asyncio.create_task(keys.watch())]
+        watches = [
+            asyncio.create_task(tritons.watch()),
+            asyncio.create_task(predictor.watch()),
+            asyncio.create_task(keys.watch()),
+        ]
         # Modules, schemas and routes are here to stay. The collector's walks over them held up requests: without, the
         # 99th percentile at 64 connections fell from 58 to 20 ms, and the rate rose by a quarter.
         gc.collect()
@@ -63,7 +68,7 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics)
         finally:
             for watch in watches:
                 watch.cancel()
-            await client.close()
+            await tritons.close()
             await scrape.close()
 
     routes = [*predictions.routes, *health.routes, *metrics_route.routes, *feedback.routes, *admin.routes]

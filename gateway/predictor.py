@@ -9,7 +9,7 @@ from gateway.inference import Prediction
 from gateway.metrics import Metrics
 from gateway.micro_batching import MicroBatcher
 from serving.call_statistics import CallStatistics
-from serving.triton_client import TritonClient
+from serving.replicas import Replicas
 
 LIVE_DEADLINE_S = 10.0
 """A person who waits for one answer has gone by then."""
@@ -26,10 +26,10 @@ class Predictor:
     texts cannot be answered is what `ready` says.
     """
 
-    def __init__(self, client: TritonClient, cache: AnswerCache, statistics: CallStatistics, metrics: Metrics) -> None:
-        """Answer through `client`, which stays the caller's to close, what `cache` does not know."""
+    def __init__(self, tritons: Replicas, cache: AnswerCache, statistics: CallStatistics, metrics: Metrics) -> None:
+        """Answer through `tritons`, which stay the caller's to close, what `cache` does not know."""
         self._cache = cache
-        self._model = DeployedModel(client, cache, statistics, metrics)
+        self._model = DeployedModel(tritons, cache, statistics, metrics)
         self._micro_batcher = MicroBatcher(self._model, metrics)
         self._batch_splitter = BatchSplitter(self._model)
 

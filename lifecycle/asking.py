@@ -1,4 +1,4 @@
-"""Asks a running Triton for many answers, as any client would."""
+"""Asks running Tritons for many answers, as any client would."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from errors import PipelineError
 from serving.protocol import MAX_BATCH_SIZE
-from serving.triton_client import TextRefusedError, TritonClient, TritonTimeoutError, TritonUnavailableError
+from serving.replicas import Replicas
+from serving.triton_client import TextRefusedError, TritonTimeoutError, TritonUnavailableError
 
 CALL_TIMEOUT_S = 60.0
 VERSION_TRIES = 5
@@ -31,7 +32,7 @@ class Answers:
 
 
 def ask(address: str, texts: Sequence[str]) -> Answers:
-    """Have the model at `address` answer all of `texts`, by one version.
+    """Have the model at `address`, as `serving.addresses` reads it, answer all of `texts`, by one version.
 
     Raises:
         PipelineError: it does not answer, or refuses a text.
@@ -40,7 +41,7 @@ def ask(address: str, texts: Sequence[str]) -> Answers:
 
 
 async def _ask(address: str, texts: Sequence[str]) -> Answers:
-    client = TritonClient(address)
+    client = Replicas(address)
     try:
         for _ in range(VERSION_TRIES):
             versions: set[int] = set()

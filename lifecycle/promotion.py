@@ -1,19 +1,21 @@
 """Puts a version in the place of another while requests flow, and goes back.
 
-The file on disk that Triton loads from is the record of what is deployed. An intention is written before it is touched,
-and the outcome after Triton has answered with the version, so a kill at any point leaves one that `reconcile` finishes
-or undoes. MLflow's alias follows (`alias.py`): MLflow may be down, and serving must not wait for it.
+The file on disk that Triton loads from is the record of what is deployed; that it is replaced is the switch
+(`rollout.py`). An intention is written before anything is touched, and the outcome after all Tritons have answered with
+the version, so a kill at any point leaves one that `reconcile` finishes or undoes. MLflow's alias follows (`alias.py`):
+MLflow may be down, and serving must not wait for it.
 """
 
-import asyncio
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from errors import PipelineError
+from lifecycle.rollout import align, roll_out, strays
+from serving import addresses
 from serving.bundle import Bundle
 from serving.repository import ModelRepository
-from serving.triton_client import TritonClient, TritonTimeoutError, TritonUnavailableError
+from serving.switch import Switch
 from settings import Settings
 from storage import deployments, events, leases
 from storage.database import Database
@@ -23,8 +25,6 @@ from storage.versions import add_version
 
 LEASE_S = 15.0
 LEASE_WAIT_S = 20.0
-LOAD_TIMEOUT_S = 300.0
-_ANSWER_TIMEOUT_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,8 @@ def roll_back(settings: Settings, database: Database, reason: str, only_from: in
 def reconcile(settings: Settings, database: Database) -> None:
     """Make the database and the disk agree after processes were killed; what is being done by others is left alone.
 
-    A promotion that was cut off is undone, for its version has never served; a rollback is finished.
+    A promotion that was cut off before the switch is undone, for its version has never served; one that was cut off
+    after it, and a rollback, is finished.
 
     Raises:
         PipelineError: the repository is damaged.
@@ -109,29 +110,56 @@ def reconcile(settings: Settings, database: Database) -> None:
                 found.alias_set = known is None
 
 
+def straighten(settings: Settings, database: Database) -> None:
+    """Have a Triton that serves another version than the deployed one load that, unless a deployment is under way.
+
+    It started at the moment of a switch, or another host, which cannot reach it, deployed.
+
+    Raises:
+        PipelineError: the addresses of the Tritons cannot be found.
+    """
+    repository = ModelRepository(settings.model_repository)
+    tritons = addresses.find(settings.triton_address)
+    if not strays(tritons, repository):
+        return
+    with leases.held(database, leases.DEPLOYING, LEASE_S) as is_held:
+        if not is_held:
+            return
+        for address, problem in align(tritons, repository).items():
+            if problem:
+                log.error("Triton at %s cannot load what is deployed: %s", address, problem)
+            else:
+                log.warning("Triton at %s was given the deployed version %s.", address, repository.named())
+
+
 def _settle(
     settings: Settings, database: Database, repository: ModelRepository, intention: Deployment, deployed: int
 ) -> int:
     """Finish or undo what was cut off; returns the version that is deployed then."""
     with database.reading() as session:
         has_served = bool(deployments.of_version(session, intention.version))
-    target = intention.version if has_served or intention.previous is None else intention.previous
-    if target not in repository.published():
-        target = deployed
-    repository.deploy(target)
-    # Triton may run, with either version; or it starts after this, and loads what the file says.
-    if _load(settings.triton_address, target) is None:
-        log.warning("Triton does not run; it will load version %d when it does.", target)
+    tritons = addresses.find(settings.triton_address)
+    is_wanted = intention.version in repository.published() and (has_served or intention.previous is None)
+    Switch(repository).end()
+    if is_wanted and intention.version != deployed:
+        try:
+            roll_out(tritons, repository, intention.version)
+            deployed = intention.version
+        except PipelineError as error:
+            log.error("Version %d, which was meant to serve, cannot: %s", intention.version, error)
+    align(tritons, repository)
+    is_finished = intention.version == deployed
+    bake_s = 0 if has_served else settings.bake_minutes * 60
     with database.transaction() as session:
-        if target == intention.version:
-            deployments.finish(session, intention.id, bake_s=0)
+        if is_finished:
+            deployments.finish(session, intention.id, bake_s)
         else:
             deployments.undo(session, intention.id)
-        done = "finished" if target == intention.version else "undone"
-        message = f"The deployment of version {intention.version} had been cut off and was {done}: {target} serves."
-        events.record(session, EventKind.RECONCILED, message, version=target)
+        done = "finished" if is_finished else "undone"
+        message = f"The deployment of version {intention.version} had been cut off and was {done}: {deployed} serves."
+        events.record(session, EventKind.RECONCILED, message, version=deployed)
     log.warning("%s", message)
-    return target
+    return deployed
 
 
 @contextmanager
@@ -163,42 +191,20 @@ def _switch(
     with database.transaction() as session:
         add_version(session, bundle)
         intention = deployments.intend(session, version, previous, reason)
-    repository.deploy(version)
-    problem = _load(settings.triton_address, version)
-    if problem:
-        if serving_before is not None:
-            repository.deploy(serving_before)
-            _load(settings.triton_address, serving_before)
-        failure = f"Version {version} could not be deployed, {serving_before} serves still: {problem}"
+    try:
+        tritons = addresses.find(settings.triton_address)
+        serving = roll_out(tritons, repository, version)
+    except PipelineError as error:
+        with suppress(PipelineError):
+            align(addresses.find(settings.triton_address), repository)
+        failure = f"Version {version} could not be deployed, {serving_before} serves still: {error}"
         with database.transaction() as session:
             deployments.undo(session, intention.id)
             events.record(session, EventKind.PROMOTION_FAILED, failure, version=version)
-        raise DeploymentError(failure)
+        raise DeploymentError(failure) from error
     with database.transaction() as session:
         deployments.finish(session, intention.id, bake_s)
         events.record(session, kind, message, figures, version=version)
     log.info("%s", message)
-    if problem is None:
+    if not serving:
         log.warning("Triton does not run; it will load version %d when it does.", version)
-
-
-def _load(address: str, version: int) -> str | None:
-    """Have a running Triton load what the disk says, and see it answer by it.
-
-    Returns what went wrong, empty where nothing did, or none where no Triton runs.
-    """
-    return asyncio.run(_load_and_ask(address, version))
-
-
-async def _load_and_ask(address: str, version: int) -> str | None:
-    client = TritonClient(address)
-    try:
-        if not await client.is_live():
-            return None
-        await client.load_model(LOAD_TIMEOUT_S)
-        answered = (await client.classify(["I love this product!"], _ANSWER_TIMEOUT_S)).version
-    except (TritonUnavailableError, TritonTimeoutError) as error:
-        return str(error)
-    finally:
-        await client.close()
-    return "" if answered == version else f"version {answered} answers after it was loaded"

@@ -8,6 +8,9 @@ MODEL_NAME = "sentiment"
 MAX_BATCH_SIZE = 64
 """Most texts in one Triton request, and in one batch of the dynamic batcher."""
 
+TICKET = "ticket"
+"""The parameter in a load's configuration that has the backend wait; see `serving.switch`."""
+
 
 class Phases(NamedTuple):
     """Where the time of a call went in the engine. They follow one another; what is left is transport."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from errors import PipelineError
 from serving.bundle import Bundle
-from serving.protocol import MAX_BATCH_SIZE, MODEL_NAME
+from serving.protocol import MAX_BATCH_SIZE, MODEL_NAME, TICKET
 
 BACKEND = "packed_onnx"
 
@@ -28,6 +28,7 @@ version_policy: {{ specific: {{ versions: [ {version} ] }} }}
 dynamic_batching {{ max_queue_delay_microseconds: 0 }}
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 """
+_TICKET = 'parameters: {{ key: "{key}" value: {{ string_value: "{ticket}" }} }}\n'
 
 
 class ModelRepository:
@@ -53,6 +54,17 @@ class ModelRepository:
         Raises:
             PipelineError: the configuration names no version, or one that is not complete.
         """
+        version = self.named()
+        if version is not None:
+            Bundle.load(self.version_directory(version))
+        return version
+
+    def named(self) -> int | None:
+        """The same, whether or not the version is complete.
+
+        Raises:
+            PipelineError: the configuration names no version.
+        """
         try:
             config = self._config.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -62,9 +74,7 @@ class ModelRepository:
             raise PipelineError(
                 f"{self._config} names no deployed version (version_policy); restore or remove the file."
             )
-        version = int(found[1])
-        Bundle.load(self.version_directory(version))
-        return version
+        return int(found[1])
 
     def publish(self, staging: Path, version: int) -> None:
         """Move the complete bundle in `staging`, on the same file system, to its place; never overwrites.
@@ -99,21 +109,27 @@ class ModelRepository:
         Raises:
             PipelineError: the version is not published, or not complete.
         """
-        bundle = Bundle.load(self.version_directory(version))
+        configuration = self.configuration(version)
         temporary = self.model / ".config.pbtxt.partial"
-        temporary.write_text(
-            _CONFIG.format(
-                name=MODEL_NAME,
-                backend=BACKEND,
-                max_batch_size=MAX_BATCH_SIZE,
-                labels=len(bundle.labels),
-                version=version,
-            ),
-            encoding="utf-8",
-        )
+        temporary.write_text(configuration, encoding="utf-8")
         _sync(temporary)
         temporary.replace(self._config)
         _sync(self.model)
+
+    def configuration(self, version: int, ticket: str | None = None) -> str:
+        """The configuration that has Triton load `version`, with a ticket of `serving.switch` when it is to wait.
+
+        Raises:
+            PipelineError: the version is not published, or not complete.
+        """
+        configuration = _CONFIG.format(
+            name=MODEL_NAME,
+            backend=BACKEND,
+            max_batch_size=MAX_BATCH_SIZE,
+            labels=len(Bundle.load(self.version_directory(version)).labels),
+            version=version,
+        )
+        return configuration if ticket is None else configuration + _TICKET.format(key=TICKET, ticket=ticket)
 
 
 def _sync(path: Path) -> None:

@@ -40,7 +40,7 @@ class TritonSupervisor:
         """
         self._command = command_dying_with_parent(triton.command(settings))
         self._environment = triton.environment(settings)
-        self._address = settings.triton_address
+        self._address = settings.bundled_triton
         self._shared_memory_prefix = triton.shared_memory_prefix(settings)
         self.log_file = settings.state_dir / "logs" / "triton.log"
         self._process: asyncio.subprocess.Process | None = None

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from google.protobuf import text_format
+from google.protobuf.json_format import MessageToJson
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from serving.protocol import MODEL_NAME, Phases
 
@@ -33,6 +35,10 @@ _UNAVAILABLE = {
 
 class TritonUnavailableError(Exception):
     """Triton cannot answer now: it is down, starting, or has no version of the model loaded."""
+
+
+class LoadRefusedError(TritonUnavailableError):
+    """Triton could not load a version, and says why; what it served before it serves still."""
 
 
 class TritonTimeoutError(Exception):
@@ -115,21 +121,40 @@ class TritonClient:
             await asyncio.sleep(0.1)
         return True
 
-    async def load_model(self, timeout_s: float) -> None:
-        """Have Triton load what the model's configuration on disk says, beside what it serves until then.
+    async def load_model(self, timeout_s: float, configuration: str | None = None) -> None:
+        """Have Triton load the model beside what it serves until then.
+
+        It is loaded as its configuration on disk says, or by `configuration`, in the same format, this time.
 
         Raises:
-            TritonUnavailableError: Triton is down, or could not load the model (it says why).
+            LoadRefusedError: Triton could not load it.
+            TritonUnavailableError: Triton is down.
         """
         request = service_pb2.RepositoryModelLoadRequest(model_name=MODEL_NAME)
+        if configuration is not None:
+            parsed = text_format.Parse(configuration, model_config_pb2.ModelConfig())
+            request.parameters["config"].string_param = MessageToJson(parsed, preserving_proto_field_name=True)
         try:
             await self._stub.RepositoryModelLoad(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise TritonUnavailableError(error.details()) from error
+            is_lost = error.code() is grpc.StatusCode.UNAVAILABLE
+            raise (TritonUnavailableError if is_lost else LoadRefusedError)(error.details()) from error
 
-    async def close(self) -> None:
-        """Close the connection; calls under way are cancelled."""
-        await self._channel.close()
+    async def loaded_versions(self, timeout_s: float = 2.0) -> set[int]:
+        """The versions that Triton says it would answer with: one, and two for a moment while it turns to another.
+
+        Raises:
+            TritonUnavailableError: Triton is down.
+        """
+        try:
+            index = await self._stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise TritonUnavailableError(error.details()) from error
+        return {int(model.version) for model in index.models if model.name == MODEL_NAME and model.version}
+
+    async def close(self, grace_s: float | None = None) -> None:
+        """Close the connection; calls under way are cancelled, after `grace_s` where it is given."""
+        await self._channel.close(grace_s)
 
 
 def _request(texts: Sequence[str]) -> service_pb2.ModelInferRequest:

@@ -1,5 +1,6 @@
 """Triton's entry into the backend: hands requests to the engine, and sends each its response when it is done."""
 
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -15,6 +16,9 @@ from serving.choice import AUTO, Wanted, choose_variant
 from serving.engine import Engine, Probabilities
 from serving.engine_metrics import EngineMetrics
 from serving.processor import usable_cores
+from serving.protocol import TICKET
+from serving.repository import ModelRepository
+from serving.switch import wait_for_turn
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -27,7 +31,7 @@ class TritonPythonModel:
     """
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the version and run every shape once; the version is ready when this returns."""
+        """Load the version and run every shape once; Triton turns to the version when this returns."""
         directory = Path(args["model_repository"]) / args["model_version"]
         choice = choose_variant(
             Bundle.load(directory),
@@ -43,6 +47,8 @@ class TritonPythonModel:
         pb_utils.Logger.log_info(
             f"sentiment version {args['model_version']}: {choice.variant} on {usable_cores()} cores ({choice.reason})"
         )
+        ticket = json.loads(args["model_config"])["parameters"].get(TICKET, {}).get("string_value")
+        wait_for_turn(ModelRepository(directory.parent.parent), int(args["model_version"]), ticket)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Have the texts classified; a bad text fails its own request alone."""

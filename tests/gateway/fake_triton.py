@@ -11,8 +11,8 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from gateway.deployed_model import PROBE
 from serving.protocol import MAX_BATCH_SIZE
+from serving.replicas import PROBE
 
 SCORE = 0.98754
 MODEL_READS = 200

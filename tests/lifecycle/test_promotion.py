@@ -18,14 +18,17 @@ from storage import deployments, events
 from tests.e2e.conftest import PROJECT, wait_for
 from tests.lifecycle.conftest import Served, make_served, serving
 
-KILL_POINTS = [
+BEFORE_THE_SWITCH = [
     ("storage.deployments", "intend", "before"),
     ("storage.deployments", "intend", "after"),
-    ("serving.repository", "ModelRepository.deploy", "before"),
-    ("serving.repository", "ModelRepository.deploy", "after"),
+    ("serving.switch", "Switch.lay_ticket", "after"),
     ("serving.triton_client", "TritonClient.load_model", "before"),
+    ("serving.repository", "ModelRepository.deploy", "before"),
+]
+SINCE_THE_SWITCH = [
+    ("serving.repository", "ModelRepository.deploy", "after"),
     ("serving.triton_client", "TritonClient.classify", "before"),
-    ("lifecycle.promotion", "_load", "after"),
+    ("lifecycle.promotion", "roll_out", "after"),
     ("storage.deployments", "finish", "before"),
     ("storage.deployments", "finish", "after"),
     ("storage.events", "record", "before"),
@@ -161,35 +164,40 @@ def settled(served: Served) -> int:
 
 
 def test_a_promotion_that_is_killed_anywhere_leaves_one_version(tmp_path: Path, bert_bundle: Path) -> None:
+    points = [*BEFORE_THE_SWITCH, *SINCE_THE_SWITCH]
     outcomes = []
-    with serving(make_served(tmp_path, bert_bundle, versions=len(KILL_POINTS) + 1)) as running:
-        for version, point in enumerate(KILL_POINTS, start=2):
+    with serving(make_served(tmp_path, bert_bundle, versions=len(points) + 1)) as running:
+        for version, point in enumerate(points, start=2):
             kill(running, point, "promote", str(version))
             outcomes.append(settled(running) == version)
         # Nothing is left in the way of the next one.
         assert running.ask("POST", "/models/2/promote").json() == {"version": 2}
-    # Up to the transaction that says that the new version serves it does not, and from then on it does.
-    assert outcomes == [False] * 11 + [True]
+        assert not (running.repository.model / ".switch").exists()
+    # Up to the switch the new version does not serve, and from then on it does.
+    assert outcomes == [False] * len(BEFORE_THE_SWITCH) + [True] * len(SINCE_THE_SWITCH)
 
 
-@pytest.mark.parametrize("point", [KILL_POINTS[3], KILL_POINTS[5]])
-def test_a_restart_settles_what_was_killed_with_everything_else(served: Served, point: tuple[str, str, str]) -> None:
+@pytest.mark.parametrize(("point", "version"), [(BEFORE_THE_SWITCH[-1], 1), (SINCE_THE_SWITCH[0], 2)])
+def test_a_restart_settles_what_was_killed_with_everything_else(
+    served: Served, point: tuple[str, str, str], version: int
+) -> None:
     served.start()
     kill(served, point, "promote", "2")
     served.kill()
     with serving(served):
-        assert settled(served) == 1
+        assert settled(served) == version
 
 
 def test_a_rollback_that_is_killed_is_finished(running: Served) -> None:
     assert running.ask("POST", "/models/2/promote").is_success
-    for point in (KILL_POINTS[2], KILL_POINTS[3], KILL_POINTS[5], KILL_POINTS[8]):
+    points = (*BEFORE_THE_SWITCH[2:5], SINCE_THE_SWITCH[0])
+    for point in points:
         kill(running, point, "rollback")
         assert settled(running) == 1
         assert running.ask("POST", "/models/2/promote").is_success
     database = running.database()
     told = [event.message for event in events.newest(database, 100, "reconciled")]
-    assert len(told) == 4
+    assert len(told) == len(points)
     assert all("was finished: 1 serves" in message for message in told)
 
 
