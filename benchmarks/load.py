@@ -73,7 +73,7 @@ def http_client(url: str, connections: int) -> Client:
             return [wrk, *options, "-s", str(_WRK_SCRIPT), url, "--", *given]
     else:
 
-        def command(seconds: float, file: Path | None, _: bool) -> list[str]:
+        def command(seconds: float, file: Path | None, steady: bool) -> list[str]:  # noqa: ARG001 - it always tells
             line = [sys.executable, "-m", "benchmarks.http_load", url, str(connections), str(seconds)]
             return [*line, *([str(file)] if file else [])]
 

@@ -20,6 +20,9 @@ from tests.lifecycle.conftest import ADMIN_KEY, Served, make_served, serving
 
 __all__ = ["fake_triton", "triton"]
 
+COMMAND = Path(sys.prefix) / "bin" / "schemathesis"
+pytestmark = pytest.mark.skipif(not COMMAND.exists(), reason="Schemathesis needs Python 3.11 or newer")
+
 CONFIGURATION = """
 [checks.negative_data_rejection]
 expected-statuses = [400, 401, 403, 404, 405, 409, 413, 415, 421, 422]
@@ -45,7 +48,7 @@ def schemathesis(url: str, *options: str, directory: Path) -> None:
     configuration = directory / "schemathesis.toml"
     configuration.write_text(CONFIGURATION)
     command = [
-        str(Path(sys.prefix) / "bin" / "schemathesis"),
+        str(COMMAND),
         *("--config-file", str(configuration)),
         *("run", f"{url}/openapi.json", "--url", url, "--header", f"X-API-Key: {ADMIN_KEY}"),
         *("--checks", "all", "--mode", "all", "--max-time", str(MAX_TIME_S), "--request-timeout", "60", *options),
