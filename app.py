@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from errors import PipelineError
+from logs import set_up_logging
 from serving.die_with_parent import command_dying_with_parent
 from settings import Settings, load_settings
+from tracing import set_up_tracing
 
 Command = Callable[[Settings, argparse.Namespace], None]
 
@@ -22,10 +24,6 @@ log = logging.getLogger("app")
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit status."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
-    for chatty in ("httpx", "alembic", "matplotlib", "torch", "onnxscript", "onnx_ir"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # it warns of each look that takes long
     # Read by these libraries when they are imported, which the commands below do late.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -35,7 +33,10 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         command: Command = options.command
-        command(load_settings(), options)
+        settings = load_settings()
+        set_up_logging(settings)
+        set_up_tracing(settings, "sentiment")
+        command(settings, options)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -138,6 +138,15 @@ class Settings(BaseSettings):
     admin_key: SecretStr | None = None
     """API key (`X-API-Key`) for everything; unset, one is made in the state directory."""
 
+    log_format: Literal["text", "json"] = "text"
+    """Lines to read, or an object a line for whatever collects logs."""
+
+    log_level: Literal["debug", "info", "warning"] = "info"
+    """From which level on; `debug` has a line for every request."""
+
+    otlp_endpoint: str | None = None
+    """Collector that traces are sent to, by OTLP over HTTP, such as `http://127.0.0.1:4318`; unset, there are none."""
+
     smtp_host: str = "smtp.gmail.com"
     """Mail server, spoken to with STARTTLS."""
 

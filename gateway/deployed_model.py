@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 
+import tracing
 from gateway.answer_cache import AnswerCache
 from gateway.inference import Outcomes, Prediction, infer
 from gateway.metrics import Metrics
@@ -111,7 +112,11 @@ class DeployedModel:
         outcome = "cancelled"
         started = time.perf_counter()
         try:
-            answer = await self._tritons.classify(texts, timeout_s)
+            with tracing.span("call model", kind="client", attributes={"sentiment.texts": len(texts)}) as tell:
+                answer = await self._tritons.classify(texts, timeout_s)
+                tell("sentiment.version", answer.version)
+                for name, seconds in (answer.phases._asdict() if answer.phases else {}).items():
+                    tell(f"sentiment.engine.{name}", seconds)
             outcome = "answered"
         except TextRefusedError:
             outcome = "refused"

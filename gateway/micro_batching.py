@@ -10,10 +10,12 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import tracing
 from gateway.inference import Model, Outcomes, Prediction
 from gateway.metrics import Metrics
+from request_context import current_request
 from serving.triton_client import TritonTimeoutError, TritonUnavailableError
 
 MOST_TEXTS = 16
@@ -29,6 +31,10 @@ class _Waiting(NamedTuple):
     arrived: float
     deadline: float
     answer: asyncio.Future[Prediction]
+    request: str
+    """Its id."""
+    span: Any
+    """That of the request, where there are traces."""
 
 
 _Batch = dict[str, list[_Waiting]]
@@ -58,7 +64,7 @@ class MicroBatcher:
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Prediction] = loop.create_future()
-        self._queue.append(_Waiting(text, loop.time(), deadline, answer))
+        self._queue.append(_Waiting(text, loop.time(), deadline, answer, current_request.get(), tracing.here()))
         if self._start is None:
             gathering_s = min(MOST_GATHERING_S, GATHERING_SHARE * self._call_s) if self._calls else 0.0
             # Not at this instant even when alone: those that arrived in the same turn of the event loop go together.
@@ -78,9 +84,17 @@ class MicroBatcher:
         while batch := self._take_batch():
             # Each request keeps its own deadline by its timer; the call may serve those with time left.
             deadline = max(waiting.deadline for waiting in _all(batch))
-            call = loop.create_task(self._model.infer(list(batch), deadline))
+            call = loop.create_task(self._infer(batch, deadline))
             self._calls.add(call)
             call.add_done_callback(partial(self._end_call, batch, loop.time()))
+
+    async def _infer(self, batch: _Batch, deadline: float) -> Outcomes:
+        """Ask the model in the name of all requests of the call."""
+        requests = list(_all(batch))
+        current_request.set(",".join(waiting.request for waiting in requests[:MOST_TEXTS]))
+        first, *others = (waiting.span for waiting in requests)
+        with tracing.span("answer together", parent=first, links=others, attributes={"sentiment.texts": len(batch)}):
+            return await self._model.infer(list(batch), deadline)
 
     def _take_batch(self) -> _Batch:
         batch: _Batch = {}

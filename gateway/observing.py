@@ -3,25 +3,26 @@
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fastapi.routing import APIRoute
 from prometheus_client import Histogram
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+import tracing
 from gateway.metrics import Metrics
 from request_context import current_request, request_id
 
 REQUEST_ID_HEADER = "X-Request-Id"
 SLOW_S = 2.0
 """From here on a request has a line in the log. Of live requests, only those under overload take so long."""
-LINES_PER_SECOND = 10
-"""Of slow and failed requests, so that an outage does not fill the disk; the next line tells how many were left out."""
 CLIENT_LEFT = 499
 """The status under which requests are counted whose client left before the answer began; nginx's."""
 OTHER_ROUTE = "other"
 OTHER_METHOD = "_OTHER"
+UNTRACED = {"/health/live", "/health/ready", "/metrics"}
+"""Asked by machines every few seconds."""
 _METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
 _ID_HEADER = REQUEST_ID_HEADER.lower().encode()
 
@@ -39,18 +40,18 @@ class Observing:
         metrics.active_requests.set_function(lambda: self._active)
         self._routes = Routes(routes)
         self._children: dict[tuple[str, str, int], Histogram] = {}
-        self._lines = _LineBudget()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = b""
+        given = traceparent = b""
         for name, value in scope["headers"]:
             if name == _ID_HEADER:
                 given = value
-                break
+            elif name == b"traceparent":
+                traceparent = value
         id_ = request_id(given)
         current_request.set(id_)
         header = (_ID_HEADER, id_.encode())
@@ -66,10 +67,33 @@ class Observing:
         started = time.perf_counter()
         self._active += 1
         try:
-            await self._app(scope, receive, send_with_id)
+            if tracing.is_on() and scope["path"] not in UNTRACED:
+                await self._trace(scope, receive, send_with_id, traceparent.decode("latin-1"), lambda: status)
+            else:
+                await self._app(scope, receive, send_with_id)
         finally:
             self._active -= 1
             self._end(scope, status, time.perf_counter() - started)
+
+    async def _trace(
+        self, scope: Scope, receive: Receive, send: Send, traceparent: str, status: Callable[[], int]
+    ) -> None:
+        """Answer within a span, under that of the client if it sent one."""
+        method, route = scope["method"], self._routes.template(scope["path"])
+        with tracing.span(
+            f"{method if method in _METHODS else OTHER_METHOD} {route}",
+            kind="server",
+            parent=tracing.sent(traceparent),
+            attributes={
+                "http.request.method": method,
+                "http.route": route,
+                "sentiment.request.id": current_request.get(),
+            },
+        ) as tell:
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                tell("http.response.status_code", status())
 
     def _end(self, scope: Scope, status: int, seconds: float) -> None:
         method, route = scope["method"], self._routes.template(scope["path"])
@@ -80,11 +104,9 @@ class Observing:
                 self._children[method, route, status] = child
         child.observe(seconds)
         if status >= 500 or seconds >= SLOW_S:
-            left_out = self._lines.take()
-            if left_out is not None:
-                _tell(logging.WARNING, scope, status, seconds, f" ({left_out} such left out)" if left_out else "")
+            _tell(logging.WARNING, scope, status, seconds)
         elif log.isEnabledFor(logging.DEBUG):
-            _tell(logging.DEBUG, scope, status, seconds, "")
+            _tell(logging.DEBUG, scope, status, seconds)
 
 
 class Routes:
@@ -106,36 +128,21 @@ class Routes:
         return next((template for pattern, template in self._patterns if pattern.match(path)), OTHER_ROUTE)
 
 
-class _LineBudget:
-    """At most so many lines a second."""
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._taken = 0
-        self._left_out = 0
-
-    def take(self) -> int | None:
-        """Whether a line may be written: how many were left out before it, or none where it may not."""
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._taken = second, 0
-        if self._taken == LINES_PER_SECOND:
-            self._left_out += 1
-            return None
-        self._taken += 1
-        left_out, self._left_out = self._left_out, 0
-        return left_out
-
-
-def _tell(level: int, scope: Scope, status: int, seconds: float, note: str) -> None:
+def _tell(level: int, scope: Scope, status: int, seconds: float) -> None:
     # The path is a stranger's: as it would stand in a Python source, so that it stays in its line.
     log.log(
         level,
-        "%s %s: %d after %.1f ms%s",
+        "%s %s: %d after %.1f ms",
         scope["method"][:10],
         ascii(scope["path"][:200])[1:-1],
         status,
         1_000 * seconds,
-        note,
-        extra={"status": status, "duration_ms": round(1_000 * seconds, 1)},
+        extra={
+            "figures": {
+                "method": scope["method"][:10],
+                "path": scope["path"][:200],
+                "status": status,
+                "duration_ms": round(1_000 * seconds, 1),
+            }
+        },
     )

@@ -5,17 +5,19 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from errors import PipelineError
+from request_context import doing_job
 from settings import Settings
 from storage import events, jobs, leases
 from storage.database import Database
 from storage.events import EventKind
 from storage.tables import Job
+from tracing import span
 
 LEASE_S = 20.0
 """A job whose process was killed goes on after this."""
@@ -39,7 +41,11 @@ def run_job(settings: Settings, database: Database, job_id: int) -> Job:
     waiting = jobs.get(database, job_id)
     if waiting is None:
         raise PipelineError(f"There is no job {job_id}.")
-    with leases.held(database, waiting.kind, LEASE_S, LEASE_WAIT_S, partial(_die, waiting)) as is_held:
+    with (
+        doing_job(job_id),
+        span(f"job {waiting.kind}", attributes={"sentiment.job.id": job_id}) as tell,
+        leases.held(database, waiting.kind, LEASE_S, LEASE_WAIT_S, partial(_die, waiting)) as is_held,
+    ):
         job = jobs.begin(database, job_id) if is_held else None
         if job is None:
             raise BusyError(f"Another process does a job of the kind {waiting.kind}, or job {job_id} does not wait.")
@@ -62,6 +68,7 @@ def run_job(settings: Settings, database: Database, job_id: int) -> Job:
         else:
             with database.transaction() as session:
                 jobs.end(session, job_id, outcome)
+            tell("sentiment.job.state", outcome.state)
     ended = jobs.get(database, job_id)
     assert ended is not None
     return ended
@@ -75,14 +82,17 @@ def _do(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
         return check(settings, database, job)
     from lifecycle.retrain import retrain
 
-    return retrain(settings, database, job, partial(_tell_step, database, job.id))
+    with ExitStack() as spans:
+        return retrain(settings, database, job, partial(_tell_step, database, job.id, spans))
 
 
-def _tell_step(database: Database, job_id: int, step: str) -> None:
+def _tell_step(database: Database, job_id: int, spans: ExitStack, step: str) -> None:
     # Between two steps nothing is half done.
     if jobs.is_cancel_requested(database, job_id):
         raise KeyboardInterrupt
     jobs.set_step(database, job_id, step)
+    spans.close()
+    spans.enter_context(span(step.partition(" version")[0], attributes={"sentiment.job.step": step}))
 
 
 def _fail(settings: Settings, database: Database, job: Job, error: Exception) -> None:

@@ -5,8 +5,6 @@ import threading
 from dataclasses import fields
 from typing import Any
 
-import triton_python_backend_utils as pb_utils
-
 from serving.engine import Engine, Totals
 
 INTERVAL_S = 1.0
@@ -31,9 +29,10 @@ _GAUGES = {
 class EngineMetrics:
     """Custom metrics of Triton's Python backend, with the version as their label."""
 
-    def __init__(self, engine: Engine, version: str) -> None:
-        """Begin to tell what `engine` does."""
+    def __init__(self, engine: Engine, version: str, pb_utils: Any) -> None:
+        """Begin to tell what `engine` does through `pb_utils`, the module that there is in Triton only."""
         self._engine = engine
+        self._pb_utils = pb_utils
         self._told = Totals()
         labels = {"version": version}
         # Triton forgets a family when it is collected here, so each is kept.
@@ -57,12 +56,12 @@ class EngineMetrics:
 
     def _make(self, described: tuple[str, str], kind: Any) -> Any:
         name, text = described
-        self._families.append(pb_utils.MetricFamily(name=name, description=text, kind=kind))
+        self._families.append(self._pb_utils.MetricFamily(name=name, description=text, kind=kind))
         return self._families[-1]
 
     def _tell(self) -> None:
         # Fails when Triton is ending, and has no use for them any more.
-        with contextlib.suppress(pb_utils.TritonModelException):
+        with contextlib.suppress(self._pb_utils.TritonModelException):
             self._tell_until_closing()
 
     def _tell_until_closing(self) -> None:

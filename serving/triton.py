@@ -16,12 +16,15 @@ from errors import PipelineError
 from serving.protocol import MODEL_NAME
 from serving.repository import BACKEND
 from settings import Settings
+from tracing import traces_url
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _OLDEST_GLIBC = (2, 35)
 _UNUSED = "shared-memory,trace,logging"
 """Of Triton's gRPC protocols, those that need a key which is told to nobody."""
+_NEVER = 1_000_000_000
+"""One of so many requests is traced, besides those whose caller traces them."""
 
 
 def command(settings: Settings) -> list[str]:
@@ -53,7 +56,22 @@ def command(settings: Settings) -> list[str]:
         "--allow-gpu-metrics=false",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(settings)}",
         "--backend-config=python,stub-timeout-seconds=300",
+        *_tracing(settings),
     ]
+
+
+def _tracing(settings: Settings) -> list[str]:
+    """Have Triton add its spans to those of the requests that bring one."""
+    if settings.otlp_endpoint is None:
+        return []
+    options = (
+        "mode=opentelemetry",
+        f"opentelemetry,url={traces_url(settings.otlp_endpoint)}",
+        "opentelemetry,resource=service.name=triton",
+        "level=TIMESTAMPS",
+        f"rate={_NEVER}",
+    )
+    return [f"--trace-config={option}" for option in options]
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -11,6 +11,8 @@ from google.protobuf import text_format
 from google.protobuf.json_format import MessageToJson
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+import tracing
+from request_context import current_request
 from serving.protocol import MODEL_NAME, Phases
 
 _CHANNEL_OPTIONS = [
@@ -74,7 +76,7 @@ class TritonClient:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def classify(self, texts: Sequence[str], timeout_s: float) -> Classification:
-        """Classify at most as many texts as the model's batch limit.
+        """Classify at most as many texts as the model's batch limit, in the name of the current request.
 
         Raises:
             TextRefusedError: a text is empty or cannot be read.
@@ -82,7 +84,8 @@ class TritonClient:
             TritonTimeoutError: no answer came within `timeout_s` seconds.
         """
         try:
-            response = await self._stub.ModelInfer(_request(texts), timeout=timeout_s)
+            metadata = tuple(tracing.headers().items())
+            response = await self._stub.ModelInfer(_request(texts), timeout=timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from error
         return _classification(response)
@@ -158,7 +161,7 @@ class TritonClient:
 
 
 def _request(texts: Sequence[str]) -> service_pb2.ModelInferRequest:
-    request = service_pb2.ModelInferRequest(model_name=MODEL_NAME)
+    request = service_pb2.ModelInferRequest(model_name=MODEL_NAME, id=current_request.get())
     text = request.inputs.add(name="TEXT", datatype="BYTES")
     text.shape.extend((len(texts), 1))
     # surrogatepass: a lone surrogate reaches the model as bytes that are not UTF-8, and is refused there.

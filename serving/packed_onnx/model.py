@@ -40,7 +40,7 @@ class TritonPythonModel:
         self._engine = Engine(directory, choice.variant, usable_cores())
         self._labels = np.array([label.encode() for label in self._engine.bundle.labels], dtype=object)
         try:
-            self._metrics: EngineMetrics | None = EngineMetrics(self._engine, args["model_version"])
+            self._metrics: EngineMetrics | None = EngineMetrics(self._engine, args["model_version"], pb_utils)
         except pb_utils.TritonModelException as error:  # a Triton that is told to have none
             self._metrics = None
             pb_utils.Logger.log_warn(f"The engine's metrics cannot be told: {error}")
@@ -60,7 +60,7 @@ class TritonPythonModel:
             except ValueError as error:
                 sender.send(_refusal(str(error), pb_utils.TritonError.INVALID_ARG), flags=_FINAL)
                 continue
-            self._engine.submit(texts).add_done_callback(partial(self._send, sender))
+            self._engine.submit(texts).add_done_callback(partial(self._send, sender, request.request_id()))
 
     def finalize(self) -> None:
         """End the engine's threads; Triton calls it once nothing is under way any more."""
@@ -68,12 +68,13 @@ class TritonPythonModel:
             self._metrics.close()
         self._engine.close()
 
-    def _send(self, sender: Any, answer: "Future[Probabilities]") -> None:
-        sender.send(self._response(answer), flags=_FINAL)
+    def _send(self, sender: Any, request_id: str, answer: "Future[Probabilities]") -> None:
+        sender.send(self._response(request_id, answer), flags=_FINAL)
 
-    def _response(self, answer: "Future[Probabilities]") -> Any:
+    def _response(self, request_id: str, answer: "Future[Probabilities]") -> Any:
         error = answer.exception()
         if error is not None:
+            pb_utils.Logger.log_error(f"request {request_id or 'without an id'}: {type(error).__name__}: {error}")
             return _refusal(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
         probabilities, truncated, phases = answer.result().values, answer.result().truncated, answer.result().phases
         best = probabilities.argmax(axis=1)[:, None]

@@ -41,6 +41,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self.held: set[str] = set()
         """First texts of calls that wait for `may_answer`."""
         self.calls: list[list[str]] = []
+        self.request_ids: list[str] = []
+        """Of `calls`."""
+        self.traceparents: list[str] = []
         self.probes = 0
         """Calls with which the gateway asked for a sign of life; `calls` leaves them out."""
 
@@ -66,6 +69,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
                 self.probes += 1
             else:
                 self.calls.append(texts)
+                self.request_ids.append(request.id)
+                self.traceparents.append(dict(context.invocation_metadata()).get("traceparent", ""))
                 self.before_answer(texts)
             version, score = self.version, self.score
         time.sleep(self.delay_s)
