@@ -10,6 +10,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
+from gateway import main as gateway_main
 from gateway import scrape
 from gateway.observing import OTHER_METHOD, OTHER_ROUTE
 from settings import Settings
@@ -23,8 +24,9 @@ REQUESTS = "http_server_request_duration_seconds_count"
 
 
 @pytest.fixture
-def gateway(triton: FakeTriton, tmp_path: Path) -> Iterator[httpx.Client]:
-    """A gateway of its own, so that all that is counted comes from one test."""
+def gateway(triton: FakeTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
+    """A gateway of its own, so that all that is counted comes from one test; it keeps answers."""
+    monkeypatch.setattr(gateway_main, "MAX_BYTES", 2**20)
     with (
         served(make_app(triton, tmp_path)) as port,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
