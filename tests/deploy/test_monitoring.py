@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import PROJECT, free_ports, wait_for
-from tests.lifecycle.conftest import Served, make_served, serving
+from tests.lifecycle.conftest import ADMIN_KEY, Served, make_served, serving
 from tests.lifecycle.learning import write_data
 
 DEPLOY = PROJECT / "deploy"
@@ -123,6 +123,9 @@ def prometheus(asked: Served, tmp_path: Path) -> Iterator[str]:
     for job in config["scrape_configs"]:
         assert [item["port"] for item in job.pop("dns_sd_configs")] == [8000 if job["job_name"] == "gateway" else 8002]
         job["static_configs"] = [{"targets": [f"127.0.0.1:{ports[job['job_name']]}"]}]
+        if "authorization" in job:
+            (tmp_path / "key").write_text(ADMIN_KEY)
+            job["authorization"]["credentials_file"] = str(tmp_path / "key")
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_ports()}"
     with (tmp_path / "prometheus.log").open("wb") as output:
