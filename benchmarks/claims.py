@@ -7,7 +7,7 @@ from typing import Literal
 
 from benchmarks.batching import PACKED, PADDED
 from benchmarks.results import Measurement, Results, ratios
-from benchmarks.sections import engine, lengths, server
+from benchmarks.sections import clients, engine, lengths, server
 from benchmarks.texts import FLAT_LONG
 from serving.runtime import INT8
 
@@ -37,7 +37,7 @@ class Claim:
 
 def claims(results: Results) -> list[Claim]:
     """Every claim that this run measured both sides of."""
-    return [*_of_engine(results), *_of_lengths(results), *_of_server(results)]
+    return [*_of_engine(results), *_of_lengths(results), *_of_server(results), *_of_clients(results)]
 
 
 def _of_engine(results: Results) -> Iterator[Claim]:
@@ -88,6 +88,13 @@ def _of_server(results: Results) -> Iterator[Claim]:
     if live is not None:
         values = [p99 / p50 for p99, p50 in zip(live.figures["p99_ms"], live.figures["p50_ms"], strict=True)]
         yield Claim("99th percentile ÷ median latency, gateway live, 64 connections", values, "at most", 2.0)
+
+
+def _of_clients(results: Results) -> Iterator[Claim]:
+    in_process = (clients.SECTION, server.ENGINE, PACKED)
+    for name in (server.streams(4, 64), clients.LONG_LISTS):
+        asked = (clients.SECTION, clients.CLIENT, name)
+        yield from _ratio(results, f"client, {name} ÷ engine", asked, in_process, "texts_per_s", "at least", 0.95)
 
 
 def _ratio(

@@ -46,7 +46,7 @@ def triton_http_body(texts: Sequence[str]) -> object:
 
 
 def plain_list(texts: Sequence[str]) -> object:
-    """What `grpc_load` reads."""
+    """What `grpc_load` and `client_load` read."""
     return texts
 
 
@@ -82,9 +82,17 @@ def http_client(url: str, connections: int) -> Client:
 
 def grpc_client(address: str, streams: int) -> Client:
     """Ask Triton at `address` over gRPC."""
+    return _triton_client("benchmarks.grpc_load", address, streams)
 
+
+def python_client(address: str, streams: int) -> Client:
+    """Ask Triton at `address` by `serving.client`."""
+    return _triton_client("benchmarks.client_load", address, streams)
+
+
+def _triton_client(module: str, address: str, streams: int) -> Client:
     def command(seconds: float, file: Path | None, _: bool) -> list[str]:
-        return [sys.executable, "-m", "benchmarks.grpc_load", address, str(streams), str(seconds), str(file)]
+        return [sys.executable, "-m", module, address, str(streams), str(seconds), str(file)]
 
     return Client(command, streams)
 

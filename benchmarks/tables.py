@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.claims import claims
 from benchmarks.results import Measurement, Results, with_spread
-from benchmarks.sections import cold, engine, lengths, server
+from benchmarks.sections import clients, cold, engine, lengths, server
 
 _HEADINGS = {
     "texts_per_s": "texts/s",
@@ -32,6 +32,7 @@ def markdown(results: Results) -> str:
     for section, title in (
         (engine.SECTION, "Engine, in process, reviews"),
         (server.SECTION, "Servers, reviews, every text new"),
+        (clients.SECTION, "Clients of Triton's gRPC, reviews, every text new"),
         (lengths.SECTION, "Texts of other lengths, by 64 texts or connections; long and flat-long by 16"),
         (cold.SECTION, "Cold"),
     ):

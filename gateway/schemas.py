@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from gateway.texts import MAX_CHARACTERS, MAX_TEXTS
+from gateway.texts import MAX_TEXTS
+from serving.texts import MAX_CHARACTERS
 
 _VISIBLE = (
     r"[^\s\u0000-\u001f\u007f-\u009f\u2800\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"

@@ -1,31 +1,21 @@
 """Takes the texts out of a request, or names every wrong field of it."""
 
 import difflib
-import re
 from typing import Any
 
 from gateway.problems import FieldError, InvalidFieldsError, TooLargeError
 from gateway.request_body import parse_json, parse_json_strictly
+from serving.texts import text_fault
 from storage.feedback import LabelledText
 
 MAX_TEXTS = 1_000
 """Texts in a batch request. Whichever of them are cut, the answer's headers, with their positions in
 `X-Truncated-Texts`, still fit the 4 KiB that proxies have for them at the least."""
 
-MAX_CHARACTERS = 100_000
-"""Characters in a text: a novella's chapter, far over what any model reads, and still quick to tokenize."""
-
 _MAX_NAMES = 20
 """Unknown or repeated names that an answer tells of; a body has room for half a million."""
 
 _SHOWN_NAME = 50
-_VISIBLE = re.compile(
-    r"[^\s\x00-\x1f\x7f-\x9f\u2800"
-    r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
-    r"\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-)
-"""Anything but blanks, control characters, the empty Braille cell, and what Unicode calls default-ignorable: the
-zero-width characters, fillers and selectors that show nothing by themselves."""
 
 
 class _Missing:
@@ -160,17 +150,7 @@ def _fault(text: object) -> str | None:
     """Say what is wrong with `text`, and what would be right."""
     if not isinstance(text, str):
         return f"is {_KINDS[type(text)]}; a string is needed"
-    if len(text) > MAX_CHARACTERS:
-        return f"is {len(text):,} characters long; at most {MAX_CHARACTERS:,} are allowed"
-    # Most blank texts are of plain blanks, and those are told from others ten times as fast.
-    if text.isspace() or not _VISIBLE.search(text):
-        return "is empty or only blanks; a text with a visible character is needed"
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        code = f"\\u{ord(text[error.start]):04x}"
-        return f"has half of a surrogate pair, {code}, at position {error.start}; whole characters are needed"
-    return None
+    return text_fault(text)
 
 
 def _shown(name: str) -> str:

@@ -84,8 +84,8 @@ class ModelRepository:
         """
         Bundle.load(staging)
         for path in staging.iterdir():
-            _sync(path)
-        _sync(staging)
+            sync(path)
+        sync(staging)
         try:
             # Fails on a directory that is not empty, also when another process just made it.
             staging.rename(self.version_directory(version))
@@ -94,7 +94,7 @@ class ModelRepository:
                 f"Version {version} could not be published as {self.version_directory(version)}: "
                 f"{error.strerror}. A published version is never overwritten."
             ) from error
-        _sync(self.model)
+        sync(self.model)
 
     def staging_directory(self, version: int) -> Path:
         """An empty directory beside the place of `version`, under a name that Triton passes over."""
@@ -112,9 +112,9 @@ class ModelRepository:
         configuration = self.configuration(version)
         temporary = self.model / ".config.pbtxt.partial"
         temporary.write_text(configuration, encoding="utf-8")
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(self._config)
-        _sync(self.model)
+        sync(self.model)
 
     def configuration(self, version: int, ticket: str | None = None) -> str:
         """The configuration that has Triton load `version`, with a ticket of `serving.switch` when it is to wait.
@@ -132,7 +132,7 @@ class ModelRepository:
         return configuration if ticket is None else configuration + _TICKET.format(key=TICKET, ticket=ticket)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the kernel write `path`, a file or a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -14,8 +14,9 @@ from sqlalchemy import select, text
 
 from gateway.problems import ConflictError, MalformedBodyError, StorageUnavailableError, TooLargeError
 from gateway.schemas import FeedbackAccepted, FeedbackRequest
-from gateway.texts import MAX_CHARACTERS, MAX_TEXTS
+from gateway.texts import MAX_TEXTS
 from serving.repository import ModelRepository
+from serving.texts import MAX_CHARACTERS
 from storage.database import Database
 from storage.feedback import is_held_out, text_hash
 from storage.tables import Feedback

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from gateway.problems import answer_with_problems
 from gateway.request_body import MAX_BODY_BYTES
 from gateway.schemas import BatchRequest, LiveRequest
-from gateway.texts import MAX_CHARACTERS, MAX_TEXTS
+from gateway.texts import MAX_TEXTS
+from serving.texts import MAX_CHARACTERS
 from tests.gateway.fake_triton import FakeTriton
 
 LIVE, BATCH = "/predict/live", "/predict/batch"
