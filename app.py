@@ -77,6 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     add("scheduler", _scheduler, "run the scheduler alone, for gateways that run elsewhere")
     predict = add("predict", _predict, "classify a text with the version that is being served")
     predict.add_argument("text")
+    scoring = add("score", _score, "classify the rows of files (CSV, Parquet, JSON Lines), on all cores or on Ray")
+    scoring.add_argument("inputs", nargs="+", metavar="IN", help="file, folder or glob")
+    scoring.add_argument("--out", required=True, help="file, or folder of a file for each input")
+    scoring.add_argument("--text-column", default="text", help="column of the texts (default: %(default)s)")
+    scoring.add_argument("--prefix", default="", help="of the columns that are added: label, score and version")
+    scoring.add_argument("--version", type=int, help="of the model (default: the one that is deployed)")
+    scoring.add_argument("--overwrite", action="store_true", help="replace the output, if there is one")
+    scoring.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster that does the work")
     _add_loop(add)
     return parser
 
@@ -289,6 +297,14 @@ def _check_gateway(settings: Settings) -> None:
     check_tls(settings)
     check_access(settings)
     check_ports(settings)
+
+
+def _score(settings: Settings, options: argparse.Namespace) -> None:
+    # As Triton's environment has them: each core runs the graph on one thread. Read when the libraries are imported.
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    from scoring.score import score
+
+    score(settings, options)
 
 
 def _predict(settings: Settings, options: argparse.Namespace) -> None:

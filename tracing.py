@@ -5,10 +5,12 @@ The SDK reads the usual variables, such as `OTEL_TRACES_SAMPLER` and `OTEL_EXPOR
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from errors import PipelineError
-from settings import Settings
+
+if TYPE_CHECKING:  # a program that only has the client needs no settings, and not what they are made with
+    from settings import Settings
 
 INSTALL = "pip install opentelemetry-exporter-otlp-proto-http"
 
@@ -16,7 +18,7 @@ _tracer: Any = None
 """OpenTelemetry's, once tracing is on: one a process, as its SDK has it."""
 
 
-def set_up_tracing(settings: Settings, service: str) -> None:
+def set_up_tracing(settings: "Settings", service: str) -> None:
     """Send spans of `service` to the collector of the settings, if there is one.
 
     Raises:

@@ -76,7 +76,7 @@ def test_sample_data_are_made_where_none_are_given(tmp_path: Path) -> None:
 def test_importing_does_nothing(tmp_path: Path) -> None:
     modules = [
         ".".join(path.relative_to(PROJECT).with_suffix("").parts)
-        for folder in ("trainer", "export", "serving", "gateway")
+        for folder in ("trainer", "export", "serving", "scoring", "gateway")
         for path in (PROJECT / folder).rglob("*.py")
         if path.name != "__init__.py" and path.relative_to(PROJECT) not in INSIDE_TRITON
     ]

@@ -1,0 +1,1 @@
+"""Bulk scoring: files in, the same files with label, score and version out."""

@@ -1,0 +1,92 @@
+"""The steps of one job, in order: `python app.py score`."""
+
+import argparse
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from errors import PipelineError
+from scoring.blocks import Columns, Place
+from scoring.classify import classify
+from scoring.inputs import find_inputs
+from scoring.job import PART_ROWS, Job, begun, remove_work
+from scoring.output import join
+from scoring.parts import Parts
+from scoring.progress import Progress
+from scoring.reading import Source, check_input, read
+from serving.bundle import Bundle
+from serving.choice import Wanted, choose_variant
+from serving.engine import Engine
+from serving.processor import usable_cores
+from serving.repository import ModelRepository
+from settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def score(settings: Settings, options: argparse.Namespace) -> None:
+    """Score files into others.
+
+    Raises:
+        PipelineError: the inputs, the output or the version do not allow it, or another job left its work there.
+    """
+    repository = ModelRepository(settings.model_repository.absolute())
+    job = _job(repository, options)
+    directory = repository.version_directory(job.version)
+    wanted = Wanted(settings.runtime, settings.precision)
+    for file in job.inputs:
+        check_input(file, job.columns)
+    with begun(job, options.overwrite):
+        parts = Parts(job)
+        if parts.rows():
+            log.info("Going on after %s rows that are scored already.", f"{parts.rows():,}")
+        try:
+            if options.ray:
+                from scoring.on_ray import Order, score_on_ray
+
+                progress = score_on_ray(options.ray, Order(job, directory, wanted), parts)
+            else:
+                progress = _score_here(job, directory, wanted, parts)
+        except KeyboardInterrupt:
+            log.info("What is scored so far is kept in %s; the same command goes on from there.", job.work)
+            raise
+        parts.refresh()
+        rejected = join(job, parts)
+        remove_work(job)
+    log.info("Scored %s with version %d into %s.", progress.summary(), job.version, job.output)
+    if rejected:
+        log.warning("%s rows could not be scored; %s has their numbers and the reasons.", f"{rejected:,}", job.rejected)
+
+
+def _job(repository: ModelRepository, options: argparse.Namespace) -> Job:
+    version = options.version or repository.deployed()
+    if version is None:
+        raise PipelineError("No model is deployed; run `python app.py` to train and deploy one, or name a --version.")
+    if version not in repository.published():
+        known = ", ".join(map(str, sorted(repository.published()))) or "none"
+        raise PipelineError(f"Version {version} is not in {repository.model}; there are: {known}.")
+    output = Path(options.out).absolute()
+    added = (f"{options.prefix}label", f"{options.prefix}score", f"{options.prefix}version")
+    columns = Columns(options.text_column, added)
+    return Job(tuple(find_inputs(options.inputs, output)), output, columns, version, PART_ROWS)
+
+
+def _score_here(job: Job, directory: Path, wanted: Wanted, parts: Parts) -> Progress:
+    """On all cores of this machine."""
+    choice = choose_variant(Bundle.load(directory), wanted)
+    log.info(
+        "Scoring with version %d: %s on %d cores (%s).", job.version, choice.variant, usable_cores(), choice.reason
+    )
+    with Engine(directory, choice.variant, usable_cores()) as engine:
+        progress = Progress(job, parts)
+        for source in classify(engine, job, parts, _unscored(job, parts)):
+            progress.add(source.file, source.block.rows, source.block.fraction)
+    progress.end()
+    return progress
+
+
+def _unscored(job: Job, parts: Parts) -> Iterator[Source]:
+    for file in range(len(job.inputs)):
+        done = parts.of(file)
+        if not (done and done[-1].last):
+            yield from read(job, file, done[-1].end if done else Place())
