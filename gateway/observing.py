@@ -17,6 +17,8 @@ from request_context import current_request, request_id
 REQUEST_ID_HEADER = "X-Request-Id"
 SLOW_S = 2.0
 """From here on a request has a line in the log. Of live requests, only those under overload take so long."""
+LINES_PER_SECOND = 10
+"""Of slow and failed requests, so that an outage does not fill the disk; the next line tells how many were left out."""
 CLIENT_LEFT = 499
 """The status under which requests are counted whose client left before the answer began; nginx's."""
 OTHER_ROUTE = "other"
@@ -40,6 +42,7 @@ class Observing:
         metrics.active_requests.set_function(lambda: self._active)
         self._routes = Routes(routes)
         self._children: dict[tuple[str, str, int], Histogram] = {}
+        self._lines = _LineBudget()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -104,9 +107,11 @@ class Observing:
                 self._children[method, route, status] = child
         child.observe(seconds)
         if status >= 500 or seconds >= SLOW_S:
-            _tell(logging.WARNING, scope, status, seconds)
+            left_out = self._lines.take()
+            if left_out is not None:
+                _tell(logging.WARNING, scope, status, seconds, f" ({left_out} such left out)" if left_out else "")
         elif log.isEnabledFor(logging.DEBUG):
-            _tell(logging.DEBUG, scope, status, seconds)
+            _tell(logging.DEBUG, scope, status, seconds, "")
 
 
 class Routes:
@@ -128,15 +133,37 @@ class Routes:
         return next((template for pattern, template in self._patterns if pattern.match(path)), OTHER_ROUTE)
 
 
-def _tell(level: int, scope: Scope, status: int, seconds: float) -> None:
+class _LineBudget:
+    """At most so many lines a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._taken = 0
+        self._left_out = 0
+
+    def take(self) -> int | None:
+        """Whether a line may be written: how many were left out before it, or none where it may not."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._taken = second, 0
+        if self._taken == LINES_PER_SECOND:
+            self._left_out += 1
+            return None
+        self._taken += 1
+        left_out, self._left_out = self._left_out, 0
+        return left_out
+
+
+def _tell(level: int, scope: Scope, status: int, seconds: float, note: str) -> None:
     # The path is a stranger's: as it would stand in a Python source, so that it stays in its line.
     log.log(
         level,
-        "%s %s: %d after %.1f ms",
+        "%s %s: %d after %.1f ms%s",
         scope["method"][:10],
         ascii(scope["path"][:200])[1:-1],
         status,
         1_000 * seconds,
+        note,
         extra={
             "figures": {
                 "method": scope["method"][:10],

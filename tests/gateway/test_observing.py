@@ -2,9 +2,12 @@
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import grpc
 import httpx
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -68,6 +71,25 @@ def test_only_slow_and_failed_requests_have_a_line(
     with caplog.at_level(logging.DEBUG, observing.log.name):
         http.get("/%0aforged%1b[31m")
     assert lines()[0].startswith("GET /\\nforged\\x1b[31m: 404 after")
+
+
+def test_an_outage_does_not_fill_the_log(
+    http: httpx.Client, triton: FakeTriton, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lines() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == observing.log.name]
+
+    until(lambda: http.get("/health/ready").is_success)
+    triton.error = grpc.StatusCode.UNAVAILABLE
+    clock = SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: 1_000.5)
+    monkeypatch.setattr(observing, "time", clock)
+    for _ in range(observing.LINES_PER_SECOND + 3):
+        live(http, "failing")
+    http.get("/health/live")  # on the same connection: those before are at their end
+    assert len(lines()) == observing.LINES_PER_SECOND
+    clock.monotonic = lambda: 1_001.5
+    live(http, "failing")
+    until(lambda: lines()[-1].endswith(" ms (3 such left out)"))
 
 
 def test_requests_that_share_a_call_are_all_named_to_triton(http: httpx.Client, triton: FakeTriton) -> None:
