@@ -64,7 +64,7 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.stop)
     tasks = [
-        asyncio.create_task(_announce(settings.triton_address, _pages(settings))),
+        asyncio.create_task(_announce(settings.triton_address, _pages(settings), server.listening)),
         asyncio.create_task(BakeWatch(settings, statistics).watch(storage)),
         asyncio.create_task(_keep_straight(settings, storage)),
     ]
@@ -188,9 +188,12 @@ def _pages(settings: Settings) -> str:
     return f"at {scheme}://{settings.host}:{settings.port}{pages}"
 
 
-async def _announce(address: str, where: str) -> None:
-    """Say when the first answer can be had, and where."""
-    log.info("Ready: version %d answers %s.", await _first_version(address), where)
+async def _announce(address: str, where: str, listening: asyncio.Event | None = None) -> None:
+    """Say when the first answer can be had, and where, which is not before `listening`."""
+    version = await _first_version(address)
+    if listening is not None:
+        await listening.wait()
+    log.info("Ready: version %d answers %s.", version, where)
 
 
 async def _first_version(address: str) -> int:
@@ -212,7 +215,17 @@ async def _first_version(address: str) -> int:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn that leaves the signals to the pipeline."""
+    """Uvicorn that leaves the signals to the pipeline, and tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        if self.started:
+            self.listening.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -15,8 +15,9 @@ from storage.tables import Figures
 from storage.versions import GateVerdict
 
 RESAMPLES = 1_000
-INTERVAL = (2.5, 97.5)
-"""Percentiles: 95 % of the resampled differences lie between."""
+CHANCE = 0.05
+"""Of an interval that misses the true difference; of all slices' intervals together (Bonferroni), for of six equal
+parts one would look worse in every seventh comparison otherwise."""
 LARGEST_LOSS = 0.01
 """Of accuracy or macro F1 over all texts, whether or not it could be chance."""
 LEAST_SLICE_TEXTS = 50
@@ -79,15 +80,16 @@ def accuracy(predicted: Indices, targets: Indices) -> float:
     return float(np.mean(predicted == targets))
 
 
-def difference(answers: PairedAnswers, measure: Measure) -> Difference:
-    """The difference of a figure, with its interval."""
+def difference(answers: PairedAnswers, measure: Measure, comparisons: int = 1) -> Difference:
+    """The difference of a figure, with its interval, which is one of so many `comparisons`."""
     random = np.random.default_rng(_SEED)
     resampled = []
-    for _ in range(RESAMPLES):
+    for _ in range(RESAMPLES * comparisons):
         drawn = random.integers(0, len(answers.targets), len(answers.targets))
         targets = answers.targets[drawn]
         resampled.append(measure(answers.candidate[drawn], targets) - measure(answers.champion[drawn], targets))
-    low, high = np.percentile(resampled, INTERVAL)
+    tail = 100 * CHANCE / 2 / comparisons
+    low, high = np.percentile(resampled, (tail, 100 - tail))
     return Difference(
         champion=measure(answers.champion, answers.targets),
         candidate=measure(answers.candidate, answers.targets),
@@ -118,11 +120,8 @@ def not_worse(answers: PairedAnswers) -> GateVerdict:
 
 def not_worse_on_slices(answers: PairedAnswers, slices: dict[str, npt.NDArray[np.bool_]]) -> GateVerdict:
     """The gate on each slice with enough texts: no loss of accuracy beyond chance."""
-    found = {
-        name: difference(answers.where(chosen), accuracy)
-        for name, chosen in slices.items()
-        if chosen.sum() >= LEAST_SLICE_TEXTS
-    }
+    compared = {name: chosen for name, chosen in slices.items() if chosen.sum() >= LEAST_SLICE_TEXTS}
+    found = {name: difference(answers.where(chosen), accuracy, len(compared)) for name, chosen in compared.items()}
     failed = [f"{name} {item}" for name, item in found.items() if item.is_worse]
     message = (
         f"Worse on {'; '.join(failed)}." if failed else f"Worse on none of {len(found)} slices ({', '.join(found)})."
