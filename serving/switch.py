@@ -95,6 +95,7 @@ def wait_for_turn(repository: ModelRepository, version: int, ticket: str | None)
     beat, heard_at = "", time.monotonic()
     while repository.named() != version:
         try:
+            path.stat()  # the signs of life may be those of another deployment, which has called this one off
             beat_before, beat = beat, path.with_name(_BEAT).read_text()
         except FileNotFoundError as error:
             raise PipelineError(f"the deployment of version {version} was called off") from error

@@ -39,16 +39,21 @@ class TritonPythonModel:
         )
         self._engine = Engine(directory, choice.variant, usable_cores())
         self._labels = np.array([label.encode() for label in self._engine.bundle.labels], dtype=object)
+        pb_utils.Logger.log_info(
+            f"sentiment version {args['model_version']}: {choice.variant} on {usable_cores()} cores ({choice.reason})"
+        )
+        ticket = json.loads(args["model_config"])["parameters"].get(TICKET, {}).get("string_value")
+        try:
+            wait_for_turn(ModelRepository(directory.parent.parent), int(args["model_version"]), ticket)
+        except BaseException:
+            self._engine.close()
+            raise
+        # Not before: a load that is called off has nothing to tell.
         try:
             self._metrics: EngineMetrics | None = EngineMetrics(self._engine, args["model_version"], pb_utils)
         except pb_utils.TritonModelException as error:  # a Triton that is told to have none
             self._metrics = None
             pb_utils.Logger.log_warn(f"The engine's metrics cannot be told: {error}")
-        pb_utils.Logger.log_info(
-            f"sentiment version {args['model_version']}: {choice.variant} on {usable_cores()} cores ({choice.reason})"
-        )
-        ticket = json.loads(args["model_config"])["parameters"].get(TICKET, {}).get("string_value")
-        wait_for_turn(ModelRepository(directory.parent.parent), int(args["model_version"]), ticket)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Have the texts classified; a bad text fails its own request alone."""
