@@ -16,11 +16,16 @@ from request_context import MOST_CHARACTERS, current_request, doing_job, request
 from settings import Settings
 
 
+def loggers() -> dict[str, logging.Logger]:
+    known = logging.root.manager.loggerDict
+    return {name: logger for name, logger in known.items() if isinstance(logger, logging.Logger)}
+
+
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Settings], io.StringIO]]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    own = {name: logging.getLogger(name).level for name in ("gateway", "httpx")}
+    levels = {name: logger.level for name, logger in loggers().items()}
     stream = io.StringIO()
 
     def start(settings: Settings) -> io.StringIO:
@@ -30,9 +35,10 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Settings], io.S
         return stream
 
     yield start
-    root.handlers, root.level = handlers, level
-    for name, before in own.items():
-        logging.getLogger(name).setLevel(before)
+    root.handlers = handlers
+    root.setLevel(level)
+    for name, logger in loggers().items():
+        logger.setLevel(levels.get(name, logging.NOTSET))
 
 
 def record(message: str, *arguments: object, **named: object) -> logging.LogRecord:
