@@ -46,25 +46,23 @@ def judge(
         ]
         paired = PairedAnswers(data.targets(), champion_answers.indices(data.labels), answers.indices(data.labels))
         verdicts.append(not_worse(paired))
-        verdicts.append(not_worse_on_slices(paired, slices(data)))
+        verdicts.append(not_worse_on_slices(paired, data.labels, slices(data)))
         verdicts.append(behaves(_behaviour(reference), _behaviour(tried)))
         verdicts.append(within_budget(reference, tried, data.texts))
     return [_told(verdict) for verdict in verdicts]
 
 
 def slices(data: EvaluationData) -> dict[str, npt.NDArray[np.bool_]]:
-    """Parts of the texts that a candidate must not be worse on: where from, each label, short and long.
+    """Parts of the texts that a candidate must not be worse on: where from, short and long.
 
     Short and long are the quarter with the fewest and the most words.
     """
-    labels = np.array([*data.val.labels, *data.feedback.labels])
     words = np.array([len(text.split()) for text in data.texts])
-    from_file = np.arange(len(labels)) < len(data.val.texts)
+    from_file = np.arange(len(words)) < len(data.val.texts)
     low, high = np.quantile(words, (0.25, 0.75))
     return {
         "validation file": from_file,
         "feedback": ~from_file,
-        **{f"label {label}": labels == label for label in data.labels},
         "short texts": words <= low,
         "long texts": words >= high,
     }

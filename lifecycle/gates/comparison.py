@@ -5,7 +5,7 @@ Pairs of answers are drawn with replacement, so that what makes a text hard for 
 Koehn, "Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from storage.versions import GateVerdict
 
 RESAMPLES = 1_000
 CHANCE = 0.05
-"""Of an interval that misses the true difference; of all slices' intervals together (Bonferroni), for of six equal
+"""Of an interval that misses the true difference; of all parts' intervals together (Bonferroni), for of six equal
 parts one would look worse in every seventh comparison otherwise."""
 LARGEST_LOSS = 0.01
 """Of accuracy or macro F1 over all texts, whether or not it could be chance."""
@@ -118,13 +118,36 @@ def not_worse(answers: PairedAnswers) -> GateVerdict:
     return GateVerdict("comparison", not failed, message, {"texts": len(answers.targets), **figures})
 
 
-def not_worse_on_slices(answers: PairedAnswers, slices: dict[str, npt.NDArray[np.bool_]]) -> GateVerdict:
-    """The gate on each slice with enough texts: no loss of accuracy beyond chance."""
-    compared = {name: chosen for name, chosen in slices.items() if chosen.sum() >= LEAST_SLICE_TEXTS}
-    found = {name: difference(answers.where(chosen), accuracy, len(compared)) for name, chosen in compared.items()}
+def f1_of(label: int) -> Measure:
+    """The F1 of one label; 0 where it neither occurs nor is answered."""
+
+    def measure(predicted: Indices, targets: Indices) -> float:
+        right = np.count_nonzero((predicted == label) & (targets == label))
+        return float(2 * right / max(1, np.count_nonzero(predicted == label) + np.count_nonzero(targets == label)))
+
+    return measure
+
+
+def not_worse_on_slices(
+    answers: PairedAnswers, labels: Sequence[str], slices: dict[str, npt.NDArray[np.bool_]]
+) -> GateVerdict:
+    """The gate on each label and slice with enough texts: no loss of the label's F1, or of accuracy, beyond chance.
+
+    Of a label it is F1, over all texts: its share of right answers alone would hold for ever with a champion that gives
+    the label too often.
+    """
+    occurs = {f"label {label}": answers.targets == index for index, label in enumerate(labels)}
+    measures = {name: f1_of(index) for index, name in enumerate(occurs)}
+    chosen = {name: texts for name, texts in (occurs | slices).items() if texts.sum() >= LEAST_SLICE_TEXTS}
+    found = {
+        name: difference(answers, measures[name], len(chosen))
+        if name in measures
+        else difference(answers.where(texts), accuracy, len(chosen))
+        for name, texts in chosen.items()
+    }
     failed = [f"{name} {item}" for name, item in found.items() if item.is_worse]
     message = (
         f"Worse on {'; '.join(failed)}." if failed else f"Worse on none of {len(found)} slices ({', '.join(found)})."
     )
-    figures: Figures = {name: {"texts": int(slices[name].sum()), **item.figures()} for name, item in found.items()}
+    figures: Figures = {name: {"texts": int(chosen[name].sum()), **item.figures()} for name, item in found.items()}
     return GateVerdict("slices", not failed, message, figures)

@@ -123,15 +123,11 @@ def close_the_loop(
     first = api.version()
     tweets = clear_tweets()
     labels = api.labels([tweet.text for tweet in tweets])
-    right = {tweet for tweet, label in zip(tweets, labels, strict=True) if label == tweet.label}
+    right = [tweet for tweet, label in zip(tweets, labels, strict=True) if label == tweet.label]
+    wrong = [tweet for tweet, label in zip(tweets, labels, strict=True) if label != tweet.label]
     draw = random.Random(0)
-    chosen: list[Tweet] = []
-    # As many wrong ones of each label: by how they are chosen, the served model is no better at one than at the other.
-    for label in sorted({tweet.label for tweet in tweets}):
-        of_label = [tweet for tweet in tweets if tweet.label == label]
-        wrong = [tweet for tweet in of_label if tweet not in right]
-        taken = draw.sample(wrong, min(len(wrong), round(FEEDBACK / 2 * WRONG_SHARE)))
-        chosen += taken + draw.sample([tweet for tweet in of_label if tweet in right], FEEDBACK // 2 - len(taken))
+    complaints = round(FEEDBACK * WRONG_SHARE)
+    chosen = draw.sample(wrong, complaints) + draw.sample(right, FEEDBACK - complaints)
     draw.shuffle(chosen)
     others = sorted(set(tweets) - set(chosen), key=lambda tweet: tweet.text)
     print(f"Version {first} serves; of {len(tweets)} tweets it has {len(right) / len(tweets):.4f} right.")

@@ -93,9 +93,26 @@ def test_a_slice_with_enough_texts_must_not_collapse_though_the_whole_is_better(
     answers = PairedAnswers(targets, _wrong(targets, range(600, 1_000)), _wrong(targets, range(texts)))
     assert not_worse(answers).passed
     verdict = not_worse_on_slices(
-        answers, {"short texts": in_slice, "others": ~in_slice, "empty": in_slice & ~in_slice}
+        answers, (), {"short texts": in_slice, "others": ~in_slice, "empty": in_slice & ~in_slice}
     )
     assert verdict.passed == passes
     assert set(verdict.figures) == ({"others"} if passes else {"short texts", "others"})
     assert ("Worse on short texts 1.0000 → 0.0000" in verdict.message) == (not passes)
     assert verdict.figures["others"]["texts"] == 1_000 - texts
+
+
+def test_a_label_must_not_be_found_worse_but_may_be_given_less_often() -> None:
+    targets = _targets(1_000)
+    always = np.ones(1_000, dtype=np.int64)
+    even = _wrong(targets, range(200))
+    # The champion misses no text of the second label, for it gives no other; the candidate misses some of both.
+    assert not_worse_on_slices(PairedAnswers(targets, always, even), ("a", "b"), {}).passed
+    lost = not_worse_on_slices(PairedAnswers(targets, even, always), ("a", "b"), {})
+    assert not lost.passed
+    assert "label a 0.8000 → 0.0000" in lost.message
+    assert lost.figures["label b"]["candidate"] == pytest.approx(2 / 3)
+
+
+def test_a_label_of_few_texts_is_not_held_against_a_candidate() -> None:
+    targets = np.arange(1_000) // 960
+    assert set(not_worse_on_slices(PairedAnswers(targets, targets, targets), ("a", "b"), {}).figures) == {"label a"}
