@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH_CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: run test bench strangers fuzz lock clean
+.PHONY: run test bench overload strangers fuzz lock clean
 
 run: $(VENV)/.installed
 	@$(BIN)/python app.py
@@ -15,6 +15,10 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# Three times what this machine can serve is offered for a minute.
+overload: $(VENV)/.installed
+	$(BIN)/python -m benchmarks --model packaged --only overload --seconds 60 --repeats 1 --out benchmarks/results/overload
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks --model packaged

@@ -12,6 +12,7 @@ import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 
 from errors import PipelineError
+from gateway.admission import UnderWay
 from gateway.http_protocol import BoundedHttpProtocol
 from gateway.main import create_app
 from lifecycle.bake import BakeWatch
@@ -26,12 +27,14 @@ from storage.storage import Storage
 
 _REMINDER_S = 30.0
 _STRAIGHTEN_S = 5.0
+_LAST_WORDS_S = 1
+"""For writing the last answers, after which connections are closed."""
 
 log = logging.getLogger(__name__)
 
 
 async def serve(settings: Settings, *, schedules: bool = True) -> None:
-    """Serve until SIGINT or SIGTERM: the gateway finishes what it has accepted, then Triton ends.
+    """Serve until SIGINT or SIGTERM: the gateway answers what it has accepted, then Triton ends; a second one kills it.
 
     `schedules` is whether the scheduler may run here; where it does not, another process runs `schedule`.
 
@@ -42,9 +45,11 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
     statistics = CallStatistics()
     await asyncio.to_thread(_settle, settings, storage)
     scheduler = Scheduler(settings, storage) if schedules else None
+    under_way = UnderWay()
+    triton = None if settings.triton_url else TritonSupervisor(settings)
     server = _Server(
         uvicorn.Config(
-            create_app(settings, storage, statistics),
+            create_app(settings, storage, statistics, under_way),
             host=settings.host,
             port=settings.port,
             loop="uvloop",
@@ -58,7 +63,11 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
             access_log=False,
             log_config=None,
             log_level=logging.WARNING,
-        )
+            timeout_graceful_shutdown=_LAST_WORDS_S,
+        ),
+        under_way,
+        settings.batch_deadline_s,
+        triton,
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -68,7 +77,7 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
         asyncio.create_task(BakeWatch(settings, statistics).watch(storage)),
         asyncio.create_task(_keep_straight(settings, storage)),
     ]
-    supervisor = [] if settings.triton_url else [asyncio.create_task(TritonSupervisor(settings).run())]
+    supervisor = [] if triton is None else [asyncio.create_task(triton.run())]
     if scheduler is not None:
         scheduler.start()
     serving = asyncio.create_task(server.serve())
@@ -215,11 +224,17 @@ async def _first_version(address: str) -> int:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn that leaves the signals to the pipeline, and tells when it listens."""
+    """Uvicorn that leaves the signals to the pipeline, tells when it listens, and listens until what it took is answered."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(
+        self, config: uvicorn.Config, under_way: UnderWay, longest_s: float, triton: TritonSupervisor | None
+    ) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
+        self._under_way = under_way
+        self._longest_s = longest_s
+        self._triton = triton
+        self._ending: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
@@ -233,9 +248,18 @@ class _Server(uvicorn.Server):
         yield
 
     def stop(self) -> None:
-        """End after the requests under way; when asked again, at once."""
-        if self.should_exit:
-            self.force_exit = True
+        """Refuse new requests, and end after those under way; when asked again, at once."""
+        if self._ending is None:
+            log.info("Ending when %d requests under way are answered; once more ends at once.", self._under_way.count)
+            self._ending = asyncio.create_task(self._end_in_order())
         else:
-            log.info("Ending; once more ends at once.")
-            self.should_exit = True
+            self.should_exit = self.force_exit = True
+            if self._triton is not None:
+                self._triton.kill()
+
+    async def _end_in_order(self) -> None:
+        try:
+            await asyncio.wait_for(self._under_way.end(), self._longest_s)
+        except asyncio.TimeoutError:
+            log.warning("%d requests took too long and are given up.", self._under_way.count)
+        self.should_exit = True

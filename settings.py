@@ -77,6 +77,15 @@ class Settings(BaseSettings):
     tls_key: Path | None = None
     """Private key of that certificate, in PEM, without a password."""
 
+    live_deadline_s: Annotated[float, Field(gt=0)] = 10
+    """Seconds that a live request may take; a client can allow less (`X-Request-Timeout-Ms`)."""
+
+    batch_deadline_s: Annotated[float, Field(gt=0)] = 60
+    """Seconds that a batch may take, and that requests under way get at most when the service ends."""
+
+    caller_limit: Annotated[str, Field(pattern=r"^([1-9]\d{0,8}/(second|minute|hour|day))?$")] = ""
+    """Texts that one caller, a key or else an address, may ask, such as `100/second`; unset, any number."""
+
     triton_url: str | None = None
     """gRPC of external Tritons: `host:port`, more after commas, or `dns:///name:port`; unset, the bundled one runs."""
 

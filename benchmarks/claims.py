@@ -7,7 +7,7 @@ from typing import Literal
 
 from benchmarks.batching import PACKED, PADDED
 from benchmarks.results import Measurement, Results, ratios
-from benchmarks.sections import clients, engine, lengths, server
+from benchmarks.sections import clients, engine, lengths, overload, server
 from benchmarks.texts import FLAT_LONG
 from serving.runtime import INT8
 
@@ -37,7 +37,13 @@ class Claim:
 
 def claims(results: Results) -> list[Claim]:
     """Every claim that this run measured both sides of."""
-    return [*_of_engine(results), *_of_lengths(results), *_of_server(results), *_of_clients(results)]
+    return [
+        *_of_engine(results),
+        *_of_lengths(results),
+        *_of_server(results),
+        *_of_clients(results),
+        *_of_overload(results),
+    ]
 
 
 def _of_engine(results: Results) -> Iterator[Claim]:
@@ -95,6 +101,29 @@ def _of_clients(results: Results) -> Iterator[Claim]:
     for name in (server.streams(4, 64), clients.LONG_LISTS):
         asked = (clients.SECTION, clients.CLIENT, name)
         yield from _ratio(results, f"client, {name} ÷ engine", asked, in_process, "texts_per_s", "at least", 0.95)
+
+
+def _of_overload(results: Results) -> Iterator[Claim]:
+    found = {item.group: item for item in results.of_section(overload.SECTION)}
+    best, flood = found.get(overload.BEST), found.get(overload.OVERLOADED)
+    if best is None or flood is None:
+        return
+    what = f"offered {overload.TIMES:g} times the best"
+    yield Claim(f"texts/s ÷ best, {what}", ratios(flood, best, "texts_per_s"), "at least", 0.9)
+    memory = [
+        second / first
+        for first, second in zip(
+            flood.figures["memory_first_half_mib"], flood.figures["memory_second_half_mib"], strict=True
+        )
+    ]
+    yield Claim(f"memory in the second half ÷ in the first, {what}", memory, "at most", 1.05)
+    for text, figure, limit in (
+        ("99th percentile of what is answered, ms", "p99_ms", 1e3 * overload.DEADLINE_S),
+        ("99th percentile of what is refused, ms", "refused_p99_ms", 50),
+        ("neither answered nor refused", "failed", 0),
+        ("seconds until normal again", "normal_after_s", 2),
+    ):
+        yield Claim(f"{text}, {what}", flood.figures[figure], "at most", limit)
 
 
 def _ratio(

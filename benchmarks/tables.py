@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.claims import claims
 from benchmarks.results import Measurement, Results, with_spread
-from benchmarks.sections import clients, cold, engine, lengths, server
+from benchmarks.sections import clients, cold, engine, lengths, overload, server
 
 _HEADINGS = {
     "texts_per_s": "texts/s",
@@ -21,8 +21,13 @@ _HEADINGS = {
     "load_s": "seconds to load",
     "answered": "requests answered meanwhile",
     "outlasted_the_requests": "requests ended first",
+    "refused": "refused",
+    "refused_p99_ms": "99th percentile of refusals, ms",
+    "normal_after_s": "normal again after, s",
+    "memory_first_half_mib": "most memory in the first half, MiB",
+    "memory_second_half_mib": "in the second half",
 }
-_COUNTS = {"failed", "answered", "outlasted_the_requests"}
+_COUNTS = {"failed", "answered", "outlasted_the_requests", "refused"}
 
 
 def markdown(results: Results) -> str:
@@ -35,6 +40,7 @@ def markdown(results: Results) -> str:
         (clients.SECTION, "Clients of Triton's gRPC, reviews, every text new"),
         (lengths.SECTION, "Texts of other lengths, by 64 texts or connections; long and flat-long by 16"),
         (cold.SECTION, "Cold"),
+        (overload.SECTION, "Overload, reviews, every text new, offered at a fixed rate"),
     ):
         # Cases with other figures make another table.
         tables: dict[tuple[str, ...], list[Measurement]] = {}

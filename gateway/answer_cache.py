@@ -59,6 +59,10 @@ class AnswerCache:
         self._answers.move_to_end(text)
         return prediction
 
+    def __contains__(self, text: str) -> bool:
+        """Whether the answer for `text` is known; to ask does not count as its use."""
+        return text in self._answers
+
     def put(self, text: str, prediction: Prediction) -> None:
         """Keep an answer, unless another version gave it (one that was asked before the change) or it is too long."""
         if prediction.version != self._version or len(text) > MAX_CHARACTERS or text in self._answers:

@@ -1,6 +1,7 @@
 """The deployed model, and what its answers tell the gateway about it: ready or not, and which version."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -11,13 +12,17 @@ from gateway.inference import Outcomes, Prediction, infer
 from gateway.metrics import Metrics
 from serving.call_statistics import CallStatistics
 from serving.replicas import PROBE, Replicas
-from serving.triton_client import Classification, TextRefusedError, TritonTimeoutError
+from serving.triton_client import Classification, TextRefusedError, TritonTimeoutError, TritonUnavailableError
 
 WATCH_INTERVAL_S = 1.0
 """Longest time without an answer of the model's before it is asked for a sign of life."""
 
-PROBE_TIMEOUT_S = 10.0
-"""A live request is given as long: as long as the model only is busy, it is ready."""
+DOWN_INTERVAL_S = 0.2
+"""The same while it does not answer, so that one that is back is noticed at once."""
+
+PROBE_TIMEOUT_S = 5.0
+"""A model that is only busy answers something in this time: a short text overtakes long ones, and a run takes a
+fraction of a second."""
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +34,9 @@ class DeployedModel:
     that is changing versions tells of both. So a text is put to the model whenever requests, say because the cache
     answers them all, brought no news of it for `WATCH_INTERVAL_S`. The answer shows that it can answer, and which
     version does.
+
+    It is the circuit breaker too: from a probe that failed until one is answered, nobody is made to wait for the
+    model. A request that fails does not break the circuit, for the fault may be its own; it has the model probed.
     """
 
     def __init__(self, tritons: Replicas, cache: AnswerCache, statistics: CallStatistics, metrics: Metrics) -> None:
@@ -39,14 +47,22 @@ class DeployedModel:
         self._metrics = metrics
         metrics.model_ready.set_function(lambda: self.ready)
         metrics.model_version.set_function(lambda: self._version or 0)
-        metrics.active_calls.set_function(lambda: self._under_way)
+        metrics.active_calls.set_function(lambda: len(self._under_way))
         self._calls = 0
-        self._under_way = 0
+        self._under_way: set[asyncio.Task[object]] = set()
+        self._given_up: set[asyncio.Task[object]] = set()
         self._newest_call = 0
         self._version: int | None = None
         self._heard_at = -WATCH_INTERVAL_S
+        self._is_doubted = asyncio.Event()
         self.ready = False
-        """Whether the last that was heard of the model was an answer."""
+        """Whether the model answered when it was asked for a sign of life, or after that."""
+        self._is_broken = False
+
+    def check_circuit(self) -> None:
+        """Raise a TritonUnavailableError where it is known that nobody can answer now."""
+        if self._is_broken:
+            raise TritonUnavailableError("the model did not answer when it was asked last")
 
     async def infer(self, texts: list[str], deadline: float) -> Outcomes:
         """Answer at most `MAX_BATCH_SIZE` distinct texts until `deadline`, a time of the event loop's clock.
@@ -66,35 +82,58 @@ class DeployedModel:
         """Keep `ready` and the cache's version true, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._heard_at + WATCH_INTERVAL_S - loop.time())
-            if loop.time() - self._heard_at >= WATCH_INTERVAL_S:
-                try:
-                    await self._classify([PROBE], PROBE_TIMEOUT_S)
-                except Exception as error:
-                    self._hear(ready=False, reason=error)
+            await self._until_due()
+            asked_at = loop.time()
+            try:
+                await self._classify([PROBE], PROBE_TIMEOUT_S)
+            except Exception as error:
+                # What was answered meanwhile shows that the model is only busy, or has recovered.
+                if self._heard_at < asked_at:
+                    self._break(error)
+
+    async def _until_due(self) -> None:
+        """Wait until a sign of life is needed."""
+        loop = asyncio.get_running_loop()
+        if self._is_broken:
+            await asyncio.sleep(DOWN_INTERVAL_S)
+        while not self._is_broken and not self._is_doubted.is_set():
+            wait_s = self._heard_at + WATCH_INTERVAL_S - loop.time()
+            if wait_s <= 0:
+                break
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._is_doubted.wait(), wait_s)
+        self._is_doubted.clear()
 
     async def _classify(self, texts: Sequence[str], timeout_s: float) -> Classification:
         self._calls += 1
         call = self._calls
         started = time.perf_counter()
         is_lone = len(texts) == 1 and not self._under_way
-        self._under_way += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way.add(task)
         try:
             answer = await self._ask(texts, timeout_s)
         except TextRefusedError:
-            self._hear(ready=True)
+            self._hear()
             raise
         except TritonTimeoutError:
             # Tells no more than that this request's time was too short.
             self._count_failure()
             raise
-        except Exception as error:
-            self._hear(ready=False, reason=error)
+        except asyncio.CancelledError:
+            if task not in self._given_up:
+                raise
+            self._count_failure()
+            raise TritonUnavailableError("the model has stopped answering") from None
+        except Exception:
+            self._is_doubted.set()
             self._count_failure()
             raise
         finally:
-            self._under_way -= 1
-        self._hear(ready=True)
+            self._under_way.discard(task)
+            self._given_up.discard(task)
+        self._hear()
         stayed_lone = is_lone and call == self._calls
         self._statistics.answered(answer.version, 1_000 * (time.perf_counter() - started) if stayed_lone else None)
         # Calls reach Triton in the order they start in, but end in any: one that started before the newest tells of
@@ -138,8 +177,17 @@ class DeployedModel:
         if self._version is not None:
             self._statistics.failed(self._version)
 
-    def _hear(self, ready: bool, reason: Exception | None = None) -> None:
+    def _hear(self) -> None:
         self._heard_at = asyncio.get_running_loop().time()
-        if self.ready and not ready:
+        self.ready = True
+        self._is_broken = False
+
+    def _break(self, reason: Exception) -> None:
+        """Have nobody wait for the model any more."""
+        if self.ready:
             log.warning("The model does not answer: %s", reason)
-        self.ready = ready
+        self.ready = False
+        self._is_broken = True
+        self._given_up |= self._under_way
+        for task in self._under_way:
+            task.cancel()

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 
 from gateway.access import check_scope
+from gateway.caller_limits import CallerLimits
 from gateway.metrics import Metrics
 from gateway.predictor import Predictor
 from gateway.scrape import Scrape
@@ -54,6 +55,17 @@ def get_predictor(request: Request) -> Predictor:
     """Return the predictor of the app that the request came to."""
     predictor: Predictor = request.app.state.predictor
     return predictor
+
+
+def set_limits(app: FastAPI, limits: CallerLimits | None) -> None:
+    """Have the routes of `app` count texts in `limits`, if callers are limited."""
+    app.state.limits = limits
+
+
+def get_limits(request: Request) -> CallerLimits | None:
+    """Return the callers' limits, if there are any."""
+    limits: CallerLimits | None = request.app.state.limits
+    return limits
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from fastapi import Request, Response
 
 from gateway.deps import DirectRoute, get_predictor
 from gateway.openapi import problem_responses
-from gateway.problems import ModelUnavailableError
+from gateway.problems import EndingError, ModelUnavailableError
 from gateway.schemas import Health
 
 
@@ -49,7 +49,7 @@ routes = [
         tags=["health"],
         responses={
             200: {"model": Health, "content": {"application/json": {"example": {"status": "ready"}}}},
-            **problem_responses(ModelUnavailableError),
+            **problem_responses(ModelUnavailableError, EndingError),
         },
     ),
 ]

@@ -12,8 +12,10 @@ from starlette.types import ASGIApp
 from gateway import admin, docs, feedback, health, metrics_route, predictions
 from gateway.access import AccessLayer, open_scopes
 from gateway.admin_key import load_admin_key
+from gateway.admission import Admission, Route, UnderWay
 from gateway.answer_cache import MAX_BYTES, AnswerCache
-from gateway.deps import Loop, set_loop, set_metrics, set_predictor
+from gateway.caller_limits import CallerLimits
+from gateway.deps import Loop, set_limits, set_loop, set_metrics, set_predictor
 from gateway.known_keys import KnownKeys
 from gateway.metrics import Metrics
 from gateway.observing import Observing
@@ -29,10 +31,10 @@ from settings import Settings
 from storage.storage import Storage
 
 
-def create_app(settings: Settings, storage: Storage, statistics: CallStatistics) -> FastAPI:
+def create_app(settings: Settings, storage: Storage, statistics: CallStatistics, under_way: UnderWay) -> FastAPI:
     """Make the app that answers through the Tritons of `settings`, up or not, and remembers in `storage`.
 
-    It counts its calls to the model in `statistics`.
+    It counts its calls to the model in `statistics`, and its requests in `under_way`.
 
     Raises:
         PipelineError: the admin key can neither be read nor made.
@@ -43,14 +45,18 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics)
     keys = KnownKeys(storage, load_admin_key(settings), anonymous)
     metrics = Metrics()
     scrape = Scrape(settings, storage, metrics)
+    limits = CallerLimits(settings.caller_limit) if settings.caller_limit else None
+    bounded: dict[str, Route] = {}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         tritons = Replicas(settings.triton_address, ModelRepository(settings.model_repository).named)
         cache = AnswerCache(MAX_BYTES)
         metrics.watch_cache(cache)
-        predictor = Predictor(tritons, cache, statistics, metrics)
+        predictor = Predictor(tritons, cache, statistics, metrics, settings.live_deadline_s, settings.batch_deadline_s)
+        bounded.update(predictions.bounded_routes(predictor))
         set_predictor(app, predictor)
+        set_limits(app, limits)
         set_loop(app, loop)
         set_metrics(app, metrics, scrape)
         await keys.first_look()
@@ -100,6 +106,7 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics)
                 docs.PATH: security_headers(is_https, docs.CONTENT_POLICY, "max-age=3600"),
             },
         ),
+        partial(Admission, under_way=under_way, routes=bounded, limits=limits),
     ]
     return app
 

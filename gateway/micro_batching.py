@@ -9,10 +9,12 @@ and so waits here for a twentieth of the time that a call takes, for others to g
 import asyncio
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import tracing
+from gateway.backlog import Backlog, work_of
 from gateway.inference import Model, Outcomes, Prediction
 from gateway.metrics import Metrics
 from request_context import current_request
@@ -26,8 +28,13 @@ GATHERING_SHARE = 0.05
 """Of the duration of the call that ended last."""
 
 
-class _Waiting(NamedTuple):
+_Call = asyncio.Task[Outcomes]
+
+
+@dataclass(slots=True)
+class _Waiting:
     text: str
+    work: int
     arrived: float
     deadline: float
     answer: asyncio.Future[Prediction]
@@ -35,22 +42,32 @@ class _Waiting(NamedTuple):
     """Its id."""
     span: Any
     """That of the request, where there are traces."""
+    batch: "_Batch | None" = None
 
 
-_Batch = dict[str, list[_Waiting]]
-"""The requests of a call by their texts: equal ones are inferred once."""
+@dataclass(slots=True)
+class _Batch:
+    """The requests of a call."""
+
+    texts: dict[str, list[_Waiting]]
+    """By their texts: equal ones are inferred once."""
+    call: _Call | None = None
+
+    def requests(self) -> Iterator[_Waiting]:
+        return (waiting for same_text in self.texts.values() for waiting in same_text)
 
 
 class MicroBatcher:
     """Answers single texts through calls of up to `MOST_TEXTS`; make and use it within one event loop."""
 
-    def __init__(self, model: Model, metrics: Metrics) -> None:
-        """Answer by `model`; the queue is told in `metrics`."""
+    def __init__(self, model: Model, backlog: Backlog, metrics: Metrics) -> None:
+        """Answer by `model` what finds room in `backlog`; the queue is told in `metrics`."""
         self._model = model
+        self._backlog = backlog
         self._queue: deque[_Waiting] = deque()
         self._observe_wait = metrics.micro_batch_wait.observe
         metrics.micro_batch_queue.set_function(lambda: len(self._queue))
-        self._calls: set[asyncio.Task[Outcomes]] = set()
+        self._calls: set[_Call] = set()
         self._call_s = 0.0
         self._start: asyncio.Handle | None = None
 
@@ -58,13 +75,17 @@ class MicroBatcher:
         """Answer `text` until `deadline`, a time of the event loop's clock. Cancelled, it costs no inference.
 
         Raises:
+            OverloadedError: too much is to be done before.
             TextRefusedError: the model refuses the text.
             TritonUnavailableError: nobody can answer now.
             TritonTimeoutError: no answer came in time.
+            ModelTimeoutError: none can come in time.
         """
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Prediction] = loop.create_future()
-        self._queue.append(_Waiting(text, loop.time(), deadline, answer, current_request.get(), tracing.here()))
+        now, answer = loop.time(), loop.create_future()
+        waiting = _Waiting(text, work_of(text), now, deadline, answer, current_request.get(), tracing.here())
+        self._backlog.enter(waiting.work, deadline - now)
+        self._queue.append(waiting)
         if self._start is None:
             gathering_s = min(MOST_GATHERING_S, GATHERING_SHARE * self._call_s) if self._calls else 0.0
             # Not at this instant even when alone: those that arrived in the same turn of the event loop go together.
@@ -72,9 +93,12 @@ class MicroBatcher:
         elif len(self._queue) == MOST_TEXTS:
             self._start.cancel()
             self._start = loop.call_soon(self._start_calls)
-        expiry = loop.call_at(deadline, _expire, answer)
+        expiry = loop.call_at(deadline, _expire, waiting.answer)
         try:
-            return await answer
+            return await waiting.answer
+        except asyncio.CancelledError:
+            _cancel_call_for_nobody(waiting.batch)
+            raise
         finally:
             expiry.cancel()
 
@@ -83,30 +107,34 @@ class MicroBatcher:
         loop = asyncio.get_running_loop()
         while batch := self._take_batch():
             # Each request keeps its own deadline by its timer; the call may serve those with time left.
-            deadline = max(waiting.deadline for waiting in _all(batch))
-            call = loop.create_task(self._infer(batch, deadline))
-            self._calls.add(call)
-            call.add_done_callback(partial(self._end_call, batch, loop.time()))
+            deadline = max(waiting.deadline for waiting in batch.requests())
+            batch.call = loop.create_task(self._infer(batch, deadline))
+            self._calls.add(batch.call)
+            batch.call.add_done_callback(partial(self._end_call, batch, loop.time()))
 
     async def _infer(self, batch: _Batch, deadline: float) -> Outcomes:
         """Ask the model in the name of all requests of the call."""
-        requests = list(_all(batch))
+        requests = list(batch.requests())
+        texts = list(batch.texts)
         current_request.set(",".join(waiting.request for waiting in requests[:MOST_TEXTS]))
         first, *others = (waiting.span for waiting in requests)
-        with tracing.span("answer together", parent=first, links=others, attributes={"sentiment.texts": len(batch)}):
-            return await self._model.infer(list(batch), deadline)
+        with tracing.span("answer together", parent=first, links=others, attributes={"sentiment.texts": len(texts)}):
+            return await self._model.infer(texts, deadline)
 
-    def _take_batch(self) -> _Batch:
-        batch: _Batch = {}
+    def _take_batch(self) -> _Batch | None:
+        batch = _Batch({})
         now = asyncio.get_running_loop().time()
-        while self._queue and (len(batch) < MOST_TEXTS or self._queue[0].text in batch):
+        while self._queue and (len(batch.texts) < MOST_TEXTS or self._queue[0].text in batch.texts):
             waiting = self._queue.popleft()
-            if not waiting.answer.done():
+            if waiting.answer.done():
+                self._backlog.leave(waiting.work, done=False)
+            else:
                 self._observe_wait(now - waiting.arrived)
-                batch.setdefault(waiting.text, []).append(waiting)
-        return batch
+                waiting.batch = batch
+                batch.texts.setdefault(waiting.text, []).append(waiting)
+        return batch if batch.texts else None
 
-    def _end_call(self, batch: _Batch, started: float, call: asyncio.Task[Outcomes]) -> None:
+    def _end_call(self, batch: _Batch, started: float, call: _Call) -> None:
         self._calls.discard(call)
         self._call_s = asyncio.get_running_loop().time() - started
         if not self._calls and self._start is not None:
@@ -114,7 +142,8 @@ class MicroBatcher:
             self._start.cancel()
             self._start_calls()
         error = TritonUnavailableError("the gateway is ending") if call.cancelled() else call.exception()
-        for waiting in _all(batch):
+        for waiting in batch.requests():
+            self._backlog.leave(waiting.work, done=error is None)
             outcome = error or call.result()[waiting.text]
             if waiting.answer.done():
                 continue
@@ -124,8 +153,9 @@ class MicroBatcher:
                 waiting.answer.set_exception(outcome)
 
 
-def _all(batch: _Batch) -> Iterator[_Waiting]:
-    return (waiting for same_text in batch.values() for waiting in same_text)
+def _cancel_call_for_nobody(batch: _Batch | None) -> None:
+    if batch is not None and batch.call is not None and all(waiting.answer.done() for waiting in batch.requests()):
+        batch.call.cancel()
 
 
 def _expire(answer: asyncio.Future[Prediction]) -> None:

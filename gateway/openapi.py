@@ -1,5 +1,6 @@
 """The parts of the OpenAPI document that FastAPI cannot derive from routes that read their own bodies."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -65,7 +66,10 @@ def parameter(place: str, name: str, schema: Json, description: str = "", requir
 
 def problem_responses(*kinds: type[ProblemError]) -> dict[int | str, Json]:
     """Document the problems that a route may answer with, and that any other error is one too; for `responses`."""
-    responses: dict[int | str, Json] = {kind.status: _problem_response(kind) for kind in kinds}
+    by_status: dict[int, list[type[ProblemError]]] = {}
+    for kind in kinds:
+        by_status.setdefault(kind.status, []).append(kind)
+    responses: dict[int | str, Json] = {status: _problem_response(of_status) for status, of_status in by_status.items()}
     responses["default"] = {
         "description": "Any other problem",
         "content": {MEDIA_TYPE: {"schema": _reference(Problem)}},
@@ -73,15 +77,24 @@ def problem_responses(*kinds: type[ProblemError]) -> dict[int | str, Json]:
     return responses
 
 
-def _problem_response(kind: type[ProblemError]) -> Json:
+def _problem_response(kinds: Sequence[type[ProblemError]]) -> Json:
+    """Document the problems of one status."""
+    types = {"enum": [kind.type for kind in kinds]} if len(kinds) > 1 else {"const": kinds[0].type}
     return {
-        "description": kind.title,
-        "content": {MEDIA_TYPE: {"schema": {**_reference(Problem), "properties": {"type": {"const": kind.type}}}}},
+        "description": "; or: ".join(kind.title for kind in kinds),
+        "content": {MEDIA_TYPE: {"schema": {**_reference(Problem), "properties": {"type": types}}}},
         "headers": {
-            name: {"schema": {"type": "string", "const": value}, "required": True}
+            name: {"schema": _header_schema(name, value), "required": all(name in kind.headers for kind in kinds)}
+            for kind in kinds
             for name, value in kind.headers.items()
         },
     }
+
+
+def _header_schema(name: str, value: str) -> Json:
+    if name == "Retry-After":
+        return {"type": "integer", "minimum": 1, "description": "Seconds."}
+    return {"type": "string", "const": value}
 
 
 def _reference(model: type[BaseModel]) -> Json:

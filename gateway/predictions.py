@@ -1,5 +1,6 @@
 """`POST /predict/live` and `POST /predict/batch`."""
 
+import asyncio
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -9,16 +10,21 @@ from fastapi import Request, Response
 from starlette.types import Receive, Send
 from starlette.types import Scope as RequestScope
 
+from gateway.admission import Route as BoundedRoute
 from gateway.batch_splitting import TextsRefusedError
-from gateway.deps import DirectRoute, get_predictor
+from gateway.deadlines import TIMEOUT_HEADER, time_allowed_s, unless_client_leaves
+from gateway.deps import DirectRoute, get_limits, get_predictor
 from gateway.inference import Prediction
-from gateway.openapi import problem_responses, request_body
+from gateway.openapi import parameter, problem_responses, request_body
+from gateway.predictor import Predictor
 from gateway.problems import (
     FieldError,
     InvalidFieldsError,
     MalformedBodyError,
     ModelTimeoutError,
     ModelUnavailableError,
+    OverloadedError,
+    ProblemError,
     TooLargeError,
     UnsupportedMediaTypeError,
 )
@@ -28,6 +34,8 @@ from gateway.texts import batch_texts, live_text
 from serving.triton_client import TextRefusedError
 from storage.api_keys import Scope
 
+LIVE_PATH = "/predict/live"
+BATCH_PATH = "/predict/batch"
 VERSION_HEADER = "X-Model-Version"
 TRUNCATED_HEADER = "X-Truncated-Texts"
 
@@ -50,9 +58,14 @@ class _Answer(Response):
 
 async def predict_live(request: Request) -> Response:
     """Classify one text as soon as possible. A text longer than the model reads is cut, and a header says so."""
+    predictor = get_predictor(request)
+    deadline = _deadline(request, predictor.live_deadline_s)
     text = live_text(await read_body(request))
+    known = predictor.known(text)
+    if known is not None:
+        return _live_answer(known)
     try:
-        prediction = await get_predictor(request).predict_live(text)
+        prediction = await unless_client_leaves(request.receive, predictor.predict_live(text, deadline))
     except TextRefusedError as error:
         raise InvalidFieldsError([FieldError("text", _refusal(str(error)))]) from error
     return _live_answer(prediction)
@@ -60,14 +73,39 @@ async def predict_live(request: Request) -> Response:
 
 async def predict_batch(request: Request) -> Response:
     """Classify a list of texts, all by one version of the model. Texts longer than the model reads are cut."""
+    predictor = get_predictor(request)
+    deadline = _deadline(request, predictor.batch_deadline_s)
     texts = batch_texts(await read_body(request))
+    limits = get_limits(request)
+    if limits is not None:
+        limits.count(request.scope, len(texts) - 1)  # one was counted when the request came
     try:
-        predictions = await get_predictor(request).predict_batch(texts)
+        predictions = await unless_client_leaves(request.receive, predictor.predict_batch(texts, deadline))
     except TextsRefusedError as error:
         raise InvalidFieldsError(
             [FieldError(f"texts[{position}]", _refusal(reason)) for position, reason in error.refusals.items()]
         ) from error
     return _answer(predictions)
+
+
+def bounded_routes(predictor: Predictor) -> dict[str, BoundedRoute]:
+    """The routes whose work is bounded, by path."""
+
+    def is_known(body: bytes) -> bool:
+        try:
+            return predictor.knows(live_text(body))
+        except ProblemError:
+            return False
+
+    return {
+        LIVE_PATH: BoundedRoute(predictor.live_backlog, predictor.live_deadline_s, is_known),
+        BATCH_PATH: BoundedRoute(predictor.batch_backlog, predictor.batch_deadline_s),
+    }
+
+
+def _deadline(request: Request, longest_s: float) -> float:
+    """Until when a request must be answered, in the event loop's time."""
+    return asyncio.get_running_loop().time() + time_allowed_s(request.scope["headers"], longest_s)
 
 
 def _refusal(reason: str) -> str:
@@ -129,30 +167,38 @@ _PROBLEMS = problem_responses(
     UnsupportedMediaTypeError,
     InvalidFieldsError,
     ModelUnavailableError,
+    OverloadedError,
     ModelTimeoutError,
+)
+_TIMEOUT = parameter(
+    "header",
+    TIMEOUT_HEADER,
+    {"type": "integer", "minimum": 0, "maximum": 999_999_999},
+    "Milliseconds that the answer may take; what could only be answered later is refused. The service's own deadline, "
+    "if it is shorter, counts.",
 )
 
 routes = [
     DirectRoute(
-        "/predict/live",
+        LIVE_PATH,
         predict_live,
         scope=Scope.PREDICT,
         methods=["POST"],
         operation_id="predict_live",
         summary="Classify one text",
         tags=["predictions"],
-        openapi_extra=request_body(LiveRequest),
+        openapi_extra={**request_body(LiveRequest), "parameters": [_TIMEOUT]},
         responses={200: _answered({"label": {"0": "Positive"}, "score": {"0": 0.9875}}), **_PROBLEMS},
     ),
     DirectRoute(
-        "/predict/batch",
+        BATCH_PATH,
         predict_batch,
         scope=Scope.PREDICT,
         methods=["POST"],
         operation_id="predict_batch",
         summary="Classify a list of texts",
         tags=["predictions"],
-        openapi_extra=request_body(BatchRequest),
+        openapi_extra={**request_body(BatchRequest), "parameters": [_TIMEOUT]},
         responses={
             200: _answered(
                 {"label": {"0": "Positive", "1": "Negative"}, "score": {"0": 0.9875, "1": 0.9931}},

@@ -1,8 +1,9 @@
 """What the routes ask: the one object between HTTP and the model."""
 
-import asyncio
+import math
 
 from gateway.answer_cache import AnswerCache
+from gateway.backlog import Backlog
 from gateway.batch_splitting import BatchSplitter
 from gateway.deployed_model import DeployedModel
 from gateway.inference import Prediction
@@ -11,11 +12,8 @@ from gateway.micro_batching import MicroBatcher
 from serving.call_statistics import CallStatistics
 from serving.replicas import Replicas
 
-LIVE_DEADLINE_S = 10.0
-"""A person who waits for one answer has gone by then."""
-
-BATCH_DEADLINE_S = 60.0
-"""The longest batch of long texts on two cores, with others beside it; proxies commonly give up after as long."""
+LONGEST_LIVE_WAIT_S = 2.0
+"""Who would wait longer for one answer is told to come again. So a queue that a flood has left is gone by then."""
 
 
 class Predictor:
@@ -26,36 +24,60 @@ class Predictor:
     texts cannot be answered is what `ready` says.
     """
 
-    def __init__(self, tritons: Replicas, cache: AnswerCache, statistics: CallStatistics, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        tritons: Replicas,
+        cache: AnswerCache,
+        statistics: CallStatistics,
+        metrics: Metrics,
+        live_deadline_s: float,
+        batch_deadline_s: float,
+    ) -> None:
         """Answer through `tritons`, which stay the caller's to close, what `cache` does not know."""
+        self.live_deadline_s = live_deadline_s
+        self.batch_deadline_s = batch_deadline_s
         self._cache = cache
         self._model = DeployedModel(tritons, cache, statistics, metrics)
-        self._micro_batcher = MicroBatcher(self._model, metrics)
-        self._batch_splitter = BatchSplitter(self._model)
+        self.live_backlog = Backlog(LONGEST_LIVE_WAIT_S)
+        self.batch_backlog = Backlog(math.inf)
+        self._micro_batcher = MicroBatcher(self._model, self.live_backlog, metrics)
+        self._batch_splitter = BatchSplitter(self._model, self.batch_backlog)
 
-    async def predict_live(self, text: str) -> Prediction:
-        """Answer one text as soon as possible.
+    def known(self, text: str) -> Prediction | None:
+        """The answer for `text`, if it is known."""
+        return self._cache.get(text)
+
+    def knows(self, text: str) -> bool:
+        """Whether the answer for `text` is known; to ask does not count as its use."""
+        return text in self._cache
+
+    async def predict_live(self, text: str, deadline: float) -> Prediction:
+        """Ask the model for one text, to be answered until `deadline`, a time of the event loop's clock.
 
         Raises:
+            OverloadedError: too much is to be done before.
             TextRefusedError: the model refuses the text.
             TritonUnavailableError: nobody can answer now.
-            TritonTimeoutError: no answer came within `LIVE_DEADLINE_S`.
+            TritonTimeoutError: no answer came in time.
+            ModelTimeoutError: none can come in time.
         """
-        known = self._cache.get(text)
-        if known is not None:
-            return known
-        return await self._micro_batcher.predict(text, asyncio.get_running_loop().time() + LIVE_DEADLINE_S)
+        self._model.check_circuit()
+        return await self._micro_batcher.predict(text, deadline)
 
-    async def predict_batch(self, texts: list[str]) -> list[Prediction]:
-        """Answer all texts, by one version of the model.
+    async def predict_batch(self, texts: list[str], deadline: float) -> list[Prediction]:
+        """Answer all texts, by one version of the model, until `deadline`, a time of the event loop's clock.
 
         Raises:
+            OverloadedError: too much is to be done before.
             TextsRefusedError: the model refuses texts.
             TritonUnavailableError: nobody can answer now.
-            TritonTimeoutError: no answer came within `BATCH_DEADLINE_S`.
+            TritonTimeoutError: no answer came in time.
+            ModelTimeoutError: none can come in time.
         """
         known = {text: prediction for text in set(texts) if (prediction := self._cache.get(text)) is not None}
-        return await self._batch_splitter.predict(texts, known, asyncio.get_running_loop().time() + BATCH_DEADLINE_S)
+        if len(known) < len(set(texts)):
+            self._model.check_circuit()
+        return await self._batch_splitter.predict(texts, known, deadline)
 
     @property
     def ready(self) -> bool:

@@ -1,6 +1,7 @@
 """What can go wrong for a client, each as an RFC 9457 problem, and the one handler that answers with it."""
 
 import http
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -42,15 +43,19 @@ class ProblemError(Exception):
     title: ClassVar[str]
     headers: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, detail: str, errors: Sequence[FieldError] = ()) -> None:
-        """Tell `detail`, a sentence about this occurrence, and the fields at fault."""
+    def __init__(self, detail: str, errors: Sequence[FieldError] = (), retry_after_s: float | None = None) -> None:
+        """Tell `detail`, a sentence about this occurrence, the fields at fault, and when to ask again."""
         super().__init__(detail)
         self.detail = detail
         self.errors = errors
+        self.retry_after_s = retry_after_s
 
     def response(self) -> Response:
         """Build the answer."""
-        return _response(self.status, self.type, self.title, self.detail, self.errors, self.headers)
+        headers = self.headers
+        if self.retry_after_s is not None:
+            headers = {**headers, "Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+        return _response(self.status, self.type, self.title, self.detail, self.errors, headers)
 
 
 class MalformedBodyError(ProblemError):
@@ -172,6 +177,43 @@ class StorageUnavailableError(ProblemError):
     type = _TYPE_PREFIX + "storage-unavailable"
     title = "The storage is not available"
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
+
+
+class OverloadedError(ProblemError):
+    """More is asked than can be answered in time."""
+
+    status = 503
+    type = _TYPE_PREFIX + "overloaded"
+    title = "The service is full"
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+
+    def __init__(self, retry_after_s: float) -> None:
+        """Tell when to ask again."""
+        detail = "More is asked than can be answered in time; ask again later, as Retry-After says."
+        super().__init__(detail, retry_after_s=retry_after_s)
+
+
+class EndingError(ProblemError):
+    """The service is ending, and takes no more requests."""
+
+    status = 503
+    type = _TYPE_PREFIX + "ending"
+    title = "The service is ending"
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1", "Connection": "close"}
+
+
+class CallerLimitError(ProblemError):
+    """The caller asks more than one caller may."""
+
+    status = 429
+    type = _TYPE_PREFIX + "caller-limit"
+    title = "The caller is over its limit"
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+
+    def __init__(self, limit: str, retry_after_s: float) -> None:
+        """Tell the limit, and when to ask again."""
+        detail = f"One caller may ask {limit}; ask again later, as Retry-After says."
+        super().__init__(detail, retry_after_s=retry_after_s)
 
 
 class ModelTimeoutError(ProblemError):

@@ -4,10 +4,11 @@ Texts wait in one queue, whoever sent them, and each core takes from it as many 
 arrives while all cores compute joins the next run, however the callers have divided theirs into requests.
 """
 
+import math
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,16 @@ from tokenizers import Encoding, Tokenizer
 
 from serving.bundle import TOKENIZER, Bundle
 from serving.packing import CHOICE, ROW_LENGTH, TOKENS_PER_RUN, Row, all_shapes, choose_rows, lay_out, rows_of_shape
-from serving.protocol import Phases
+from serving.protocol import NOBODY_WAITS, TIME_HAS_PASSED, Phases
 from serving.runtime import Graph, Variant, load_graph
+
+LOOK_S = 0.05
+"""How long a request has waited, since it came or was looked at last, when it is asked whether somebody still wants
+it. To ask Triton takes 0.1 ms."""
+
+
+class DroppedError(Exception):
+    """A request was not computed, because its time has passed, or because nobody waits for it any more."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,19 @@ def load_tokenizer(file: Path, max_length: int) -> Tokenizer:
 class _Request:
     """Texts that are answered together."""
 
-    def __init__(self, encodings: Sequence[Encoding], labels: int, arrived: float) -> None:
+    def __init__(
+        self,
+        encodings: Sequence[Encoding],
+        labels: int,
+        arrived: float,
+        timeout_s: float,
+        is_wanted: Callable[[], bool],
+    ) -> None:
+        self.looked_at = time.monotonic()
+        self.deadline = self.looked_at + timeout_s
+        self.is_wanted = is_wanted
+        self.ended = False
+        """Failed or dropped before all texts were answered; changed under the engine's lock."""
         self.token_ids = [encoding.ids for encoding in encodings]
         self.truncated = np.fromiter((bool(encoding.overflowing) for encoding in encodings), dtype=bool)
         self.values = np.empty((len(encodings), labels), dtype=np.float32)
@@ -135,13 +156,19 @@ class Engine:
             self._warm_up(self._graph_of_all_cores, most_rows=1)
         self._seconds_per_token = self._measure_token()
 
-    def submit(self, texts: Sequence[str]) -> "Future[Probabilities]":
+    def submit(
+        self, texts: Sequence[str], timeout_s: float = math.inf, is_wanted: Callable[[], bool] = lambda: True
+    ) -> "Future[Probabilities]":
         """Classify any number of texts; what one gets does not depend on the others.
+
+        What still waits after `timeout_s` seconds, or when `is_wanted` says no, is not computed: the future gets a
+        DroppedError. `is_wanted` is asked only of requests that have waited for a while.
 
         A callback of the future runs in one of the engine's threads, and keeps it from running the graph meanwhile.
         """
         arrived = time.perf_counter()
-        request = _Request(self._tokenizer.encode_batch_fast(texts), len(self.bundle.labels), arrived)
+        encodings = self._tokenizer.encode_batch_fast(texts)
+        request = _Request(encodings, len(self.bundle.labels), arrived, timeout_s, is_wanted)
         if not texts:
             request.answer.set_result(Probabilities(request.values, request.truncated, request.phases()))
             return request.answer
@@ -223,6 +250,8 @@ class Engine:
             return
         warm.set_result(None)
         while True:
+            while self._drop_useless():
+                pass  # Those that come to the front now may be useless too.
             with self._changed:
                 while not self._waiting:
                     if self._closing:
@@ -237,7 +266,9 @@ class Engine:
                 packed_at = time.perf_counter()
                 values = graph.run(packed)
             except Exception as error:
-                self._fail([texts[index] for row in rows for index in row.texts], error)
+                with self._changed:
+                    self._busy -= 1
+                self._end({texts[index].request: error for row in rows for index in row.texts})
             else:
                 run = [texts[index] for index in packed.texts]
                 self._count(run, packed.input_ids.size, packed_at - started, time.perf_counter() - packed_at)
@@ -281,17 +312,34 @@ class Engine:
                 request = text.request
                 request.values[text.position] = probabilities
                 request.texts_left -= 1
-                if request.texts_left == 0:
+                if request.texts_left == 0 and not request.ended:
                     complete.append(request)
         for request in complete:
             request.answer.set_result(Probabilities(request.values, request.truncated, request.phases()))
 
-    def _fail(self, texts: Sequence[_Text], error: Exception) -> None:
-        """Fail the requests of the texts; their other texts would be work for nobody."""
-        failed = {id(text.request): text.request for text in texts}
+    def _drop_useless(self) -> bool:
+        """Drop, of the requests that come next, those that are too old or that nobody waits for; whether any was."""
         with self._changed:
-            self._busy -= 1
-            self._waiting = [text for text in self._waiting if id(text.request) not in failed]
-        for request in failed.values():
-            if not request.answer.done():
-                request.answer.set_exception(error)
+            requests = {text.request for text in self._waiting[:CHOICE]}
+        now = time.monotonic()
+        useless: dict[_Request, Exception] = {}
+        for request in requests:
+            if request.deadline <= now:
+                useless[request] = DroppedError(TIME_HAS_PASSED)
+            elif now - request.looked_at >= LOOK_S:
+                request.looked_at = now
+                if not request.is_wanted():
+                    useless[request] = DroppedError(NOBODY_WAITS)
+        if useless:
+            self._end(useless)
+        return bool(useless)
+
+    def _end(self, errors: Mapping[_Request, Exception]) -> None:
+        """Fail requests; their texts that wait would be work for nobody."""
+        with self._changed:
+            ended = [request for request in errors if not request.ended]
+            for request in ended:
+                request.ended = True
+            self._waiting = [text for text in self._waiting if text.request not in errors]
+        for request in ended:
+            request.answer.set_exception(errors[request])

@@ -11,6 +11,12 @@ MAX_BATCH_SIZE = 64
 TICKET = "ticket"
 """The parameter in a load's configuration that has the backend wait; see `serving.switch`."""
 
+TIME_HAS_PASSED = "the time allowed has passed"
+"""What the backend says of a request that it did not compute because of Triton's parameter `timeout`."""
+
+NOBODY_WAITS = "nobody waits for the answer"
+"""The same, because the client cancelled it, left, or set a gRPC deadline that has passed."""
+
 
 class Phases(NamedTuple):
     """Where the time of a call went in the engine. They follow one another; what is left is transport."""

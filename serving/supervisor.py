@@ -73,6 +73,11 @@ class TritonSupervisor:
         finally:
             await self._stop()
 
+    def kill(self) -> None:
+        """End Triton at once, where `run` is being cancelled or will be."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
     async def _start(self) -> asyncio.subprocess.Process:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as output:

@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 import tracing
 from request_context import current_request
-from serving.protocol import MODEL_NAME, Phases
+from serving.protocol import MODEL_NAME, TIME_HAS_PASSED, Phases
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -78,6 +78,8 @@ class TritonClient:
     async def classify(self, texts: Sequence[str], timeout_s: float) -> Classification:
         """Classify at most as many texts as the model's batch limit, in the name of the current request.
 
+        When `timeout_s` has passed, or this is cancelled, the model computes no more for it.
+
         Raises:
             TextRefusedError: a text is empty or cannot be read.
             TritonUnavailableError: nobody can answer now; trying again later makes sense.
@@ -85,7 +87,7 @@ class TritonClient:
         """
         try:
             metadata = tuple(tracing.headers().items())
-            response = await self._stub.ModelInfer(_request(texts), timeout=timeout_s, metadata=metadata)
+            response = await self._stub.ModelInfer(_request(texts, timeout_s), timeout=timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from error
         return _classification(response)
@@ -160,8 +162,10 @@ class TritonClient:
         await self._channel.close(grace_s)
 
 
-def _request(texts: Sequence[str]) -> service_pb2.ModelInferRequest:
+def _request(texts: Sequence[str], timeout_s: float) -> service_pb2.ModelInferRequest:
     request = service_pb2.ModelInferRequest(model_name=MODEL_NAME, id=current_request.get())
+    # Besides the call's own deadline, of which Triton tells the model only when it is asked.
+    request.parameters["timeout"].int64_param = max(1, int(1e6 * timeout_s))
     text = request.inputs.add(name="TEXT", datatype="BYTES")
     text.shape.extend((len(texts), 1))
     # surrogatepass: a lone surrogate reaches the model as bytes that are not UTF-8, and is refused there.
@@ -199,7 +203,7 @@ def _translated(error: grpc.aio.AioRpcError) -> Exception:
     details = error.details() or error.code().name
     if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
         return TextRefusedError(details)
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED or details == TIME_HAS_PASSED:
         return TritonTimeoutError(details)
     if error.code() in _UNAVAILABLE:
         return TritonUnavailableError(details)

@@ -1,6 +1,7 @@
 """Triton's entry into the backend: hands requests to the engine, and sends each its response when it is done."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -13,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from serving.bundle import Bundle
 from serving.choice import AUTO, Wanted, choose_variant
-from serving.engine import Engine, Probabilities
+from serving.engine import DroppedError, Engine, Probabilities
 from serving.engine_metrics import EngineMetrics
 from serving.processor import usable_cores
 from serving.protocol import TICKET
@@ -65,7 +66,11 @@ class TritonPythonModel:
             except ValueError as error:
                 sender.send(_refusal(str(error), pb_utils.TritonError.INVALID_ARG), flags=_FINAL)
                 continue
-            self._engine.submit(texts).add_done_callback(partial(self._send, sender, request.request_id()))
+            timeout_us = request.timeout()
+            answer = self._engine.submit(
+                texts, timeout_us / 1e6 if timeout_us else math.inf, partial(_is_wanted, sender)
+            )
+            answer.add_done_callback(partial(self._send, sender, request.request_id()))
 
     def finalize(self) -> None:
         """End the engine's threads; Triton calls it once nothing is under way any more."""
@@ -78,6 +83,8 @@ class TritonPythonModel:
 
     def _response(self, request_id: str, answer: "Future[Probabilities]") -> Any:
         error = answer.exception()
+        if isinstance(error, DroppedError):
+            return _refusal(str(error), pb_utils.TritonError.CANCELLED)
         if error is not None:
             pb_utils.Logger.log_error(f"request {request_id or 'without an id'}: {type(error).__name__}: {error}")
             return _refusal(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
@@ -92,6 +99,11 @@ class TritonPythonModel:
             pb_utils.Tensor("PHASES", np.tile(np.array(phases, dtype=np.float32), (len(truncated), 1))),
         ]
         return pb_utils.InferenceResponse(outputs)
+
+
+def _is_wanted(sender: Any) -> bool:
+    """Whether the client still waits: it has not cancelled its call or left, and its gRPC deadline has not passed."""
+    return not sender.is_cancelled()
 
 
 def _refusal(reason: str, code: int) -> Any:

@@ -10,6 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 import gateway.admin
+from gateway.admission import UnderWay
 from gateway.main import create_app
 from serving.call_statistics import CallStatistics
 from settings import Settings
@@ -80,6 +81,6 @@ def test_of_the_loop(triton: FakeTriton, bert_bundle: Path, tmp_path: Path, monk
         access="keys",
     )
     storage = Storage(settings)
-    with served(create_app(settings, storage, CallStatistics())) as port:
+    with served(create_app(settings, storage, CallStatistics(), UnderWay())) as port:
         schemathesis(f"http://127.0.0.1:{port}", "--include-path-regex", CHANGES_THE_MODEL, directory=tmp_path)
     storage.close()

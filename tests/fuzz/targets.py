@@ -16,6 +16,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from errors import PipelineError
+from gateway.admission import UnderWay
 from gateway.http_protocol import BoundedHttpProtocol
 from gateway.main import create_app
 from gateway.problems import ProblemError
@@ -188,7 +189,7 @@ def _gateway() -> tuple[asyncio.AbstractEventLoop, Config, ServerState]:
         model_repository=directory / "triton_repo",
         admin_key=SecretStr(ADMIN_KEY),
     )
-    app = create_app(settings, Storage(settings), CallStatistics())
+    app = create_app(settings, Storage(settings), CallStatistics(), UnderWay())
     config = Config(app, http=BoundedHttpProtocol, ws="none", lifespan="off", log_config=None, loop="asyncio")
     config.load()
     loop = asyncio.new_event_loop()

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 import gateway.deployed_model
 import gateway.main
+from gateway.admission import UnderWay
 from gateway.http_protocol import BoundedHttpProtocol
 from gateway.main import create_app
 from serving.call_statistics import CallStatistics
@@ -82,7 +83,7 @@ def make_app(triton: FakeTriton, directory: Path) -> FastAPI:
         model_repository=directory / "triton_repo",
         admin_key=SecretStr(ADMIN_KEY),
     )
-    return create_app(settings, Storage(settings), CallStatistics())
+    return create_app(settings, Storage(settings), CallStatistics(), UnderWay())
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import gateway.known_keys
 from errors import PipelineError
 from gateway import docs
 from gateway.access import check_access, is_loopback
+from gateway.admission import UnderWay
 from gateway.main import create_app
 from serving.call_statistics import CallStatistics
 from settings import Settings
@@ -78,7 +79,7 @@ def make(triton: FakeTriton, directory: Path, **given: Any) -> Settings:
 @contextmanager
 def run(settings: Settings) -> Iterator[Gateway]:
     storage = Storage(settings)
-    app = create_app(settings, storage, CallStatistics())
+    app = create_app(settings, storage, CallStatistics(), UnderWay())
     with served(app) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
         yield Gateway(http, storage.open())
     storage.close()
@@ -189,7 +190,7 @@ def test_keys_that_could_never_be_read_are_a_fault_of_the_service(triton: FakeTr
     settings = make(
         triton, tmp_path, access="keys", database_url=SecretStr("postgresql+psycopg://me:secret@127.0.0.1:1/none")
     )
-    app = create_app(settings, Storage(settings), CallStatistics())
+    app = create_app(settings, Storage(settings), CallStatistics(), UnderWay())
     with served(app) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
         response = http.post("/predict/live", json={"text": "a"}, headers={"X-API-Key": "perhaps right"})
         assert_problem(response, 503, "storage-unavailable")

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from errors import PipelineError
 from gateway.admin_key import load_admin_key
+from gateway.admission import UnderWay
 from gateway.main import create_app
 from serving.call_statistics import CallStatistics
 from settings import Settings
@@ -143,7 +144,7 @@ def test_a_request_needs_the_very_key(triton: FakeTriton, settings: Settings, ke
     storage = Storage(used)
     right = load_admin_key(used).encode()
     with (
-        served(create_app(used, storage, CallStatistics())) as port,
+        served(create_app(used, storage, CallStatistics(), UnderWay())) as port,
         httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
     ):
         assert http.post("/retrain", headers=[(b"x-api-key", right)]).status_code == 202

@@ -4,6 +4,7 @@ from pathlib import Path
 import httpx
 from pydantic import SecretStr
 
+from gateway.admission import UnderWay
 from gateway.main import create_app
 from serving.call_statistics import CallStatistics
 from settings import Settings
@@ -17,7 +18,7 @@ def test_calls_are_counted_by_the_version_that_answers(triton: FakeTriton, tmp_p
     settings = Settings(
         triton_url=f"127.0.0.1:{triton.port}", state_dir=tmp_path / "state", admin_key=SecretStr(ADMIN_KEY)
     )
-    app = create_app(settings, Storage(settings), statistics)
+    app = create_app(settings, Storage(settings), statistics, UnderWay())
     with served(app) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
         until(lambda: http.get("/health/ready").is_success)
         before = statistics.of(1)

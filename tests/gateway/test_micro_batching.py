@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 
 from gateway import micro_batching
+from gateway.backlog import Backlog
 from gateway.inference import Outcomes, infer
 from gateway.metrics import Metrics
 from gateway.micro_batching import MOST_TEXTS, MicroBatcher
@@ -36,7 +37,7 @@ class Model:
 def run(scenario: Callable[[Model, Callable[..., asyncio.Task[str]]], Awaitable[None]]) -> None:
     async def main() -> None:
         model = Model()
-        batcher = MicroBatcher(model, Metrics())
+        batcher = MicroBatcher(model, Backlog(longest_wait_s=2.0), Metrics())
 
         async def label(text: str, within_s: float) -> str:
             return (await batcher.predict(text, asyncio.get_running_loop().time() + within_s)).label

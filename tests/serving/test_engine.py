@@ -4,14 +4,17 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from serving.engine import Engine
+import serving.engine
+from serving.engine import DroppedError, Engine, Probabilities
 from serving.packing import PackedRows
+from serving.protocol import NOBODY_WAITS, TIME_HAS_PASSED
 from tests.conftest import REFERENCE, SENTENCES
 
 CORES = 2
@@ -177,3 +180,51 @@ def test_totals_count_what_was_run(engine: Engine) -> None:
         assert total == pytest.approx(sum(of_requests))
     assert 0 < totals.pack_s + totals.graph_s <= sum(answer.phases.graph_s for answer in answers)
     assert (totals.waiting_texts, totals.busy_cores) == (0, 0)
+
+
+def occupy(engine: Engine, held: HeldGraph) -> list[Future[Probabilities]]:
+    """Have every core begin a run, which the test holds."""
+    busy = [engine.submit(["good " * 200]) for _ in range(CORES)]
+    for _ in range(CORES):
+        assert held.began.acquire(timeout=20)
+    return busy
+
+
+def test_a_request_whose_time_has_passed_costs_no_run(engine: Engine) -> None:
+    held = HeldGraph(engine)
+    busy = occupy(engine, held)
+    late = [engine.submit(["very " * 100] * 30, timeout_s=0.01) for _ in range(5)]
+    patient = engine.submit(["good"], timeout_s=60)
+    time.sleep(0.02)
+    held.may_run.release(100)
+    for answer in late:
+        with pytest.raises(DroppedError, match=TIME_HAS_PASSED):
+            answer.result(20)
+    for answer in (*busy, patient):
+        answer.result(20)
+    assert held.runs[CORES:] == [engine.count_tokens(["good"])]
+
+
+def test_a_request_that_nobody_wants_any_more_costs_no_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving.engine, "LOOK_S", 0.0)
+    held = HeldGraph(engine)
+    busy = occupy(engine, held)
+    left = engine.submit(["very " * 100] * 100, is_wanted=lambda: False)
+    stayed = engine.submit(["good"], is_wanted=lambda: True)
+    held.may_run.release(100)
+    with pytest.raises(DroppedError, match=NOBODY_WAITS):
+        left.result(20)
+    for answer in (*busy, stayed):
+        answer.result(20)
+    assert held.runs[CORES:] == [engine.count_tokens(["good"])]
+
+
+def test_nobody_is_asked_about_a_request_that_hardly_waited(engine: Engine) -> None:
+    asked = threading.Event()
+
+    def is_wanted() -> bool:
+        asked.set()
+        return True
+
+    engine.submit(["good"], is_wanted=is_wanted).result(20)
+    assert not asked.is_set()

@@ -1,0 +1,107 @@
+"""*overload*: three times what can be served is offered, and then half of it, as if it were a calm day."""
+
+import math
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import orjson
+
+from benchmarks.load import Load, Requests, http_client, live_body
+from benchmarks.open_load import ANSWERED
+from benchmarks.processes import PROJECT, Server, running_pipeline
+from benchmarks.results import Figures
+from benchmarks.run import Run
+from benchmarks.sections.server import START_TIMEOUT_S
+from benchmarks.texts import REVIEWS
+from errors import PipelineError
+from serving.die_with_parent import command_dying_with_parent
+
+SECTION = "overload"
+BEST = "gateway, live, what it serves at most"
+OVERLOADED = "gateway, live, three times that"
+DEADLINE_S = 1.0
+"""What each request allows (`X-Request-Timeout-Ms`)."""
+TIMES = 3.0
+_RAMP = (0.8, 1.0, 1.2, 1.4)
+"""Of what 64 connections are served, which send when they are answered: what is offered to find the best."""
+_RAMP_S = 5.0
+_CALM = 0.5
+_CALM_S = 5.0
+_SAMPLE_S = 0.5
+REFUSED = "503"
+
+
+def measure(run: Run) -> None:
+    """Find what can be served, then offer too much, as often as a case is repeated."""
+    with running_pipeline(run.model.repository.root, run.directory / "overload") as pipeline:
+        pipeline.wait_until_answering("/health/ready", START_TIMEOUT_S)
+        client = http_client(f"{pipeline.url}/predict/live", 64)
+        closed = Load(client, Requests(run.never_sent(REVIEWS), live_body), pipeline, run.directory)
+        for repeat in range(run.repeats):
+            about = closed(run.seconds)["texts_per_s"]
+            ramp = _offer(run, pipeline, [(share * about, _RAMP_S) for share in _RAMP])
+            best = max(load["answered_per_s"] for load in ramp)
+            run.results.measurement(SECTION, BEST, f"in {_RAMP_S:g} s").add({"texts_per_s": best})
+            pipeline.settle()
+            with _memory(pipeline) as memory_mib:
+                flood, calm = _offer(run, pipeline, [(TIMES * best, run.seconds), (_CALM * best, _CALM_S)])
+            figures = _figures(flood, calm, memory_mib)
+            run.results.measurement(SECTION, OVERLOADED, f"deadline {DEADLINE_S:g} s").add(figures)
+            shown = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
+            run.progress(f"{SECTION}, {repeat + 1}/{run.repeats}: at most {best:,.0f}/s; {shown}")
+
+
+def _offer(run: Run, pipeline: Server, loads: list[tuple[float, float]]) -> list[dict[str, Any]]:
+    """Offer so many requests a second for so many seconds, one after the other; what came of each."""
+    file = run.directory / "offered.jsonl"
+    with file.open("wb") as output:
+        for text in islice(run.never_sent(REVIEWS), sum(int(rate * seconds) for rate, seconds in loads)):
+            output.write(orjson.dumps(live_body([text])) + b"\n")
+    command = [sys.executable, "-m", "benchmarks.open_load", f"{pipeline.url}/predict/live", f"{1e3 * DEADLINE_S:.0f}"]
+    command += [str(file), *(f"{rate}:{seconds}" for rate, seconds in loads)]
+    ended = subprocess.run(command_dying_with_parent(command), cwd=PROJECT, stdout=subprocess.PIPE, check=False)
+    if ended.returncode:
+        raise PipelineError(f"The load generator failed: exit status {ended.returncode}")
+    return [orjson.loads(line) for line in ended.stdout.splitlines()]
+
+
+def _figures(flood: dict[str, Any], calm: dict[str, Any], memory_mib: list[float]) -> Figures:
+    statuses, latencies = flood["statuses"], flood["latencies_ms"]
+    answered, refused = latencies.get(ANSWERED, {}), latencies.get(REFUSED, {"p99": 0.0})
+    half = len(memory_mib) // 2
+    return {
+        "texts_per_s": flood["answered_per_s"],
+        "p50_ms": answered.get("p50", math.inf),
+        "p99_ms": answered.get("p99", math.inf),
+        "refused": statuses.get(REFUSED, 0),
+        "refused_p99_ms": refused["p99"],
+        "failed": sum(count for status, count in statuses.items() if status not in (ANSWERED, REFUSED)),
+        "normal_after_s": calm["normal_after_s"],
+        "memory_first_half_mib": max(memory_mib[:half], default=0.0),
+        "memory_second_half_mib": max(memory_mib[half:], default=0.0),
+        "generator_cores": flood["generator_cores"],
+    }
+
+
+@contextmanager
+def _memory(pipeline: Server) -> Iterator[list[float]]:
+    """Measure what all of the pipeline's processes hold, while the block runs."""
+    samples: list[float] = []
+    ended = threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(_SAMPLE_S):
+            samples.append(pipeline.memory_bytes() / 2**20)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
