@@ -31,14 +31,16 @@ def main(arguments: list[str]) -> int:
     # Else a model without safetensors would be sent to a service of the hub that makes them.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    without_secrets: Callable[[str], str] = str
     try:
         command: Command = options.command
         settings = load_settings()
+        without_secrets = settings.without_secrets
         set_up_logging(settings)
         set_up_tracing(settings, "sentiment")
         command(settings, options)
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(without_secrets(f"error: {error}"), file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno != errno.ENOSPC:

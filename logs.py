@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -19,7 +20,8 @@ def set_up_logging(settings: Settings) -> None:
     """Log to standard error, as the settings say."""
     level = getattr(logging, settings.log_level.upper())
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
+    kind = JsonFormatter if settings.log_format == "json" else TextFormatter
+    handler.setFormatter(kind(settings.without_secrets))
     logging.basicConfig(level=max(level, logging.INFO), handlers=[handler])
     for name in _OWN:
         logging.getLogger(name).setLevel(level)
@@ -31,9 +33,14 @@ def set_up_logging(settings: Settings) -> None:
 class TextFormatter(logging.Formatter):
     """A line to read: time, level, message, and at its end the request or the job."""
 
-    def __init__(self) -> None:
+    def __init__(self, without_secrets: Callable[[str], str]) -> None:
         """Tell hours, minutes and seconds: whoever reads it knows the day."""
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+        self._without_secrets = without_secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and a traceback below it."""
+        return self._without_secrets(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """The message with its origin, at the end of the first of its lines."""
@@ -44,6 +51,11 @@ class TextFormatter(logging.Formatter):
 
 class JsonFormatter(logging.Formatter):
     """An object in a line: `time` (UTC), `level`, `logger`, `message`, and what else is known."""
+
+    def __init__(self, without_secrets: Callable[[str], str]) -> None:
+        """Tell everything by `without_secrets`."""
+        super().__init__()
+        self._without_secrets = without_secrets
 
     def format(self, record: logging.LogRecord) -> str:
         """The line. What JSON has no form for is told in words, for a log must not fail."""
@@ -59,7 +71,9 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        # Each by itself, for JSON would write some of their characters otherwise.
+        told = {key: self._without_secrets(value) if isinstance(value, str) else value for key, value in line.items()}
+        return json.dumps(told, default=lambda value: self._without_secrets(str(value)))
 
 
 def _origin() -> dict[str, Any]:

@@ -224,7 +224,7 @@ async def _first_version(address: str) -> int:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn that leaves the signals to the pipeline, tells when it listens, and listens until what it took is answered."""
+    """Uvicorn that tells when it listens, leaves signals to the pipeline, and ends when what it took is answered."""
 
     def __init__(
         self, config: uvicorn.Config, under_way: UnderWay, longest_s: float, triton: TritonSupervisor | None

@@ -15,6 +15,7 @@ from errors import PipelineError
 from gateway.deps import DirectRoute, Endpoint, get_loop
 from gateway.openapi import Json, parameter, problem_responses
 from gateway.problems import (
+    REFUSALS,
     ConflictError,
     FieldError,
     InvalidFieldsError,
@@ -182,7 +183,7 @@ def _route(
         openapi_extra={"parameters": list(parameters)},
         responses={
             **{status: {"model": model, "description": _DESCRIPTIONS[status]} for status in statuses},
-            **problem_responses(*problems, StorageUnavailableError),
+            **problem_responses(*problems, StorageUnavailableError, *REFUSALS),
         },
     )
 

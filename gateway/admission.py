@@ -73,26 +73,31 @@ class Admission:
         if path is None or (path in NEVER_REFUSED and not (self._under_way.ending and path == READY_PATH)):
             await self._app(scope, receive, send)
             return
+        if self._under_way.ending:
+            problem = EndingError("The service is ending; ask again, and another or the next one answers.")
+            await problem.response()(scope, receive, send)
+            return
+        # Before it is admitted, for that may have to read its body.
+        self._under_way.count += 1
+        try:
+            await self._pass_on(scope, receive, send)
+        finally:
+            self._under_way.leave()
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             receive = await self._admit(scope, receive)
         except OverloadedError as problem:
             for message in _rendered(math.ceil(problem.retry_after_s or 1)):
                 await send({**message})
-            return
         except ProblemError as problem:
             await problem.response()(scope, receive, send)
-            return
-        self._under_way.count += 1
-        try:
+        else:
             await self._app(scope, receive, send)
-        finally:
-            self._under_way.leave()
 
     async def _admit(self, scope: Scope, receive: Receive) -> Receive:
         """Raise the problem that a request is refused with; else return what it is to be read by."""
-        if self._under_way.ending:
-            raise EndingError("The service is ending; ask again, and another or the next one answers.")
-        if self._under_way.count >= MOST_REQUESTS:
+        if self._under_way.count > MOST_REQUESTS:
             raise OverloadedError(1.0)
         if self._limits is not None:
             self._limits.count(scope, 1)

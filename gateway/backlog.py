@@ -70,10 +70,12 @@ class Backlog:
         A request that is alone is accepted however large it is, or it never would be.
 
         Raises:
-            ModelTimeoutError: it cannot be done by then, whatever else is to be done.
+            ModelTimeoutError: it cannot be done by then, as fast as the model is while there is other work.
             OverloadedError: it could be, but too much was accepted before.
         """
-        if time_left_s <= 0 or (self._is_measured and work > _CERTAINLY * self.rate * time_left_s):
+        is_hopeless = self._is_measured and work > _CERTAINLY * self.rate * time_left_s
+        # What was measured may be long past, and nothing else would show that the model is faster now.
+        if time_left_s <= 0 or (self.work and is_hopeless):
             raise ModelTimeoutError("The time that the request allows is too short for its texts.")
         if not self.work:
             self._start_window(asyncio.get_running_loop().time())

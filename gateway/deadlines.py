@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Iterable
 from typing import TypeVar
 
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from gateway.problems import FieldError, InvalidFieldsError
+from gateway.problems import ClientLeftError, FieldError, InvalidFieldsError
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 _TIMEOUT_HEADER = TIMEOUT_HEADER.lower().encode()
@@ -40,7 +39,7 @@ async def unless_client_leaves(receive: Receive, answer: Awaitable[Answer]) -> A
     """Await `answer` for a request whose body has been read; cancel it when the client closes the connection.
 
     Raises:
-        ClientDisconnect: the client has left.
+        ClientLeftError: the client has left.
     """
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
@@ -64,7 +63,7 @@ async def unless_client_leaves(receive: Receive, answer: Awaitable[Answer]) -> A
         return await answer
     except asyncio.CancelledError:
         if has_left:
-            raise ClientDisconnect from None
+            raise ClientLeftError from None
         raise
     finally:
         timer.cancel()

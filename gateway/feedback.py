@@ -11,6 +11,7 @@ from errors import PipelineError
 from gateway.deps import DirectRoute, Loop, get_loop, get_metrics
 from gateway.openapi import parameter, problem_responses, request_body
 from gateway.problems import (
+    REFUSALS,
     ConflictError,
     FieldError,
     InvalidFieldsError,
@@ -114,6 +115,7 @@ routes = [
                 UnsupportedMediaTypeError,
                 InvalidFieldsError,
                 StorageUnavailableError,
+                *REFUSALS,
             ),
         },
     )

@@ -18,12 +18,12 @@ from gateway.inference import Prediction
 from gateway.openapi import parameter, problem_responses, request_body
 from gateway.predictor import Predictor
 from gateway.problems import (
+    REFUSALS,
     FieldError,
     InvalidFieldsError,
     MalformedBodyError,
     ModelTimeoutError,
     ModelUnavailableError,
-    OverloadedError,
     ProblemError,
     TooLargeError,
     UnsupportedMediaTypeError,
@@ -167,7 +167,7 @@ _PROBLEMS = problem_responses(
     UnsupportedMediaTypeError,
     InvalidFieldsError,
     ModelUnavailableError,
-    OverloadedError,
+    *REFUSALS,
     ModelTimeoutError,
 )
 _TIMEOUT = parameter(

@@ -140,6 +140,18 @@ class HostRefusedError(ProblemError):
     title = "This host is not served here"
 
 
+class ClientLeftError(ProblemError):
+    """The client left before the answer; nobody gets this one, but it is counted by its status, nginx's."""
+
+    status = 499
+    type = _TYPE_PREFIX + "client-left"
+    title = "The client has left"
+
+    def __init__(self) -> None:
+        """Tell so."""
+        super().__init__("The connection was closed before the answer.")
+
+
 class InvalidFieldsError(ProblemError):
     """The body is JSON, but fields of it are wrong; `errors` names every one."""
 
@@ -214,6 +226,10 @@ class CallerLimitError(ProblemError):
         """Tell the limit, and when to ask again."""
         detail = f"One caller may ask {limit}; ask again later, as Retry-After says."
         super().__init__(detail, retry_after_s=retry_after_s)
+
+
+REFUSALS = (CallerLimitError, OverloadedError, EndingError)
+"""What every route may answer with, but those of health and metrics, before it looks at the request."""
 
 
 class ModelTimeoutError(ProblemError):

@@ -6,10 +6,12 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from logs import JsonFormatter, TextFormatter, set_up_logging
 from request_context import MOST_CHARACTERS, current_request, doing_job, request_id
@@ -56,7 +58,7 @@ def in_request(id_: str, work: Callable[[], str]) -> str:
 
 
 def test_json_names_request_and_figures() -> None:
-    line = in_request("abc-1", lambda: JsonFormatter().format(record("took %d s", 3, figures={"status": 503})))
+    line = in_request("abc-1", lambda: JsonFormatter(str).format(record("took %d s", 3, figures={"status": 503})))
     told = json.loads(line)
     assert told.pop("time").endswith("Z")
     assert told == {
@@ -74,14 +76,14 @@ def test_exceptions_are_in_the_line() -> None:
     except ValueError:
         made = record("failed")
         made.exc_info = sys.exc_info()
-    line = JsonFormatter().format(made)
+    line = JsonFormatter(str).format(made)
     assert "\n" not in line
     assert "ValueError: why\nnot" in json.loads(line)["exception"]
 
 
 @given(st.text(), st.one_of(st.text(), st.binary(), st.floats(), st.none()))
 def test_every_message_is_one_line_of_json(message: str, argument: object) -> None:
-    line = JsonFormatter().format(record("%s: %s", message, argument, figures={"path": message, "given": argument}))
+    line = JsonFormatter(str).format(record("%s: %s", message, argument, figures={"path": message, "given": argument}))
     assert len(line.splitlines()) == 1
     line.encode("ascii")
     assert json.loads(line, parse_constant=str)["message"] == f"{message}: {argument}"
@@ -89,9 +91,23 @@ def test_every_message_is_one_line_of_json(message: str, argument: object) -> No
 
 def test_text_names_the_job_in_its_first_line() -> None:
     with doing_job(7):
-        line = TextFormatter().format(record("two\nlines"))
+        line = TextFormatter(str).format(record("two\nlines"))
     assert line.partition(" ")[2] == "WARNING two [job 7]\nlines"
-    assert TextFormatter().format(record("plain")).endswith(" WARNING plain")
+    assert TextFormatter(str).format(record("plain")).endswith(" WARNING plain")
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_no_line_has_a_secret(lines: Callable[[Settings], io.StringIO], log_format: Literal["text", "json"]) -> None:
+    stream = lines(Settings(log_format=log_format, admin_key=SecretStr('an"admin"key')))
+    log = logging.getLogger("gateway.x")
+    try:
+        raise ValueError('refused: an"admin"key')
+    except ValueError:
+        log.exception('given an"admin"key', extra={"figures": {"key": 'an"admin"key'}})
+    written = stream.getvalue()
+    assert "refused" in written
+    assert "given …" in (written if log_format == "text" else json.loads(written)["message"])
+    assert "admin" not in written
 
 
 def test_only_this_project_is_told_at_the_level_debug(lines: Callable[[Settings], io.StringIO]) -> None:

@@ -34,9 +34,16 @@ expected-statuses = ["2xx", 404, 409, 413]
 [[operations]]
 include-path = "/feedback"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 413, 422]
+
+[[operations]]
+include-path-regex = "^/predict/"
+generation.allow-extra-parameters = false
+checks.positive_data_acceptance.expected-statuses = ["2xx", 413, 504]
+checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 504]
 """
-"""A list or a body that is too long is refused with 413, also where every text by itself is right; and which labels
-there are, the model knows and not the document."""
+"""A list or a body that is too long is refused with 413, also where every text by itself is right; which labels there
+are, the model knows and not the document. Predictions may be allowed no time at all, and headers that they do not know
+refuse them nothing."""
 
 MAX_TIME_S = 40
 """For the phases that would go on for ever; the others end by themselves."""

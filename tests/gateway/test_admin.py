@@ -291,7 +291,7 @@ def test_each_route_is_documented(document: dict[str, Any], method: str, path: s
     needed = "admin" if method == "post" else "read"
     assert operation["security"] == ([] if needed == "admin" else [{}]) + [{"ApiKey": [needed]}, {"Bearer": [needed]}]
     responses = operation["responses"]
-    assert set(responses) == statuses | problems | {"401", "403", "421", "503", "default"}
+    assert set(responses) == statuses | problems | {"401", "403", "421", "429", "503", "default"}
     for status in statuses:
         schema = responses[status]["content"]["application/json"]["schema"]
         assert ("items" in schema) == (path in {"/models", "/events"})

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select, text
 
-from gateway.problems import ConflictError, MalformedBodyError, StorageUnavailableError, TooLargeError
+from gateway.problems import ConflictError, MalformedBodyError, TooLargeError
 from gateway.schemas import FeedbackAccepted, FeedbackRequest
 from gateway.texts import MAX_TEXTS
 from serving.repository import ModelRepository
@@ -295,6 +295,7 @@ def test_the_feedback_route_is_documented_and_its_examples_are_taken(gateway: Ga
         "415",
         "421",
         "422",
+        "429",
         "503",
         "default",
     }
@@ -303,7 +304,7 @@ def test_the_feedback_route_is_documented_and_its_examples_are_taken(gateway: Ga
     assert parameter["schema"] == {"type": "string", "maxLength": 200}
     assert operation["security"] == [{}, {"ApiKey": ["feedback"]}, {"Bearer": ["feedback"]}]
     FeedbackAccepted.model_validate(operation["responses"]["201"]["content"]["application/json"]["example"])
-    for kind in (MalformedBodyError, ConflictError, TooLargeError, StorageUnavailableError):
+    for kind in (MalformedBodyError, ConflictError, TooLargeError):
         schema = operation["responses"][str(kind.status)]["content"]["application/problem+json"]["schema"]
         assert schema["properties"]["type"]["const"] == kind.type
     reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]

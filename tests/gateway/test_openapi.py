@@ -10,6 +10,7 @@ from tests.gateway.conftest import until
 from tests.gateway.fake_triton import FakeTriton
 
 MODELS: dict[str, type[BaseModel]] = {"Health": Health, "Predictions": Predictions}
+PROBLEMS = ("400", "401", "403", "413", "415", "421", "422", "429", "503", "504")
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +53,28 @@ def test_every_example_is_answered_as_documented(http: httpx.Client, document: d
 def test_each_prediction_documents_its_problems(document: dict[str, Any]) -> None:
     for path in ("/predict/live", "/predict/batch"):
         responses = document["paths"][path]["post"]["responses"]
-        assert set(responses) == {"200", "400", "401", "403", "413", "415", "421", "422", "503", "504", "default"}
+        assert set(responses) == {
+            *["200", "400", "401", "403", "413", "415", "421", "422", "429", "503", "504"],
+            "default",
+        }
         assert all(
             list(response["content"]) == ["application/problem+json"]
             for status, response in responses.items()
             if status != "200"
         )
+
+
+def test_refusals_say_when_to_come_again(document: dict[str, Any]) -> None:
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            responses = operation["responses"]
+            if path in ("/health/live", "/health/ready", "/metrics"):
+                assert "429" not in responses
+                continue
+            assert responses["429"]["headers"]["Retry-After"]["required"]
+            assert responses["503"]["headers"]["Retry-After"]["required"]
+            types = responses["503"]["content"]["application/problem+json"]["schema"]["properties"]["type"]["enum"]
+            assert {"urn:sentiment:problem:overloaded", "urn:sentiment:problem:ending"} < set(types)
 
 
 def test_docs_page(http: httpx.Client, triton: FakeTriton) -> None:

@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -133,6 +132,7 @@ def test_a_client_that_leaves_is_noticed(one: Gateway, triton: FakeTriton) -> No
         assert one.under_way.count == 1
     until(lambda: one.under_way.count == 0)
     triton.may_answer.set()
+    until(lambda: 'http_response_status_code="499"' in one.http.get("/metrics").text)
 
 
 def test_a_caller_over_its_limit_is_told_when_to_come_again(limited: Gateway) -> None:
@@ -167,15 +167,12 @@ def test_a_hanging_model_holds_nobody(one: Gateway, triton: FakeTriton, monkeypa
     triton.may_answer.clear()
     triton.before_answer = lambda texts: triton.held.update(texts)
     triton.held = {"Is this ready?"}
-    started = time.monotonic()
     waiting = threading.Thread(target=one.http.post, args=(LIVE,), kwargs={"json": {"text": "waits"}})
     waiting.start()
     waiting.join(8)
     assert not waiting.is_alive(), "it waits for its deadline, though the model is known to hang"
-    asked = time.monotonic()
     assert one.http.post(LIVE, json={"text": "new"}).status_code == 503
-    assert time.monotonic() - asked < 1
-    assert asked - started < 8
+    assert ["new"] not in triton.calls
     triton.before_answer = lambda _texts: None
     triton.held = set()
     triton.may_answer.set()
