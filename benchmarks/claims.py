@@ -7,7 +7,7 @@ from typing import Literal
 
 from benchmarks.batching import PACKED, PADDED
 from benchmarks.results import Measurement, Results, ratios
-from benchmarks.sections import clients, engine, lengths, overload, server
+from benchmarks.sections import clients, engine, lengths, overload, retraining, server
 from benchmarks.texts import FLAT_LONG
 from serving.runtime import INT8
 
@@ -43,6 +43,7 @@ def claims(results: Results) -> list[Claim]:
         *_of_server(results),
         *_of_clients(results),
         *_of_overload(results),
+        *_of_retraining(results),
     ]
 
 
@@ -124,6 +125,17 @@ def _of_overload(results: Results) -> Iterator[Claim]:
         ("seconds until normal again", "normal_after_s", 2),
     ):
         yield Claim(f"{text}, {what}", flood.figures[figure], "at most", limit)
+
+
+def _of_retraining(results: Results) -> Iterator[Claim]:
+    alone = results.find(retraining.SECTION, retraining.GATEWAY, retraining.ALONE)
+    steps = [item for item in results.of_section(retraining.SECTION) if item is not alone]
+    if alone and steps:
+        calm = median(alone.figures["p99_ms"])
+        values = [p99 / calm for item in steps for p99 in item.figures["p99_ms"]]
+        yield Claim("99th percentile beside a retraining ÷ alone, at half of the best load", values, "at most", 1.5)
+        failed = sum(count for item in steps for count in item.figures["failed"])
+        yield Claim("requests that fail beside a retraining", [failed], "at most", 0)
 
 
 def _ratio(

@@ -139,7 +139,7 @@ def running(
 
 
 @contextlib.contextmanager
-def running_pipeline(repository: Path, directory: Path) -> Iterator[Server]:
+def running_pipeline(repository: Path, directory: Path, settings: dict[str, str] | None = None) -> Iterator[Server]:
     """Run `python app.py serve` for what is deployed in `repository`; it may not answer yet."""
     port = free_ports(4)
     environment = {
@@ -147,7 +147,7 @@ def running_pipeline(repository: Path, directory: Path) -> Iterator[Server]:
         "SENTIMENT_STATE_DIR": str(directory / "state"),
         "SENTIMENT_PORT": str(port),
         "SENTIMENT_TRITON_HTTP": "true",
-    }
+    } | (settings or {})
     # In a directory without `.env`, so that the settings are the defaults but for these.
     command = [sys.executable, str(PROJECT / "app.py"), "serve"]
     with running(command, port, directory, "pipeline", environment) as server:

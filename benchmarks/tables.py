@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.claims import claims
 from benchmarks.results import Measurement, Results, with_spread
-from benchmarks.sections import clients, cold, engine, lengths, overload, server
+from benchmarks.sections import clients, cold, engine, lengths, overload, retraining, server
 
 _HEADINGS = {
     "texts_per_s": "texts/s",
@@ -41,6 +41,7 @@ def markdown(results: Results) -> str:
         (lengths.SECTION, "Texts of other lengths, by 64 texts or connections; long and flat-long by 16"),
         (cold.SECTION, "Cold"),
         (overload.SECTION, "Overload, reviews, every text new, offered at a fixed rate"),
+        (retraining.SECTION, "Half of the best load, alone and beside a retraining, by its steps"),
     ):
         # Cases with other figures make another table.
         tables: dict[tuple[str, ...], list[Measurement]] = {}

@@ -1,25 +1,19 @@
 """*overload*: three times what can be served is offered, and then half of it, as if it were a calm day."""
 
 import math
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
-import orjson
-
 from benchmarks.load import Load, Requests, http_client, live_body
+from benchmarks.offering import offer
 from benchmarks.open_load import ANSWERED
-from benchmarks.processes import PROJECT, Server, running_pipeline
+from benchmarks.processes import Server, running_pipeline
 from benchmarks.results import Figures
 from benchmarks.run import Run
 from benchmarks.sections.server import START_TIMEOUT_S
 from benchmarks.texts import REVIEWS
-from errors import PipelineError
-from serving.die_with_parent import command_dying_with_parent
 
 SECTION = "overload"
 BEST = "gateway, live, what it serves at most"
@@ -44,30 +38,16 @@ def measure(run: Run) -> None:
         closed = Load(client, Requests(run.never_sent(REVIEWS), live_body), pipeline, run.directory)
         for repeat in range(run.repeats):
             about = closed(run.seconds)["texts_per_s"]
-            ramp = _offer(run, pipeline, [(share * about, _RAMP_S) for share in _RAMP])
+            ramp = offer(run, pipeline, DEADLINE_S, [(share * about, _RAMP_S) for share in _RAMP])
             best = max(load["answered_per_s"] for load in ramp)
             run.results.measurement(SECTION, BEST, f"in {_RAMP_S:g} s").add({"texts_per_s": best})
             pipeline.settle()
             with _memory(pipeline) as memory_mib:
-                flood, calm = _offer(run, pipeline, [(TIMES * best, run.seconds), (_CALM * best, _CALM_S)])
+                flood, calm = offer(run, pipeline, DEADLINE_S, [(TIMES * best, run.seconds), (_CALM * best, _CALM_S)])
             figures = _figures(flood, calm, memory_mib)
             run.results.measurement(SECTION, OVERLOADED, f"deadline {DEADLINE_S:g} s").add(figures)
             shown = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
             run.progress(f"{SECTION}, {repeat + 1}/{run.repeats}: at most {best:,.0f}/s; {shown}")
-
-
-def _offer(run: Run, pipeline: Server, loads: list[tuple[float, float]]) -> list[dict[str, Any]]:
-    """Offer so many requests a second for so many seconds, one after the other; what came of each."""
-    file = run.directory / "offered.jsonl"
-    with file.open("wb") as output:
-        for text in islice(run.never_sent(REVIEWS), sum(int(rate * seconds) for rate, seconds in loads)):
-            output.write(orjson.dumps(live_body([text])) + b"\n")
-    command = [sys.executable, "-m", "benchmarks.open_load", f"{pipeline.url}/predict/live", f"{1e3 * DEADLINE_S:.0f}"]
-    command += [str(file), *(f"{rate}:{seconds}" for rate, seconds in loads)]
-    ended = subprocess.run(command_dying_with_parent(command), cwd=PROJECT, stdout=subprocess.PIPE, check=False)
-    if ended.returncode:
-        raise PipelineError(f"The load generator failed: exit status {ended.returncode}")
-    return [orjson.loads(line) for line in ended.stdout.splitlines()]
 
 
 def _figures(flood: dict[str, Any], calm: dict[str, Any], memory_mib: list[float]) -> Figures:
