@@ -58,10 +58,10 @@ def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> None
         time.sleep(0.1)
 
 
-def free_ports() -> int:
-    """The first of four free ports in a row, as the gateway and Triton take them."""
+def free_ports(count: int = 4) -> int:
+    """The first of so many free ports in a row; the gateway and Triton take four."""
     for first in range(18_000 + os.getpid() % 5_000, 30_000, 4):
-        sockets = [socket.socket() for _ in range(4)]
+        sockets = [socket.socket() for _ in range(count)]
         try:
             for offset, probe in enumerate(sockets):
                 probe.bind(("127.0.0.1", first + offset))
@@ -71,7 +71,7 @@ def free_ports() -> int:
             for probe in sockets:
                 probe.close()
         return first
-    raise AssertionError("no four free ports in a row")
+    raise AssertionError(f"no {count} free ports in a row")
 
 
 def copy_checkout(target: Path) -> None:
