@@ -113,6 +113,9 @@ class _OpenVinoGraph:
     def __init__(self, graph: Path, precision: Precision, streams: int, threads: int) -> None:
         import openvino
 
+        # The first call makes a table, during which other threads may run; one that asks for the table too then waits
+        # for it and keeps Python's lock, without which it is never made. Hence here, before any other thread asks.
+        openvino.Type.i64.to_dtype()
         compiled = openvino.Core().compile_model(
             str(graph),
             "CPU",
