@@ -10,6 +10,7 @@ import tracing
 from gateway.answer_cache import AnswerCache
 from gateway.inference import Outcomes, Prediction, infer
 from gateway.metrics import Metrics
+from gateway.server_timing import current_timings
 from serving.call_statistics import CallStatistics
 from serving.replicas import PROBE, Replicas
 from serving.triton_client import Classification, TextRefusedError, TritonTimeoutError, TritonUnavailableError
@@ -57,11 +58,12 @@ class DeployedModel:
         self._is_doubted = asyncio.Event()
         self.ready = False
         """Whether the model answered when it was asked for a sign of life, or after that."""
-        self._is_broken = False
+        self.failure: Exception | None = None
+        """What it did instead when it was asked for one last; while there is one, the circuit is broken."""
 
     def check_circuit(self) -> None:
         """Raise a TritonUnavailableError where it is known that nobody can answer now."""
-        if self._is_broken:
+        if self.failure is not None:
             raise TritonUnavailableError("the model did not answer when it was asked last")
 
     async def infer(self, texts: list[str], deadline: float) -> Outcomes:
@@ -94,9 +96,9 @@ class DeployedModel:
     async def _until_due(self) -> None:
         """Wait until a sign of life is needed."""
         loop = asyncio.get_running_loop()
-        if self._is_broken:
+        if self.failure is not None:
             await asyncio.sleep(DOWN_INTERVAL_S)
-        while not self._is_broken and not self._is_doubted.is_set():
+        while self.failure is None and not self._is_doubted.is_set():
             wait_s = self._heard_at + WATCH_INTERVAL_S - loop.time()
             if wait_s <= 0:
                 break
@@ -171,6 +173,8 @@ class DeployedModel:
         self._metrics.call_texts.observe(len(texts))
         if answer.phases is not None:
             self._metrics.observe_phases(answer.phases)
+        for timing in current_timings.get():
+            timing.add(started, answer.phases)
         return answer
 
     def _count_failure(self) -> None:
@@ -180,14 +184,15 @@ class DeployedModel:
     def _hear(self) -> None:
         self._heard_at = asyncio.get_running_loop().time()
         self.ready = True
-        self._is_broken = False
+        self.failure = None
 
     def _break(self, reason: Exception) -> None:
         """Have nobody wait for the model any more."""
-        if self.ready:
-            log.warning("The model does not answer: %s", reason)
+        if type(reason) is not type(self.failure):
+            # One that has not answered yet may be starting.
+            log.log(logging.INFO if self._version is None else logging.WARNING, "The model does not answer: %s", reason)
         self.ready = False
-        self._is_broken = True
+        self.failure = reason
         self._given_up |= self._under_way
         for task in self._under_way:
             task.cancel()

@@ -7,6 +7,15 @@ from gateway.deps import DirectRoute, get_predictor
 from gateway.openapi import problem_responses
 from gateway.problems import EndingError, ModelUnavailableError
 from gateway.schemas import Health
+from serving.triton_client import ModelFailedError, NotLoadedError, TritonTimeoutError, TritonUnavailableError
+
+_REASONS: dict[type[Exception], str] = {
+    NotLoadedError: "Triton runs, and has no version of the model loaded.",
+    ModelFailedError: "Triton runs, and the model fails whatever it is asked.",
+    TritonUnavailableError: "Triton is down, starting, or cannot be reached.",
+    TritonTimeoutError: "The model does not answer in time.",
+}
+"""In words of our own: what Triton says names paths, and goes to the log."""
 
 
 async def health_live(_request: Request) -> Response:
@@ -16,9 +25,17 @@ async def health_live(_request: Request) -> Response:
 
 async def health_ready(request: Request) -> Response:
     """Answer 200 only while the model can answer: where this fails, send requests elsewhere."""
-    if not get_predictor(request).ready:
-        raise ModelUnavailableError("Triton is down, has no version of the model loaded, or fails to run it.")
+    predictor = get_predictor(request)
+    if not predictor.ready:
+        raise ModelUnavailableError(_why_not(predictor.failure))
     return _status("ready")
+
+
+def _why_not(failure: Exception | None) -> str:
+    if failure is None:
+        return "The gateway starts: the model has not answered yet."
+    told = (reason for kind, reason in _REASONS.items() if isinstance(failure, kind))
+    return next(told, "The model cannot be asked, for a reason that the gateway's log has.")
 
 
 def _status(status: str) -> Response:

@@ -17,6 +17,7 @@ import tracing
 from gateway.backlog import Backlog, work_of
 from gateway.inference import Model, Outcomes, Prediction
 from gateway.metrics import Metrics
+from gateway.server_timing import Timing, current_timings
 from request_context import current_request
 from serving.triton_client import TritonTimeoutError, TritonUnavailableError
 
@@ -42,6 +43,7 @@ class _Waiting:
     """Its id."""
     span: Any
     """That of the request, where there are traces."""
+    timings: tuple[Timing, ...]
     batch: "_Batch | None" = None
 
 
@@ -83,7 +85,8 @@ class MicroBatcher:
         """
         loop = asyncio.get_running_loop()
         now, answer = loop.time(), loop.create_future()
-        waiting = _Waiting(text, work_of(text), now, deadline, answer, current_request.get(), tracing.here())
+        origin = current_request.get(), tracing.here(), current_timings.get()
+        waiting = _Waiting(text, work_of(text), now, deadline, answer, *origin)
         self._backlog.enter(waiting.work, deadline - now)
         self._queue.append(waiting)
         if self._start is None:
@@ -117,6 +120,7 @@ class MicroBatcher:
         requests = list(batch.requests())
         texts = list(batch.texts)
         current_request.set(",".join(waiting.request for waiting in requests[:MOST_TEXTS]))
+        current_timings.set(tuple(timing for waiting in requests for timing in waiting.timings))
         first, *others = (waiting.span for waiting in requests)
         with tracing.span("answer together", parent=first, links=others, attributes={"sentiment.texts": len(texts)}):
             return await self._model.infer(texts, deadline)

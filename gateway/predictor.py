@@ -84,6 +84,11 @@ class Predictor:
         """Whether the model can answer, as of the last time that it was asked, about a second ago at most."""
         return self._model.ready
 
+    @property
+    def failure(self) -> Exception | None:
+        """What the model did instead when it was last asked; none where it can answer, or was not asked yet."""
+        return self._model.failure
+
     async def watch(self) -> None:
         """Keep knowing whether the model can answer, and which version does, until cancelled."""
         await self._model.watch()

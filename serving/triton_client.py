@@ -25,18 +25,26 @@ _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
-_UNAVAILABLE = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.NOT_FOUND,  # the model is not loaded (yet)
-    grpc.StatusCode.CANCELLED,
+_LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+_FAILED = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.INTERNAL,  # an instance of the model died
     grpc.StatusCode.UNKNOWN,
 }
+_NOT_LOADED = "Request for unknown model"
+"""Triton begins so under `NOT_FOUND`, and under `UNAVAILABLE` where it knew the model once."""
 
 
 class TritonUnavailableError(Exception):
     """Triton cannot answer now: it is down, starting, or has no version of the model loaded."""
+
+
+class NotLoadedError(TritonUnavailableError):
+    """Triton runs, and has no version of the model loaded."""
+
+
+class ModelFailedError(TritonUnavailableError):
+    """Triton runs, and the model fails, or there is no room for what it is asked."""
 
 
 class LoadRefusedError(TritonUnavailableError):
@@ -205,7 +213,11 @@ def _translated(error: grpc.aio.AioRpcError) -> Exception:
         return TextRefusedError(details)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED or details == TIME_HAS_PASSED:
         return TritonTimeoutError(details)
-    if error.code() in _UNAVAILABLE:
+    if error.code() is grpc.StatusCode.NOT_FOUND or (error.code() in _LOST and details.startswith(_NOT_LOADED)):
+        return NotLoadedError(details)
+    if error.code() in _FAILED:
+        return ModelFailedError(details)
+    if error.code() in _LOST:
         return TritonUnavailableError(details)
     unexpected: Exception = error
     return unexpected

@@ -35,6 +35,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self.refused: set[str] = set()
         self.error: grpc.StatusCode | None = None
         self.delay_s = 0.0
+        self.phases: tuple[float, float, float] | None = None
+        """Seconds of tokenizing, queue and graph; an older build tells none."""
         self.before_answer: Callable[[list[str]], None] = lambda _texts: None
         self.may_answer = threading.Event()
         self.may_answer.set()
@@ -72,7 +74,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
                 self.request_ids.append(request.id)
                 self.traceparents.append(dict(context.invocation_metadata()).get("traceparent", ""))
                 self.before_answer(texts)
-            version, score = self.version, self.score
+            version, score, phases = self.version, self.score, self.phases
         time.sleep(self.delay_s)
         if texts[0] in self.held:
             assert self.may_answer.wait(10)
@@ -81,7 +83,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         for text in texts:
             if text in self.refused:
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the model cannot read {text!r}")
-        return _response(texts, version, score)
+        return _response(texts, version, score, phases)
 
 
 def _texts(data: bytes) -> list[str]:
@@ -93,7 +95,7 @@ def _texts(data: bytes) -> list[str]:
     return texts
 
 
-def _response(texts: list[str], version: int, score: float) -> Any:
+def _response(texts: list[str], version: int, score: float, phases: tuple[float, float, float] | None) -> Any:
     response = service_pb2.ModelInferResponse(model_name="sentiment", model_version=str(version))
     labels = [b"Negative" if "terrible" in text else b"Positive" for text in texts]
     response.outputs.add(name="LABEL", datatype="BYTES")
@@ -102,4 +104,7 @@ def _response(texts: list[str], version: int, score: float) -> Any:
     response.raw_output_contents.append(np.full(len(texts), score, "<f4").tobytes())
     response.outputs.add(name="TRUNCATED", datatype="BOOL")
     response.raw_output_contents.append(bytes(len(text) > MODEL_READS for text in texts))
+    if phases is not None:
+        response.outputs.add(name="PHASES", datatype="FP32")
+        response.raw_output_contents.append(np.tile(np.array(phases, "<f4"), len(texts)).tobytes())
     return response

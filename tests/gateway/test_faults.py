@@ -1,11 +1,13 @@
 import time
+from pathlib import Path
 
 import grpc
 import httpx
 import pytest
 
 import gateway.deployed_model
-from tests.gateway.conftest import WATCH_INTERVAL_S, until
+from serving.replicas import PROBE
+from tests.gateway.conftest import WATCH_INTERVAL_S, make_app, served, until
 from tests.gateway.fake_triton import FakeTriton
 
 BODIES = {"/predict/live": {"text": "fine"}, "/predict/batch": {"texts": ["fine", "good"]}}
@@ -42,6 +44,44 @@ def test_dead_triton_is_told_at_once_and_its_return_is_noticed(http: httpx.Clien
         triton.start()
     until(lambda: is_ready(http))
     assert http.post("/predict/live", json=BODIES["/predict/live"]).status_code == 200
+
+
+def reason(http: httpx.Client) -> str:
+    response = http.get("/health/ready")
+    assert_unavailable(response)
+    detail: str = response.json()["detail"]
+    return detail
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (grpc.StatusCode.NOT_FOUND, "no version of the model loaded"),
+        (grpc.StatusCode.INTERNAL, "the model fails"),
+        (grpc.StatusCode.UNAVAILABLE, "Triton is down"),
+        (grpc.StatusCode.UNIMPLEMENTED, "the gateway's log"),
+    ],
+)
+def test_health_says_why_the_model_cannot_answer_and_nothing_of_triton_itself(
+    http: httpx.Client, triton: FakeTriton, status: grpc.StatusCode, expected: str
+) -> None:
+    until(lambda: is_ready(http))
+    triton.error = status
+    until(lambda: not is_ready(http))
+    assert expected in reason(http)
+    assert "secret" not in reason(http)
+
+
+def test_health_tells_one_that_starts_from_one_that_fails(triton: FakeTriton, tmp_path: Path) -> None:
+    triton.held = {PROBE}
+    triton.may_answer.clear()
+    with (
+        served(make_app(triton, tmp_path)) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http,
+    ):
+        assert "has not answered yet" in reason(http)
+        triton.may_answer.set()
+        until(lambda: is_ready(http))
 
 
 @each_route
@@ -94,10 +134,10 @@ def test_model_is_asked_for_a_sign_of_life_no_more_often_the_more_are_interested
 @each_route
 def test_slow_triton_is_a_timeout(http: httpx.Client, triton: FakeTriton, path: str) -> None:
     until(lambda: is_ready(http))
-    triton.delay_s = 0.5
-    start = time.monotonic()
+    triton.held = {"fine"}
+    triton.may_answer.clear()
     response = http.post(path, json=BODIES[path], headers={"X-Request-Timeout-Ms": "100"})
-    assert time.monotonic() - start < 0.4
+    triton.may_answer.set()
     assert response.status_code == 504
     assert response.json()["type"] == "urn:sentiment:problem:model-timeout"
 
