@@ -116,8 +116,10 @@ class DeployedModel:
         self._under_way.add(task)
         try:
             answer = await self._ask(texts, timeout_s)
-        except TextRefusedError:
+        except TextRefusedError as error:
             self._hear()
+            if len(texts) == 1:
+                log.warning("The model refuses a text: %s", error)
             raise
         except TritonTimeoutError:
             # Tells no more than that this request's time was too short.

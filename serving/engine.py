@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +18,19 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
+from errors import PipelineError
 from serving.bundle import TOKENIZER, Bundle
-from serving.packing import CHOICE, ROW_LENGTH, TOKENS_PER_RUN, Row, all_shapes, choose_rows, lay_out, rows_of_shape
+from serving.packing import (
+    CHOICE,
+    ROW_LENGTH,
+    STEP,
+    TOKENS_PER_RUN,
+    Row,
+    all_shapes,
+    choose_rows,
+    lay_out,
+    rows_of_shape,
+)
 from serving.protocol import NOBODY_WAITS, TIME_HAS_PASSED, Phases
 from serving.runtime import Graph, Variant, load_graph
 
@@ -30,6 +41,10 @@ it. To ask Triton takes 0.1 ms."""
 
 class DroppedError(Exception):
     """A request was not computed, because its time has passed, or because nobody waits for it any more."""
+
+
+class TextError(Exception):
+    """The tokenizer or the graph fails on a text, while others can be classified."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +143,7 @@ class Engine:
         """Load the bundle in `directory` to run as `variant` on `cores` cores, and run every usual shape once.
 
         Raises:
-            PipelineError: the bundle is incomplete.
+            PipelineError: the bundle is incomplete, or its graph is not one of its labels.
         """
         self.bundle = Bundle.load(directory)
         self.variant = variant
@@ -150,11 +165,15 @@ class Engine:
         ]
         for thread in self._threads:
             thread.start()
-        for future in warm:
-            future.result()
-        if self._graph_of_all_cores is not self.graph:
-            self._warm_up(self._graph_of_all_cores, most_rows=1)
-        self._seconds_per_token = self._measure_token()
+        try:
+            for future in warm:
+                future.result()
+            if self._graph_of_all_cores is not self.graph:
+                self._warm_up(self._graph_of_all_cores, most_rows=1)
+            self._seconds_per_token = self._measure_token()
+        except BaseException:
+            self.close()
+            raise
 
     def submit(
         self, texts: Sequence[str], timeout_s: float = math.inf, is_wanted: Callable[[], bool] = lambda: True
@@ -162,12 +181,16 @@ class Engine:
         """Classify any number of texts; what one gets does not depend on the others.
 
         What still waits after `timeout_s` seconds, or when `is_wanted` says no, is not computed: the future gets a
-        DroppedError. `is_wanted` is asked only of requests that have waited for a while.
+        DroppedError. `is_wanted` is asked only of requests that have waited for a while. Where the tokenizer or the
+        graph fails on one of the texts, the future gets a TextError.
 
         A callback of the future runs in one of the engine's threads, and keeps it from running the graph meanwhile.
         """
         arrived = time.perf_counter()
-        encodings = self._tokenizer.encode_batch_fast(texts)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts)
+        except BaseException as error:  # a panic of the tokenizer's Rust is no Exception
+            return _failed(self._text_error(texts, error))
         request = _Request(encodings, len(self.bundle.labels), arrived, timeout_s, is_wanted)
         if not texts:
             request.answer.set_result(Probabilities(request.values, request.truncated, request.phases()))
@@ -238,7 +261,12 @@ class Engine:
         rows = TOKENS_PER_RUN // ROW_LENGTH
         full = rows_of_shape(rows, ROW_LENGTH, self.bundle.max_length, self.bundle.padding_token)
         started = time.perf_counter()
-        self.graph.run(full)
+        values = self.graph.run(full)
+        if values.shape[1:] != (len(self.bundle.labels),):
+            raise PipelineError(
+                f"The graph of version {self.bundle.version} gives {values.shape[-1]} probabilities for a text, "
+                f"and bundle.json names {len(self.bundle.labels)} labels."
+            )
         return (time.perf_counter() - started) / full.input_ids.size / self.cores
 
     def _work(self, warm: "Future[None]") -> None:
@@ -266,9 +294,7 @@ class Engine:
                 packed_at = time.perf_counter()
                 values = graph.run(packed)
             except Exception as error:
-                with self._changed:
-                    self._busy -= 1
-                self._end({texts[index].request: error for row in rows for index in row.texts})
+                self._run_apart([texts[index] for row in rows for index in row.texts], graph, error)
             else:
                 run = [texts[index] for index in packed.texts]
                 self._count(run, packed.input_ids.size, packed_at - started, time.perf_counter() - packed_at)
@@ -304,7 +330,7 @@ class Engine:
             self._totals.pack_s += pack_s
             self._totals.graph_s += graph_s
 
-    def _deliver(self, texts: Sequence[_Text], values: npt.NDArray[np.float32]) -> None:
+    def _deliver(self, texts: Sequence[_Text], values: Iterable[npt.NDArray[np.float32]]) -> None:
         complete = []
         with self._changed:
             self._busy -= 1
@@ -343,3 +369,46 @@ class Engine:
             self._waiting = [text for text in self._waiting if text.request not in errors]
         for request in ended:
             request.answer.set_exception(errors[request])
+
+    def _run_apart(self, texts: Sequence[_Text], graph: Graph, error: Exception) -> None:
+        """Run the texts of a run that failed one by one, so that only those at fault fail."""
+        errors: dict[_Request, Exception] = {}
+        good: list[_Text] = []
+        values: list[npt.NDArray[np.float32]] = []
+        try:
+            # If not even this can be run, it is no text's fault.
+            graph.run(rows_of_shape(1, STEP, self.bundle.max_length, self.bundle.padding_token))
+        except Exception:
+            errors = dict.fromkeys((text.request for text in texts), error)
+        for text in texts:
+            if text.request in errors:
+                continue
+            tokens = text.request.token_ids[text.position]
+            try:
+                packed = lay_out(choose_rows([len(tokens)]), [tokens], self.bundle.padding_token)
+                values.append(graph.run(packed)[0])
+            except Exception as own:
+                errors[text.request] = _at_fault(text.position, own)
+            else:
+                good.append(text)
+        self._deliver(good, values)
+        self._end(errors)
+
+    def _text_error(self, texts: Sequence[str], error: BaseException) -> BaseException:
+        """What tells which of the texts the tokenizer fails on; the error itself where it is none of them."""
+        for position, text in enumerate(texts):
+            try:
+                self._tokenizer.encode(text)
+            except BaseException as own:
+                return _at_fault(position, own)
+        return error
+
+
+def _at_fault(position: int, error: BaseException) -> TextError:
+    return TextError(f"TEXT[{position}] cannot be classified: {type(error).__name__}: {error}")
+
+
+def _failed(error: BaseException) -> "Future[Probabilities]":
+    answer: Future[Probabilities] = Future()
+    answer.set_exception(error)
+    return answer

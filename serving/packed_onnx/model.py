@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from serving.bundle import Bundle
 from serving.choice import AUTO, Wanted, choose_variant
-from serving.engine import DroppedError, Engine, Probabilities
+from serving.engine import DroppedError, Engine, Probabilities, TextError
 from serving.engine_metrics import EngineMetrics
 from serving.processor import usable_cores
 from serving.protocol import TICKET
@@ -85,6 +85,8 @@ class TritonPythonModel:
         error = answer.exception()
         if isinstance(error, DroppedError):
             return _refusal(str(error), pb_utils.TritonError.CANCELLED)
+        if isinstance(error, TextError):
+            return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
         if error is not None:
             pb_utils.Logger.log_error(f"request {request_id or 'without an id'}: {type(error).__name__}: {error}")
             return _refusal(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)

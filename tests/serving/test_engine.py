@@ -1,10 +1,13 @@
 """The engine: one queue for all callers, each of whom gets the answers to their own texts."""
 
+import json
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,12 @@ import numpy as np
 import pytest
 
 import serving.engine
-from serving.engine import DroppedError, Engine, Probabilities
+from errors import PipelineError
+from serving.bundle import TOKENIZER, Bundle
+from serving.engine import DroppedError, Engine, Probabilities, TextError
 from serving.packing import PackedRows
 from serving.protocol import NOBODY_WAITS, TIME_HAS_PASSED
-from tests.conftest import REFERENCE, SENTENCES
+from tests.conftest import LABELS, REFERENCE, SENTENCES
 
 CORES = 2
 
@@ -125,7 +130,7 @@ def test_a_lone_text_runs_on_all_cores_and_many_on_one_each(engine: Engine) -> N
 def test_a_run_that_fails_fails_its_requests_alone(engine: Engine) -> None:
     held = HeldGraph(engine)
     held.error = MemoryError("too much")
-    held.may_run.release()
+    held.may_run.release(2)  # and one that shows that it is not the text's fault
     with pytest.raises(MemoryError, match="too much"):
         engine.classify(["good"])
     held.error = None
@@ -228,3 +233,47 @@ def test_nobody_is_asked_about_a_request_that_hardly_waited(engine: Engine) -> N
 
     engine.submit(["good"], is_wanted=is_wanted).result(20)
     assert not asked.is_set()
+
+
+def spoil_vocabulary(bundle: Path, directory: Path, change: dict[str, int | None]) -> Path:
+    """A copy of the bundle whose tokenizer has other tokens; none takes one away."""
+    shutil.copytree(bundle, directory)
+    content = json.loads((directory / TOKENIZER).read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in change]
+    vocabulary = content["model"]["vocab"]
+    for token, number in change.items():
+        if number is None:
+            del vocabulary[token]
+        else:
+            vocabulary[token] = number
+    (directory / TOKENIZER).write_text(json.dumps(content))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("change", "bad"), [({"poison": 10_000_000}, "poison"), ({"[UNK]": None}, "☃")], ids=["graph", "tokenizer"]
+)
+def test_a_text_that_the_graph_or_the_tokenizer_fails_on_fails_alone(
+    bert_bundle: Path, tmp_path: Path, change: dict[str, int | None], bad: str
+) -> None:
+    with Engine(spoil_vocabulary(bert_bundle, tmp_path / "spoilt", change), REFERENCE, CORES) as engine:
+        alone = engine.classify(["good"]).values
+        held = HeldGraph(engine)
+        # They are in one run, so the graph fails for all of them at first.
+        answers = [engine.submit([text]) for text in ("terrible", "good", f"good {bad}", "good")]
+        held.may_run.release(100)
+        assert np.allclose(answers[1].result(20).values, alone, atol=1e-5)
+        assert np.allclose(answers[3].result(20).values, alone, atol=1e-5)
+        with pytest.raises(TextError, match=r"TEXT\[0\] cannot be classified"):
+            answers[2].result(20)
+        with pytest.raises(TextError, match=r"TEXT\[1\] cannot be classified"):
+            engine.classify(["good", bad])
+        assert np.allclose(engine.classify(["good"]).values, alone, atol=1e-5)
+
+
+def test_a_graph_of_other_labels_is_refused(bert_bundle: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "other"
+    shutil.copytree(bert_bundle, directory)
+    replace(Bundle.load(directory), labels=(*LABELS, "Neutral")).save(directory)
+    with pytest.raises(PipelineError, match=r"gives 2 probabilities .* names 3 labels"):
+        Engine(directory, REFERENCE, CORES)
