@@ -6,23 +6,17 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from serving import triton
+from serving.diagnosis import until_broken
 from serving.die_with_parent import command_dying_with_parent
-from serving.triton_client import TritonClient, TritonTimeoutError, TritonUnavailableError
+from serving.triton_client import TritonClient
 from settings import Settings
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
-HEALTHY_AFTER_S = 60.0
-"""A Triton that ran this long has recovered: the next restart begins with the first pause again."""
-PROBE_INTERVAL_S = 2.0
-FAILED_PROBES = 3
-"""Failures in a row, while Triton says that the model is ready, after which it is restarted."""
-_PROBE_TIMEOUT_S = 30.0
 _GRACE_S = 15.0
 _LOG_TAIL_LINES = 5
 
@@ -30,10 +24,10 @@ log = logging.getLogger(__name__)
 
 
 class TritonSupervisor:
-    """Runs one Triton; restarts it with growing pauses when it dies."""
+    """Runs one Triton and restarts it when it dies, with growing pauses as long as it dies before it has served."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Prepare the command.
+    def __init__(self, settings: Settings, on_failed_start: Callable[[], None] = lambda: None) -> None:
+        """Prepare the command. `on_failed_start` is called, in a thread, after Triton has ended before it served.
 
         Raises:
             PipelineError: Triton cannot run on this machine, or cannot be fetched.
@@ -42,8 +36,11 @@ class TritonSupervisor:
         self._environment = triton.environment(settings)
         self._address = settings.bundled_triton
         self._shared_memory_prefix = triton.shared_memory_prefix(settings)
+        self._on_failed_start = on_failed_start
         self.log_file = settings.state_dir / "logs" / "triton.log"
         self._process: asyncio.subprocess.Process | None = None
+        self._has_lived = False
+        """Whether Triton, since it was started last, has got so far that it serves."""
 
     async def run(self) -> None:
         """Start Triton and start it again whenever it ends, until this task is cancelled."""
@@ -51,6 +48,7 @@ class TritonSupervisor:
         try:
             while True:
                 started = time.monotonic()
+                self._has_lived = False
                 process = await self._start()
                 watch = asyncio.create_task(self._kill_when_broken(process))
                 try:
@@ -59,7 +57,8 @@ class TritonSupervisor:
                     watch.cancel()
                 sweep(process.pid, self._shared_memory_prefix)
                 ran_for = time.monotonic() - started
-                pause = FIRST_PAUSE_S if ran_for >= HEALTHY_AFTER_S else pause
+                if self._has_lived:
+                    pause = FIRST_PAUSE_S
                 log.error(
                     "Triton ended after %.0f s (%s); starting it again in %.1f s. The end of %s:\n%s",
                     ran_for,
@@ -68,6 +67,9 @@ class TritonSupervisor:
                     self.log_file,
                     _tail(self.log_file),
                 )
+                if not self._has_lived and (process.returncode or 0) > 0:
+                    # By itself, as it does where it cannot load the model.
+                    await asyncio.to_thread(self._on_failed_start)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
         finally:
@@ -94,36 +96,17 @@ class TritonSupervisor:
         return self._process
 
     async def _kill_when_broken(self, process: asyncio.subprocess.Process) -> None:
-        """Kill a Triton whose Python has died: it would say "ready" and fail requests for ever."""
+        """Kill a Triton that will not answer any more, for it would not end by itself."""
         client = TritonClient(self._address)
-        failed = 0
-        dead: set[int] = set()
-        reason = ""
         try:
-            while failed < FAILED_PROBES:
-                await asyncio.sleep(PROBE_INTERVAL_S)
-                # Where one instance of several has died, the others answer most probes. Triton reaps those that it
-                # ends itself within the interval.
-                dead_before, dead = dead, _dead_children(process.pid)
-                if dead & dead_before:
-                    reason = "one of its Python processes has died"
-                    break
-                if not await client.is_loaded():
-                    failed = 0
-                    continue
-                try:
-                    await client.classify(["ready?"], _PROBE_TIMEOUT_S)
-                except TritonUnavailableError as error:
-                    failed += 1
-                    reason = str(error)
-                except TritonTimeoutError:
-                    pass  # It may only be busy.
-                else:
-                    failed = 0
+            reason = await until_broken(client, process.pid, self._note_life)
             log.error("Triton is broken (%s) and is killed.", reason)
             process.kill()
         finally:
             await client.close()
+
+    def _note_life(self) -> None:
+        self._has_lived = True
 
     async def _stop(self) -> None:
         process = self._process
@@ -144,20 +127,6 @@ def sweep(group: int, shared_memory_prefix: str) -> None:
         os.killpg(group, signal.SIGKILL)
     for segment in Path("/dev/shm").glob(f"{shared_memory_prefix}*"):
         segment.unlink(missing_ok=True)
-
-
-def _dead_children(pid: int) -> set[int]:
-    """Children of a process that have ended, and that it has not noticed."""
-    try:
-        children = psutil.Process(pid).children()
-    except psutil.NoSuchProcess:
-        return set()
-    dead = set()
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if child.status() == psutil.STATUS_ZOMBIE:
-                dead.add(child.pid)
-    return dead
 
 
 def _ending(returncode: int | None) -> str:

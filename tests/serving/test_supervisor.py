@@ -36,8 +36,8 @@ def deployed_settings(bundle: Path, directory: Path) -> Settings:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[TritonClient]:
-    supervising = asyncio.create_task(TritonSupervisor(settings).run())
+async def running(settings: Settings, supervisor: TritonSupervisor | None = None) -> AsyncIterator[TritonClient]:
+    supervising = asyncio.create_task((supervisor or TritonSupervisor(settings)).run())
     client = TritonClient(settings.triton_address)
     try:
         assert await client.wait_until_ready(60)
@@ -103,6 +103,31 @@ def test_answers_refuses_and_comes_back(bert_bundle: Path, tmp_path: Path) -> No
     asyncio.run(scenario())
     assert tritons(settings) == []
     assert list(Path("/dev/shm").glob(f"{triton.shared_memory_prefix(settings)}*")) == []
+
+
+def test_one_that_hangs_is_killed_and_comes_back(
+    bert_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = deployed_settings(bert_bundle, tmp_path)
+
+    async def scenario() -> None:
+        supervisor = TritonSupervisor(settings)
+        async with running(settings, supervisor) as client:
+            (before,) = tritons(settings)
+            deadline = time.monotonic() + 60
+            while not supervisor._has_lived:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.1)
+            with monkeypatch.context() as patch:
+                patch.setattr("serving.diagnosis.LONGEST_SILENCE_S", 2.0)
+                before.suspend()
+                while before in tritons(settings):
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.2)
+            assert await client.wait_until_ready(60)
+            assert before not in tritons(settings)
+
+    asyncio.run(scenario())
 
 
 def test_command_reaches_no_other_machine(tmp_path: Path) -> None:
