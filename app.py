@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -164,9 +165,11 @@ def _run(settings: Settings, options: argparse.Namespace) -> None:
 def _prepare(settings: Settings, _: argparse.Namespace) -> None:
     from serving.repository import ModelRepository
 
-    deployed = ModelRepository(settings.model_repository).deployed()
-    if deployed is not None:
-        log.info("Version %d is deployed.", deployed)
+    repository = ModelRepository(settings.model_repository)
+    if repository.has_record:
+        # What is damaged is mended when it is served.
+        with contextlib.suppress(PipelineError):
+            log.info("Version %d is deployed.", repository.named())
         return
     log.info("No model is deployed yet, so one is trained first.")
     fingerprint = _check_data(settings)
@@ -241,7 +244,7 @@ def _serve(settings: Settings, _: argparse.Namespace) -> None:
     from serving.repository import ModelRepository
 
     _check_machine(settings)
-    if settings.triton_url is None and ModelRepository(settings.model_repository).deployed() is None:
+    if settings.triton_url is None and not ModelRepository(settings.model_repository).has_record:
         raise PipelineError("No model is deployed; run `python app.py` to train, export and serve one.")
     asyncio.run(serve(settings))
 

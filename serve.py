@@ -6,7 +6,9 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
@@ -17,9 +19,11 @@ from gateway.http_protocol import BoundedHttpProtocol
 from gateway.main import create_app
 from lifecycle.bake import BakeWatch
 from lifecycle.promotion import reconcile, straighten
+from lifecycle.repair import replace_broken, restore_record
 from lifecycle.schedule import Scheduler
 from serving.call_statistics import CallStatistics
 from serving.replicas import PROBE, Replicas
+from serving.repository import ModelRepository
 from serving.supervisor import TritonSupervisor
 from serving.triton_client import TritonTimeoutError, TritonUnavailableError
 from settings import Settings
@@ -29,6 +33,8 @@ _REMINDER_S = 30.0
 _STRAIGHTEN_S = 5.0
 _LAST_WORDS_S = 1
 """For writing the last answers, after which connections are closed."""
+_TRITON_ENDING_S = 10.0
+"""Longer than a Triton without requests takes to end."""
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +45,18 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
     `schedules` is whether the scheduler may run here; where it does not, another process runs `schedule`.
 
     Raises:
-        PipelineError: the bundled Triton cannot run here.
+        PipelineError: the bundled Triton cannot run here, or no version can serve.
     """
     storage = Storage(settings)
     statistics = CallStatistics()
     await asyncio.to_thread(_settle, settings, storage)
     scheduler = Scheduler(settings, storage) if schedules else None
     under_way = UnderWay()
-    triton = None if settings.triton_url else TritonSupervisor(settings)
+    triton = None
+    if settings.triton_url is None:
+        # Where neither the deployed version can serve nor one before it, there is nothing to wait for.
+        ModelRepository(settings.model_repository).deployed()
+        triton = TritonSupervisor(settings, partial(_replace_broken, settings, storage))
     server = _Server(
         uvicorn.Config(
             create_app(settings, storage, statistics, under_way),
@@ -151,33 +161,55 @@ async def _keep_straight(settings: Settings, storage: Storage) -> None:
 
 
 def _settle(settings: Settings, storage: Storage) -> None:
+    """Make disk and database agree, and have a version serve that can, before Triton starts."""
     try:
-        reconcile(settings, storage.open())
+        database = storage.open()
+        restore_record(settings, database)
+        if settings.triton_url is None:
+            replace_broken(settings, database, by_loading=False)
+        reconcile(settings, database)
     except (PipelineError, SQLAlchemyError) as error:
         log.error("What was under way when the pipeline ended last cannot be settled now: %s", error)
+
+
+def _replace_broken(settings: Settings, storage: Storage) -> None:
+    """Where Triton ended because of the version, have the one before serve."""
+    try:
+        replace_broken(settings, storage.open(), by_loading=True)
+    except (PipelineError, SQLAlchemyError) as error:
+        log.error("%s", error)
 
 
 def check_ports(settings: Settings, *, gateway: bool = True) -> None:
     """Raise a PipelineError that names each port which is taken, and what to do.
 
-    `gateway` is whether one is to listen here.
+    `gateway` is whether one is to listen here. Where ports of Triton are taken and the gateway's is not, this waits for
+    a while: the Triton of a pipeline that was killed ends a moment after it.
     """
-    needed = {"the gateway": (settings.host, settings.port)} if gateway else {}
+    of_gateway = _refusals({"the gateway": (settings.host, settings.port)}) if gateway else []
+    triton = {}
     if settings.triton_url is None:
-        needed |= {
+        triton = {
             "Triton's gRPC": ("127.0.0.1", settings.triton_grpc_port),
             "Triton's metrics": ("127.0.0.1", settings.triton_metrics_port),
         }
         if settings.triton_http:
-            needed["Triton's HTTP"] = ("127.0.0.1", settings.triton_http_port)
-    problems = [
-        f"{what} ({host}:{port}): {why}" for what, (host, port) in needed.items() if (why := _refusal(host, port))
-    ]
+            triton["Triton's HTTP"] = ("127.0.0.1", settings.triton_http_port)
+    deadline = time.monotonic() + (0 if of_gateway else _TRITON_ENDING_S)
+    while (taken := _refusals(triton)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    problems = of_gateway + taken
     if problems:
         raise PipelineError(
             f"A port cannot be used: {'; '.join(problems)}. Is the pipeline running already? "
             "SENTIMENT_PORT moves the gateway, and Triton takes the three ports after it."
         )
+
+
+def _refusals(addresses: Mapping[str, tuple[str, int]]) -> list[str]:
+    return [
+        f"{what} ({host}:{port}): {why}" for what, (host, port) in addresses.items() if (why := _refusal(host, port))
+    ]
 
 
 def _refusal(host: str, port: int) -> str | None:

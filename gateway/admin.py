@@ -148,6 +148,7 @@ async def _in_thread(work: Callable[[], Result]) -> Result:
     except promotion.UnknownVersionError as error:
         raise NotFoundError(str(error)) from error
     except promotion.DeploymentError as error:
+        log.warning("%s", error)
         raise ConflictError(str(error)) from error
     except (PipelineError, SQLAlchemyError) as error:
         log.error("A request could not be answered: %s", error)

@@ -101,7 +101,10 @@ def reconcile(settings: Settings, database: Database) -> None:
             deployed = _settle(settings, database, repository, intention, deployed)
         with database.transaction() as session:
             for version in repository.published():
-                add_version(session, Bundle.load(repository.version_directory(version)))
+                try:
+                    add_version(session, Bundle.load(repository.version_directory(version)))
+                except PipelineError as error:
+                    log.warning("%s It cannot be promoted.", error)
             known = deployments.serving(session)
             if known is None or known.version != deployed:
                 found = deployments.intend(session, deployed, known.version if known else None, "found deployed")

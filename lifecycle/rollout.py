@@ -42,9 +42,12 @@ def roll_out(addresses: Sequence[str], repository: ModelRepository, version: int
     """Replace the record of what is deployed when all Tritons are ready for `version`; returns how many serve it then.
 
     Raises:
-        RolloutError: one is not; all serve what they did before.
+        RolloutError: one is not, or the repository's disk is full; all serve what they did before.
     """
-    return asyncio.run(_Rollout(addresses, repository, version).run())
+    try:
+        return asyncio.run(_Rollout(addresses, repository, version).run())
+    except OSError as error:
+        raise RolloutError(f"{repository.model} cannot be written to: {error.strerror}") from error
 
 
 def strays(addresses: Sequence[str], repository: ModelRepository) -> list[str]:

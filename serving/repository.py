@@ -59,6 +59,11 @@ class ModelRepository:
             Bundle.load(self.version_directory(version))
         return version
 
+    @property
+    def has_record(self) -> bool:
+        """Whether something was deployed once, be its record damaged or not."""
+        return self._config.exists()
+
     def named(self) -> int | None:
         """The same, whether or not the version is complete.
 
@@ -107,14 +112,18 @@ class ModelRepository:
         """Write the configuration that has Triton load `version`.
 
         Raises:
-            PipelineError: the version is not published, or not complete.
+            PipelineError: the version is not published, or not complete, or the disk does not take the file.
         """
         configuration = self.configuration(version)
         temporary = self.model / ".config.pbtxt.partial"
-        temporary.write_text(configuration, encoding="utf-8")
-        sync(temporary)
-        temporary.replace(self._config)
-        sync(self.model)
+        try:
+            temporary.write_text(configuration, encoding="utf-8")
+            sync(temporary)
+            temporary.replace(self._config)
+            sync(self.model)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise PipelineError(f"{self._config} could not be written: {error.strerror}.") from error
 
     def configuration(self, version: int, ticket: str | None = None) -> str:
         """The configuration that has Triton load `version`, with a ticket of `serving.switch` when it is to wait.

@@ -76,6 +76,12 @@ def previous_of(session: Session, version: int) -> int | None:
     return session.scalars(query.order_by(Deployment.id)).first()
 
 
+def served(session: Session) -> list[int]:
+    """Every version that has served, the one that did last first."""
+    query = select(Deployment.version).where(Deployment.state.in_((SERVING, ENDED))).order_by(Deployment.id.desc())
+    return list(dict.fromkeys(session.scalars(query)))
+
+
 def mark_alias_set(database: Database, version: int) -> None:
     """MLflow's alias names the version that serves."""
     with database.transaction() as session:
