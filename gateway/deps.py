@@ -1,7 +1,7 @@
 """What the routes share: how they are called, and where they find the predictor and the loop."""
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 
 from gateway.access import check_scope
 from gateway.caller_limits import CallerLimits
+from gateway.database_work import DatabaseWork
 from gateway.metrics import Metrics
 from gateway.predictor import Predictor
 from gateway.scrape import Scrape
@@ -74,6 +75,7 @@ class Loop:
 
     settings: Settings
     storage: Storage
+    work: DatabaseWork = field(default_factory=DatabaseWork)
 
 
 def set_loop(app: FastAPI, loop: Loop) -> None:

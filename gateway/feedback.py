@@ -1,7 +1,7 @@
 """`POST /feedback`: texts with their right labels."""
 
-import asyncio
 import logging
+from functools import partial
 
 import orjson
 from fastapi import Request, Response
@@ -47,7 +47,8 @@ async def post_feedback(request: Request) -> Response:
                 )
             ]
         )
-    await asyncio.to_thread(_keep, get_loop(request), rows, key)
+    loop = get_loop(request)
+    await loop.work.run(partial(_keep, loop, rows, key))
     for row in rows.values():
         get_metrics(request).feedback.labels(row.label).inc()
     return Response(orjson.dumps({"accepted": len(rows)}), 201, media_type="application/json")

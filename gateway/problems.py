@@ -238,6 +238,7 @@ class ModelTimeoutError(ProblemError):
     status = 504
     type = _TYPE_PREFIX + "model-timeout"
     title = "The model did not answer in time"
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
 
 
 def answer_with_problems(app: FastAPI) -> None:
