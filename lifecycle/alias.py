@@ -1,5 +1,7 @@
 """Keeps MLflow's alias `champion` on the version that serves, however long MLflow was away."""
 
+import os
+
 from errors import PipelineError
 from serving.repository import ModelRepository
 from settings import Settings
@@ -20,6 +22,8 @@ def set_alias(settings: Settings, database: Database) -> int:
     Raises:
         PipelineError: nothing is deployed, or MLflow cannot be used.
     """
+    # Who calls has something better to do than MLflow's own four minutes of retries, for it is tried again later.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     # Takes seconds to import, and the process that serves has no other use for it.
     from trainer.tracking import Tracking
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from errors import PipelineError
 from lifecycle import alias
 from lifecycle.notification import deliver_due
 from lifecycle.promotion import reconcile
+from lifecycle.repair import restore_record
 from serving.die_with_parent import command_dying_with_parent
 from settings import Settings, load_settings
 from storage import deployments, events, jobs, leases
@@ -31,6 +33,8 @@ _RENEW_S = 3.0
 _JOBS_S, _OUTBOX_S, _ALIAS_S, _RECONCILE_S = 1, 5, 15, 3
 """Seconds between two looks."""
 _LONGEST_ALIAS_PAUSE_S = 900.0
+_LARGEST_CLOCK_STEP_S = 5.0
+"""By which the clock may be set without that what is due is reckoned anew."""
 _APP = Path(__file__).resolve().parent.parent / "app.py"
 _PERSISTENT = "persistent"
 _TABLE = "scheduled_jobs"
@@ -77,17 +81,27 @@ class Scheduler:
         self._thread.join()
 
     def _campaign(self) -> None:
+        renewed_at = 0.0
+        clock = _wall_clock()
         while True:
             try:
                 database = self._storage.open()
                 is_held = leases.take(database, leases.SCHEDULER, self._holder, LEASE_S)
             except (PipelineError, SQLAlchemyError):
-                is_held = False
+                # The database may come back before the lease is over.
+                is_held = self._running is not None and time.monotonic() - renewed_at < LEASE_S
+            else:
+                renewed_at = time.monotonic()
             if is_held and self._running is None:
                 self._run(database)
             elif not is_held and self._running is not None:
                 log.warning("The scheduler stops here: its lease could not be renewed.")
                 self._end()
+            elif self._running is not None and abs(_wall_clock() - clock) > _LARGEST_CLOCK_STEP_S:
+                log.warning("The clock was set by %+.0f s; what is due is reckoned anew.", _wall_clock() - clock)
+                self._running.shutdown(wait=False)
+                self._run(database)
+            clock = _wall_clock()
             if self._stop.wait(_RENEW_S):
                 break
         if self._running is not None:
@@ -116,7 +130,7 @@ class Scheduler:
         known = scheduler.get_job("check", _PERSISTENT)
         if known is None:
             scheduler.add_job(request_check, interval, id="check", jobstore=_PERSISTENT)
-        elif known.trigger.interval != interval.interval:
+        elif known.trigger.interval != interval.interval or _is_too_far(known.next_run_time, interval):
             known.reschedule(interval)
         for name, seconds, look in (
             ("jobs", _JOBS_S, self._look_after_jobs),
@@ -174,10 +188,21 @@ class Scheduler:
             self._alias_pause_s = min(2 * self._alias_pause_s, _LONGEST_ALIAS_PAUSE_S)
 
     def _look_after_deployments(self, database: Database) -> None:
+        restore_record(self._settings, database)
         with database.reading() as session:
             cut_off = deployments.intended(session)
         if cut_off:
             reconcile(self._settings, database)
+
+
+def _wall_clock() -> float:
+    """How far the wall clock, by which APScheduler waits, is ahead of the one that nobody sets."""
+    return time.time() - time.monotonic()
+
+
+def _is_too_far(due: datetime, interval: IntervalTrigger) -> bool:
+    """Whether something is due later than in one period, since the clock was set back."""
+    return bool(due > datetime.now(timezone.utc) + interval.interval)
 
 
 def _start(*arguments: str) -> "subprocess.Popen[bytes]":

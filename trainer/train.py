@@ -1,5 +1,6 @@
 """One training from the two CSV files to `./model` and a registered version in MLflow."""
 
+import errno
 import logging
 import os
 import shutil
@@ -106,5 +107,15 @@ def replace_directory(target: Path, replacement: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    replacement.rename(target)
+    try:
+        replacement.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # Complete before it is seen, as by a rename, and there twice until then.
+        copy = target.with_name(f".{target.name}.copy")
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(replacement, copy)
+        copy.rename(target)
+        shutil.rmtree(replacement)
     shutil.rmtree(old, ignore_errors=True)

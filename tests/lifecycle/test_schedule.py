@@ -1,14 +1,20 @@
 """Two hosts' worth of processes on one PostgreSQL: one of them checks and retrains, and another when it dies."""
 
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
+import lifecycle.schedule
+from lifecycle.schedule import Scheduler
 from storage import jobs, leases
 from storage.database import Database
+from storage.storage import Storage
 from storage.tables import Job
 from tests.e2e.conftest import free_ports, wait_for
 from tests.lifecycle.conftest import Served, make_served
@@ -81,3 +87,58 @@ def test_one_of_two_hosts_checks_and_another_when_it_dies(hosts: Hosts) -> None:
     with hosts.database.reading() as session:
         running = session.query(Job).filter(Job.state == jobs.RUNNING).all()
     assert len({job.kind for job in running}) == len(running)
+
+
+def due_times(scheduler: Scheduler) -> dict[str, datetime]:
+    running = scheduler._running
+    return {} if running is None else {job.id: job.next_run_time for job in running.get_jobs()}
+
+
+def test_a_clock_that_is_set_back_stops_nothing(
+    tmp_path: Path, bert_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is due by the clock before would else be due hours later."""
+    served = make_served(tmp_path, bert_bundle, versions=1)
+    storage = Storage(served.settings)
+    scheduler = Scheduler(served.settings, storage)
+    scheduler.start()
+    try:
+        wait_for(lambda: len(due_times(scheduler)) >= 5, 20, "the scheduler to run")
+        first = scheduler._running
+        # As if everything had been planned two hours ahead of the clock as it is now.
+        for name in due_times(scheduler):
+            first.get_job(name).modify(next_run_time=datetime.now(timezone.utc) + timedelta(hours=2))  # type: ignore[union-attr]
+        before = lifecycle.schedule._wall_clock()
+        monkeypatch.setattr(lifecycle.schedule, "_wall_clock", lambda: before - 7_200)
+        wait_for(lambda: scheduler._running is not first, 20, "the scheduler to notice")
+        due = due_times(scheduler)
+        assert due.pop("check") <= datetime.now(timezone.utc) + timedelta(minutes=served.settings.check_minutes)
+        assert due
+        assert max(due.values()) < datetime.now(timezone.utc) + timedelta(minutes=1)
+        assert "The clock was set by -7200 s" in caplog.text
+    finally:
+        scheduler.stop()
+        storage.close()
+
+
+def test_a_moment_without_the_database_does_not_end_the_scheduler(
+    tmp_path: Path, bert_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Less, so that it is soon told that it is locked, and more, so that a busy machine is no reason to end.
+    monkeypatch.setattr("storage.database._WAIT_S", 1.0)
+    monkeypatch.setattr(lifecycle.schedule, "LEASE_S", 60.0)
+    served = make_served(tmp_path, bert_bundle, versions=1)
+    storage = Storage(served.settings)
+    scheduler = Scheduler(served.settings, storage)
+    scheduler.start()
+    try:
+        wait_for(lambda: len(due_times(scheduler)) >= 5, 20, "the scheduler to run")
+        first = scheduler._running
+        with closing(sqlite3.connect(served.settings.database.removeprefix("sqlite:///"))) as another:
+            another.execute("BEGIN IMMEDIATE")
+            time.sleep(6)  # longer than until the lease is renewed next, and the database is waited for
+        wait_for(lambda: leases.holder_of(storage.open(), leases.SCHEDULER) is not None, 10, "the lease")
+        assert scheduler._running is first
+    finally:
+        scheduler.stop()
+        storage.close()

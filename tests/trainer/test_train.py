@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from trainer.base_model import PACKAGED_ENCODER, load_base_model
 from trainer.dataset import load_dataset
 from trainer.fine_tune import FineTuned, fine_tune
 from trainer.record import TrainingRecord
-from trainer.train import train
+from trainer.train import replace_directory, train
 
 
 def write_data(directory: Path, rows: int = 300) -> None:
@@ -187,3 +188,17 @@ def test_a_state_directory_that_cannot_be_made_is_named(settings: Settings, tmp_
     (tmp_path / "file").write_text("in the place of a directory")
     with pytest.raises(PipelineError, match=r"file.*SENTIMENT_STATE_DIR"):
         train(settings.model_copy(update={"state_dir": tmp_path / "file"}))
+
+
+def test_a_model_comes_from_another_disk(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        replacement, target = Path(other) / "new", tmp_path / "model"
+        if replacement.parent.stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("temporary files lie in shared memory here")
+        for directory, content in ((replacement, "new"), (target, "old")):
+            directory.mkdir()
+            (directory / "weights").write_text(content)
+        replace_directory(target, replacement)
+        assert (target / "weights").read_text() == "new"
+        assert not replacement.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
