@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import tracing
+from log_flood import FloodFilter
 from request_context import current_job, current_request
 from settings import Settings
 
@@ -20,6 +21,7 @@ def set_up_logging(settings: Settings) -> None:
     """Log to standard error, as the settings say."""
     level = getattr(logging, settings.log_level.upper())
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(FloodFilter())
     kind = JsonFormatter if settings.log_format == "json" else TextFormatter
     handler.setFormatter(kind(settings.without_secrets))
     logging.basicConfig(level=max(level, logging.INFO), handlers=[handler])

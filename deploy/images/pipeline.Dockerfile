@@ -26,7 +26,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends libexpat1 && rm
     && groupadd --gid 10001 sentiment && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data sentiment \
     && install -d -o sentiment -g sentiment /data /models /mlflow
 COPY --from=build /opt/venv /opt/venv
-COPY app.py errors.py logs.py pypi_download.py request_context.py serve.py settings.py status_line.py tracing.py /app/
+COPY app.py errors.py log_flood.py logs.py pypi_download.py request_context.py serve.py settings.py status_line.py tracing.py /app/
 COPY export /app/export
 COPY gateway /app/gateway
 COPY lifecycle /app/lifecycle
