@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH_CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: run test bench overload strangers fuzz lock clean
+.PHONY: run test chaos soak bench overload strangers fuzz lock clean
 
 run: $(VENV)/.installed
 	@$(BIN)/python app.py
@@ -19,6 +19,15 @@ test: $(VENV)/.installed-dev
 # Three times what this machine can serve is offered for a minute.
 overload: $(VENV)/.installed
 	$(BIN)/python -m benchmarks --model packaged --only overload --seconds 60 --repeats 1 --out benchmarks/results/overload
+
+# Faults on the real pipeline under load; some need mounts of their own (root or user namespaces) or PostgreSQL.
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.e2e.chaos --out benchmarks/results/chaos $(if $(ONLY),--only $(ONLY))
+
+# Half load and a promotion every minute; nothing may grow.
+SECONDS ?= 1800
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.e2e.soak --out benchmarks/results/soak --seconds $(SECONDS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks --model packaged

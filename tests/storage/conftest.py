@@ -15,35 +15,65 @@ from storage.database import Database
 _POSTGRES_USER = "postgres"
 
 
+class PostgresServer:
+    """A PostgreSQL server of the tests' own, in a directory of its own, which can be ended and begun."""
+
+    def __init__(self, binaries: Path) -> None:
+        """Lay out its files; `start` begins."""
+        self._binaries = binaries
+        # Not among pytest's own, which another run of pytest closes to all other users.
+        self._directory = Path(tempfile.mkdtemp(prefix="sentiment-postgres-"))
+        self._data = self._directory / "data"
+        # PostgreSQL refuses to run as root, as which tests in a container often do.
+        self._as_user = ["runuser", "-u", _POSTGRES_USER, "--"] if os.geteuid() == 0 else []
+        if self._as_user:
+            shutil.chown(self._directory, _POSTGRES_USER)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.url = f"postgresql+psycopg://{_POSTGRES_USER}:not-asked-for@127.0.0.1:{self._port}"
+        """But for the database's name."""
+        self._run("initdb", "-D", self._data, "-U", _POSTGRES_USER, "--auth=trust", "--no-sync")
+
+    def start(self) -> None:
+        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self._directory}"
+        self._run("pg_ctl", "-D", self._data, "-w", "-o", options, "-l", self._directory / "server.log", "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", self._data, "-w", "-m", "immediate", "stop")
+
+    @property
+    def process_id(self) -> int:
+        """Of the server's first process, whose children answer."""
+        return int((self._data / "postmaster.pid").read_text().splitlines()[0])
+
+    def remove(self) -> None:
+        shutil.rmtree(self._directory)
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
+        command = [*self._as_user, str(self._binaries / program), *map(str, arguments)]
+        subprocess.run(command, check=True, capture_output=True, cwd=self._directory)
+
+
+def find_postgres() -> Path | None:
+    """Where the newest PostgreSQL server that is installed has its programs."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    return found[-1] if found else None
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """The URL of a fresh PostgreSQL server, but for the database's name."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-    if not found:
+    binaries = find_postgres()
+    if binaries is None:
         pytest.skip("no PostgreSQL server is installed (Debian and Ubuntu: apt-get install postgresql)")
-    binaries = found[-1]
-    # Not among pytest's own, which another run of pytest closes to all other users.
-    directory = Path(tempfile.mkdtemp(prefix="sentiment-postgres-"))
-    data = directory / "data"
-    # PostgreSQL refuses to run as root, as which tests in a container often do.
-    as_user = ["runuser", "-u", _POSTGRES_USER, "--"] if os.geteuid() == 0 else []
-    if as_user:
-        shutil.chown(directory, _POSTGRES_USER)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def run(*command: str | Path) -> None:
-        subprocess.run([*as_user, *map(str, command)], check=True, capture_output=True, cwd=directory)
-
-    run(binaries / "initdb", "-D", data, "-U", _POSTGRES_USER, "--auth=trust", "--no-sync")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={directory}"
-    run(binaries / "pg_ctl", "-D", data, "-w", "-o", options, "-l", directory / "server.log", "start")
+    server = PostgresServer(binaries)
+    server.start()
     try:
-        yield f"postgresql+psycopg://{_POSTGRES_USER}:not-asked-for@127.0.0.1:{port}"
+        yield server.url
     finally:
-        run(binaries / "pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
-        shutil.rmtree(directory)
+        server.stop()
+        server.remove()
 
 
 @pytest.fixture

@@ -1,0 +1,135 @@
+"""The database, the disks, MLflow and the mail server fail."""
+
+import contextlib
+import sqlite3
+import time
+
+from mlflow import MlflowClient
+
+from serving.protocol import MODEL_NAME
+from tests.conftest import LABELS
+from tests.e2e.chaos.fault import Fault
+from tests.e2e.chaos.surroundings import full, has_own_mounts
+from tests.e2e.chaos.target import Target
+from tests.e2e.conftest import wait_for
+from tests.mail_server import PASSWORD
+from trainer.tracking import CHAMPION
+
+LOCKED_S = 14.0
+"""Longer than the database is waited for."""
+SHORTAGE_S = 5.0
+TELLING_S = 60.0
+_UNTOLD = "could not be told"
+
+
+def _lock_database(target: Target) -> None:
+    connection = sqlite3.connect(target.served.settings.database.removeprefix("sqlite:///"))
+    with contextlib.closing(connection):
+        connection.execute("BEGIN IMMEDIATE")
+        time.sleep(LOCKED_S)
+
+
+def _fill_state(target: Target) -> None:
+    """Many rows need more room than the database has taken so far."""
+    rows = [{"text": f"{'a bright screen ' * 100}{number}", "label": LABELS[1]} for number in range(1_000)]
+    with full(target.directory / "state"):
+        told = target.served.ask("POST", "/feedback", json={"feedback": rows})
+        assert told.status_code == 503, told.text
+        time.sleep(SHORTAGE_S)
+    target.is_over()
+    told = target.served.ask("POST", "/feedback", json={"feedback": rows})
+    assert told.status_code == 201, told.text
+    target.is_well()
+
+
+def _fill_repository(target: Target) -> None:
+    serves = target.served.repository.deployed()
+    with full(target.directory / "triton_repo"):
+        target.promote(target.other(), status=409)
+        assert target.served.version() == serves == target.served.repository.deployed()
+    target.is_over()
+    target.promote(target.other())
+
+
+def _lose_mlflow(target: Target) -> None:
+    target.mlflow.stop()
+    version = target.other()
+    target.promote(version)
+    wait_for(lambda: "MLflow" in target.log(), TELLING_S, "the log to tell that MLflow is away")
+    target.mlflow.start()
+    target.mlflow.wait()
+    target.is_over()
+    client = MlflowClient(target.mlflow.url)
+
+    def follows() -> bool:
+        return int(client.get_model_version_by_alias(MODEL_NAME, CHAMPION).version) == version
+
+    wait_for(follows, TELLING_S, "MLflow's alias to follow")
+    target.is_well()
+
+
+def told_once(target: Target) -> None:
+    """The mail of a promotion arrives when the server is right again, and once."""
+    version = target.served.repository.deployed()
+
+    def arrived() -> int:
+        return sum(f"Version {version} was promoted" in subject for subject in target.mail.subjects())
+
+    wait_for(lambda: arrived() > 0, TELLING_S, "the mail to arrive")
+    target.is_well()
+    time.sleep(6)  # the outbox is looked at every five
+    assert arrived() == 1, f"the mail arrived {arrived()} times"
+
+
+def _promote_untold(target: Target) -> None:
+    target.mail.server.received.clear()
+    target.promote(target.other())
+    wait_for(lambda: _UNTOLD in target.log(), TELLING_S, "the log to tell that no mail can be sent")
+
+
+def _lose_mail(target: Target) -> None:
+    target.mail.stop()
+    _promote_untold(target)
+    target.mail.start()
+    target.is_over()
+    told_once(target)
+
+
+def _refuse_login(target: Target) -> None:
+    target.mail.server.password = "another"
+    _promote_untold(target)
+    assert PASSWORD not in target.served.log
+    target.mail.server.password = PASSWORD
+    target.is_over()
+    told_once(target)
+
+
+def _hang_mail(target: Target) -> None:
+    with target.mail.hanging():
+        _promote_untold(target)
+    target.is_over()
+    told_once(target)
+
+
+FAULTS = [
+    Fault(
+        "db-locked",
+        f"another program locks the database for {LOCKED_S:.0f} s",
+        _lock_database,
+        "Feedback could not be kept",
+    ),
+    Fault("mlflow-down", "MLflow is down while a version is promoted", _lose_mlflow, "MLflow at .* cannot be used"),
+    Fault("mail-down", "the mail server is down", _lose_mail, _UNTOLD),
+    Fault("mail-refuses", "the mail server refuses the login", _refuse_login, _UNTOLD),
+    Fault("mail-hangs", "the mail server takes connections and says nothing", _hang_mail, _UNTOLD),
+]
+if has_own_mounts():
+    FAULTS += [
+        Fault("disk-full", f"no room for the database for {SHORTAGE_S:.0f} s", _fill_state, "disk is full"),
+        Fault(
+            "repository-full",
+            "no room in the model repository while a version is promoted",
+            _fill_repository,
+            "No space left",
+        ),
+    ]

@@ -1,0 +1,147 @@
+"""`python -m tests.e2e.soak`: half load and a promotion every minute for a long time; does anything grow?
+
+The exit status is 1 if memory, descriptors, threads or shared memory grow, an answer was wrong, a request failed, or an
+accepted row of feedback was lost.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import httpx
+from transformers.utils.logging import disable_progress_bar
+
+from serving.triton import shared_memory_prefix
+from tests.e2e.chaos.load import BATCH, FEEDBACK, LIVE, Asked
+from tests.e2e.chaos.target import Target, count_kept, opened, running_target
+from tests.e2e.soak.telling import draw, table_of_trends, table_over_time
+from tests.e2e.soak.watching import Sample, measure, trends
+
+SAMPLE_S = 5.0
+PROMOTION_S = 60.0
+CALIBRATION_S = 8.0
+CALLERS = 16
+MOST_RATE = 150.0
+"""Requests a second, over which this load generator would measure itself."""
+
+
+@dataclass
+class Soak:
+    """What was seen so far."""
+
+    samples: list[Sample] = field(default_factory=list)
+    promotions: list[float] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    wrong: int = 0
+    accepted: list[str] = field(default_factory=list)
+
+
+def main(arguments: list[str]) -> int:
+    """Soak; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.basicConfig(level=logging.ERROR)
+    with tempfile.TemporaryDirectory(prefix="sentiment-soak-", ignore_cleanup_errors=True) as directory:
+        rate = options.rate or _half_of_best(Path(directory) / "calibration")
+        rates = {LIVE: rate, BATCH: rate / 20, FEEDBACK: rate / 20}
+        (Path(directory) / "soak").mkdir()
+        with running_target(Path(directory) / "soak", rates=rates) as target:
+            print(f"{rate:.0f} live requests a second for {options.seconds:.0f} s", flush=True)
+            soak = _soak(target, options.seconds)
+            target.load.stop()
+            _judge(target, soak)
+            with opened(target.served) as database:
+                lost, doubled = count_kept(database, soak.accepted)
+    found = trends(soak.samples)
+    told = [
+        table_over_time(soak.samples),
+        table_of_trends(found),
+        f"{sum(soak.outcomes.values()):,} requests: {dict(soak.outcomes)}; {soak.wrong} wrong answers; "
+        f"{len(soak.promotions)} promotions; of {len(soak.accepted):,} accepted rows {lost} lost, {doubled} twice.",
+    ]
+    text = "\n\n".join(told)
+    print(text)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "soak.md").write_text(text + "\n", encoding="utf-8")
+        (options.out / "soak.json").write_text(
+            json.dumps([asdict(sample) for sample in soak.samples]), encoding="utf-8"
+        )
+        draw(soak.samples, soak.promotions, options.out / "soak.png")
+    failed = {outcome for outcome in soak.outcomes if outcome != "right"}
+    growing = [trend.name for trend in found if trend.is_growing]
+    print(f"Growing: {', '.join(growing)}." if growing else "Flat.")
+    return int(bool(growing or failed or soak.wrong or lost or doubled))
+
+
+def _soak(target: Target, seconds: float) -> Soak:
+    soak = Soak()
+    assert target.served.process is not None
+    root, prefix = target.served.process.pid, shared_memory_prefix(target.served.settings)
+    began = time.monotonic()
+    due = PROMOTION_S / 2
+    while (elapsed := time.monotonic() - began) < seconds:
+        soak.samples.append(Sample(elapsed, measure(root, prefix)))
+        if elapsed >= due:
+            due += PROMOTION_S
+            target.promote(target.other())
+            soak.promotions.append(elapsed)
+            _judge(target, soak)
+        time.sleep(max(0.0, SAMPLE_S - (time.monotonic() - began - elapsed)))
+    return soak
+
+
+def _judge(target: Target, soak: Soak) -> None:
+    """Compare what was answered so far, and forget it."""
+    ended = target.load.take_ended()
+    soak.wrong += len(target.references.wrong([item for item in ended if item.status == 200]))
+    soak.accepted += [item.texts[0] for item in ended if item.kind == FEEDBACK and item.status == 201]
+    soak.outcomes.update(map(_outcome, ended))
+
+
+def _outcome(item: Asked) -> str:
+    return "right" if item.succeeded else item.failure or f"{item.status} {item.problem}"
+
+
+def _half_of_best(directory: Path) -> float:
+    """Half of the live requests a second that a few callers without a pause get answered, all texts new."""
+    directory.mkdir()
+    with running_target(directory, rates={}) as target:
+        counts = [0] * CALLERS
+        ended = threading.Event()
+
+        def call(number: int) -> None:
+            with httpx.Client(base_url=target.served.url, timeout=30, trust_env=False) as client:
+                while not ended.is_set():
+                    text = f"good {number} screen {counts[number]}"
+                    counts[number] += client.post("/predict/live", json={"text": text}).is_success
+
+        threads = [threading.Thread(target=call, args=(number,)) for number in range(CALLERS)]
+        for thread in threads:
+            thread.start()
+        time.sleep(CALIBRATION_S)
+        ended.set()
+        for thread in threads:
+            thread.join()
+    return min(MOST_RATE, sum(counts) / CALIBRATION_S / 2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.e2e.soak", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=1_800.0, help="default: %(default)g")
+    parser.add_argument("--rate", type=float, help="live requests a second (default: half of what is measured first)")
+    parser.add_argument("--out", type=Path, help="directory for soak.md, soak.json and soak.png")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
