@@ -100,7 +100,7 @@ class _Request:
         self.deadline = self.looked_at + timeout_s
         self.is_wanted = is_wanted
         self.ended = False
-        """Failed or dropped before all texts were answered; changed under the engine's lock."""
+        """Answered, failed or dropped, so that nothing else becomes of it; changed under the engine's lock."""
         self.token_ids = [encoding.ids for encoding in encodings]
         self.truncated = np.fromiter((bool(encoding.overflowing) for encoding in encodings), dtype=bool)
         self.values = np.empty((len(encodings), labels), dtype=np.float32)
@@ -339,6 +339,7 @@ class Engine:
                 request.values[text.position] = probabilities
                 request.texts_left -= 1
                 if request.texts_left == 0 and not request.ended:
+                    request.ended = True
                     complete.append(request)
         for request in complete:
             request.answer.set_result(Probabilities(request.values, request.truncated, request.phases()))

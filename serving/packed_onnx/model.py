@@ -18,6 +18,7 @@ from serving.engine import DroppedError, Engine, Probabilities, TextError
 from serving.engine_metrics import EngineMetrics
 from serving.processor import usable_cores
 from serving.protocol import TICKET
+from serving.reply import Reply
 from serving.repository import ModelRepository
 from serving.switch import wait_for_turn
 
@@ -59,18 +60,16 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> None:
         """Have the texts classified; a bad text fails its own request alone."""
         for request in requests:
-            sender = request.get_response_sender()
+            reply = Reply(request.get_response_sender(), _FINAL)
             items = pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy().ravel()
             try:
                 texts = [_decode(position, item) for position, item in enumerate(items)]
             except ValueError as error:
-                sender.send(_refusal(str(error), pb_utils.TritonError.INVALID_ARG), flags=_FINAL)
+                reply.send(_refusal(str(error), pb_utils.TritonError.INVALID_ARG))
                 continue
             timeout_us = request.timeout()
-            answer = self._engine.submit(
-                texts, timeout_us / 1e6 if timeout_us else math.inf, partial(_is_wanted, sender)
-            )
-            answer.add_done_callback(partial(self._send, sender, request.request_id()))
+            answer = self._engine.submit(texts, timeout_us / 1e6 if timeout_us else math.inf, reply.is_wanted)
+            answer.add_done_callback(partial(self._send, reply, request.request_id()))
 
     def finalize(self) -> None:
         """End the engine's threads; Triton calls it once nothing is under way any more."""
@@ -78,8 +77,8 @@ class TritonPythonModel:
             self._metrics.close()
         self._engine.close()
 
-    def _send(self, sender: Any, request_id: str, answer: "Future[Probabilities]") -> None:
-        sender.send(self._response(request_id, answer), flags=_FINAL)
+    def _send(self, reply: Reply, request_id: str, answer: "Future[Probabilities]") -> None:
+        reply.send(self._response(request_id, answer))
 
     def _response(self, request_id: str, answer: "Future[Probabilities]") -> Any:
         error = answer.exception()
@@ -101,11 +100,6 @@ class TritonPythonModel:
             pb_utils.Tensor("PHASES", np.tile(np.array(phases, dtype=np.float32), (len(truncated), 1))),
         ]
         return pb_utils.InferenceResponse(outputs)
-
-
-def _is_wanted(sender: Any) -> bool:
-    """Whether the client still waits: it has not cancelled its call or left, and its gRPC deadline has not passed."""
-    return not sender.is_cancelled()
 
 
 def _refusal(reason: str, code: int) -> Any:

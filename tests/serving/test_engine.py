@@ -224,6 +224,32 @@ def test_a_request_that_nobody_wants_any_more_costs_no_run(engine: Engine, monke
     assert held.runs[CORES:] == [engine.count_tokens(["good"])]
 
 
+def test_a_request_that_is_answered_while_it_is_asked_about_stays_answered(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the thread that asked goes on: what it raises would fail the test."""
+    monkeypatch.setattr(serving.engine, "LOOK_S", 0.0)
+    held = HeldGraph(engine)
+    busy = occupy(engine, held)
+    asked: list[int] = []
+    answers: list[Future[Probabilities]] = []
+
+    def is_wanted() -> bool:
+        asked.append(1)
+        if len(asked) > 1:
+            return True
+        answers[0].result(20)
+        return False
+
+    answers.append(engine.submit(["good"], is_wanted=is_wanted))
+    held.may_run.release(100)
+    assert len(answers[0].result(20).values) == 1
+    for answer in busy:
+        answer.result(20)
+    engine.close()
+    assert len(asked) > 0
+
+
 def test_nobody_is_asked_about_a_request_that_hardly_waited(engine: Engine) -> None:
     asked = threading.Event()
 
