@@ -135,10 +135,10 @@ def mlflow_ui(pipeline: Pipeline) -> None:
             except httpx.TransportError:
                 return False
 
-        wait_for(answers, 60, "mlflow ui to answer")
+        wait_for(answers, 180, "mlflow ui to answer")
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def clean(pipeline: Pipeline) -> None:
