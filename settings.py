@@ -135,6 +135,18 @@ class Settings(BaseSettings):
     min_feedback: Annotated[int, Field(ge=1)] = 100
     """Texts of feedback from which on it can show that what is served is stale."""
 
+    sample_per_minute: Annotated[int, Field(ge=0)] = 600
+    """Most texts a minute, of those that a gateway answers, of which a record is kept; 0 for none."""
+
+    sample_texts: bool = True
+    """Whether that record has the texts; without, it has their hashes, lengths and answers."""
+
+    sample_days: Annotated[float, Field(gt=0)] = 7
+    """How long it is kept."""
+
+    sample_rows: Annotated[int, Field(ge=1)] = 200_000
+    """Most texts that it has; the oldest make room."""
+
     bake_minutes: Annotated[float, Field(ge=0)] = 30
     """After a promotion, how long errors, latency or a failed check roll it back; 0 for never."""
 

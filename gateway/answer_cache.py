@@ -6,15 +6,15 @@ from collections import OrderedDict
 from gateway.inference import Prediction
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Room for about 150,000 review sentences."""
+"""Room for about 130,000 review sentences."""
 
 MAX_CHARACTERS = 2_000
 """Characters of the longest text that is kept. A longer one is hardly ever sent twice, and would take the room of
 dozens of short ones."""
 
-_ENTRY_BYTES = 288
-"""Memory of an entry besides its text: the prediction, its score, the dictionary's slot and link. On CPython 3.10 to
-3.13 it is 170 to 270, as the dictionary is full or has just grown."""
+_ENTRY_BYTES = 304
+"""Memory of an entry besides its text and its probabilities: the prediction, its score, the dictionary's slot and link.
+On CPython 3.10 to 3.13 it is 180 to 280, as the dictionary is full or has just grown."""
 
 
 class AnswerCache:
@@ -68,11 +68,10 @@ class AnswerCache:
         if prediction.version != self._version or len(text) > MAX_CHARACTERS or text in self._answers:
             return
         self._answers[text] = prediction
-        self.bytes += _size(text)
+        self.bytes += _size(text, prediction)
         while self.bytes > self.max_bytes:
-            oldest, _ = self._answers.popitem(last=False)
-            self.bytes -= _size(oldest)
+            self.bytes -= _size(*self._answers.popitem(last=False))
 
 
-def _size(text: str) -> int:
-    return sys.getsizeof(text) + _ENTRY_BYTES
+def _size(text: str, prediction: Prediction) -> int:
+    return sys.getsizeof(text) + sys.getsizeof(prediction.probabilities) + _ENTRY_BYTES

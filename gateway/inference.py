@@ -21,6 +21,8 @@ class Prediction(NamedTuple):
     """The version of the model that gave the answer."""
     truncated: bool
     """Whether the text was longer than the model reads, and was cut."""
+    probabilities: bytes
+    """Of all labels, as `Classification` has them; only the sample of what is asked needs them."""
 
 
 Outcomes: TypeAlias = dict[str, Prediction | TextRefusedError]
@@ -50,8 +52,15 @@ async def infer(classify: Classify, texts: list[str], deadline: float) -> Outcom
         singles = await asyncio.gather(*(infer(classify, [text], deadline) for text in texts))
         return {text: outcome for single in singles for text, outcome in single.items()}
     cut = set(answer.truncated)
+    width = len(answer.probabilities) // len(texts)
     # Many predictions are kept, and there are few labels: one string for each.
     return {
-        text: Prediction(sys.intern(label), round(score, 4), answer.version, position in cut)
+        text: Prediction(
+            sys.intern(label),
+            round(score, 4),
+            answer.version,
+            position in cut,
+            answer.probabilities[position * width : (position + 1) * width],
+        )
         for position, (text, label, score) in enumerate(zip(texts, answer.labels, answer.scores, strict=True))
     }

@@ -83,6 +83,12 @@ class Metrics:
         self.answers = Counter(
             "sentiment_answers", "Texts that the model answered, by label.", ("label",), registry=self.registry
         )
+        self.sampled = Counter(
+            "sentiment_sampled_predictions",
+            "Texts of the sample of what is asked: kept, or lost because the database was away.",
+            ("outcome",),
+            registry=self.registry,
+        )
         self.feedback = Counter(
             "sentiment_feedback_received_rows",
             "Rows of feedback that this gateway took, by label.",

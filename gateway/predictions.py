@@ -45,6 +45,9 @@ _LIVE_ANSWERS = 8_192
 decimals, and all texts with one label and score share one. Writing it anew took 4 of the 25 µs that the app spends on
 a known text."""
 
+_TOLD = 4
+"""Of the fields of a prediction, the first ones are told."""
+
 
 class _Answer(Response):
     """An answer that is given many times: what a middleware does to its headers, it does to a copy."""
@@ -64,7 +67,7 @@ async def predict_live(request: Request) -> Response:
     text = live_text(await read_body(request))
     known = predictor.known(text)
     if known is not None:
-        return _known_live_answer(known)
+        return _known_live_answer(*known[:_TOLD])
     timing = server_timing.begin()
     try:
         prediction = await unless_client_leaves(request.receive, predictor.predict_live(text, deadline))
@@ -116,8 +119,8 @@ def _refusal(reason: str) -> str:
 
 
 @lru_cache(maxsize=_LIVE_ANSWERS)
-def _known_live_answer(prediction: Prediction) -> Response:
-    return _answer([prediction], server_timing.KNOWN)
+def _known_live_answer(label: str, score: float, version: int, truncated: bool) -> Response:
+    return _answer([Prediction(label, score, version, truncated, b"")], server_timing.KNOWN)
 
 
 def _answer(predictions: Sequence[Prediction], timing: str) -> Response:

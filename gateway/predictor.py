@@ -9,6 +9,7 @@ from gateway.deployed_model import DeployedModel
 from gateway.inference import Prediction
 from gateway.metrics import Metrics
 from gateway.micro_batching import MicroBatcher
+from gateway.sampling import Sampler
 from serving.call_statistics import CallStatistics
 from serving.replicas import Replicas
 
@@ -32,11 +33,16 @@ class Predictor:
         metrics: Metrics,
         live_deadline_s: float,
         batch_deadline_s: float,
+        sampler: Sampler | None,
     ) -> None:
-        """Answer through `tritons`, which stay the caller's to close, what `cache` does not know."""
+        """Answer through `tritons`, which stay the caller's to close, what `cache` does not know.
+
+        What is answered is offered to `sampler`, if there is one.
+        """
         self.live_deadline_s = live_deadline_s
         self.batch_deadline_s = batch_deadline_s
         self._cache = cache
+        self._sampler = sampler
         self._model = DeployedModel(tritons, cache, statistics, metrics)
         self.live_backlog = Backlog(LONGEST_LIVE_WAIT_S)
         self.batch_backlog = Backlog(math.inf)
@@ -44,8 +50,11 @@ class Predictor:
         self._batch_splitter = BatchSplitter(self._model, self.batch_backlog)
 
     def known(self, text: str) -> Prediction | None:
-        """The answer for `text`, if it is known."""
-        return self._cache.get(text)
+        """The answer for `text`, which is being asked for, if it is known."""
+        prediction = self._cache.get(text)
+        if prediction is not None and self._sampler is not None:
+            self._sampler.offer(text, prediction)
+        return prediction
 
     def knows(self, text: str) -> bool:
         """Whether the answer for `text` is known; to ask does not count as its use."""
@@ -62,7 +71,10 @@ class Predictor:
             ModelTimeoutError: none can come in time.
         """
         self._model.check_circuit()
-        return await self._micro_batcher.predict(text, deadline)
+        prediction = await self._micro_batcher.predict(text, deadline)
+        if self._sampler is not None:
+            self._sampler.offer(text, prediction)
+        return prediction
 
     async def predict_batch(self, texts: list[str], deadline: float) -> list[Prediction]:
         """Answer all texts, by one version of the model, until `deadline`, a time of the event loop's clock.
@@ -77,7 +89,10 @@ class Predictor:
         known = {text: prediction for text in set(texts) if (prediction := self._cache.get(text)) is not None}
         if len(known) < len(set(texts)):
             self._model.check_circuit()
-        return await self._batch_splitter.predict(texts, known, deadline)
+        predictions = await self._batch_splitter.predict(texts, known, deadline)
+        if self._sampler is not None:
+            self._sampler.offer_all(texts, predictions)
+        return predictions
 
     @property
     def ready(self) -> bool:

@@ -26,11 +26,12 @@ from settings import Settings, load_settings
 from storage import deployments, events, jobs, leases
 from storage.database import Database
 from storage.events import EventKind
+from storage.sampled_predictions import purge_sample
 from storage.storage import Storage
 
 LEASE_S = 15.0
 _RENEW_S = 3.0
-_JOBS_S, _OUTBOX_S, _ALIAS_S, _RECONCILE_S = 1, 5, 15, 3
+_JOBS_S, _OUTBOX_S, _ALIAS_S, _RECONCILE_S, _SAMPLE_S = 1, 5, 15, 3, 30
 """Seconds between two looks."""
 _LONGEST_ALIAS_PAUSE_S = 900.0
 _LARGEST_CLOCK_STEP_S = 5.0
@@ -137,6 +138,7 @@ class Scheduler:
             ("outbox", _OUTBOX_S, lambda database: deliver_due(self._settings, database)),
             ("alias", _ALIAS_S, self._look_after_alias),
             ("reconcile", _RECONCILE_S, self._look_after_deployments),
+            ("sample", _SAMPLE_S, self._look_after_sample),
         ):
             scheduler.add_job(_careful(name, look, database), "interval", seconds=seconds, id=name)
         scheduler.resume()
@@ -193,6 +195,10 @@ class Scheduler:
             cut_off = deployments.intended(session)
         if cut_off:
             reconcile(self._settings, database)
+
+    def _look_after_sample(self, database: Database) -> None:
+        settings = self._settings
+        purge_sample(database, settings.sample_days, settings.sample_rows, settings.sample_texts)
 
 
 def _wall_clock() -> float:

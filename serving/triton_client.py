@@ -70,6 +70,8 @@ class Classification:
     """The version that gave the answer."""
     truncated: list[int]
     """Positions of the texts that were longer than the model reads, and were cut."""
+    probabilities: bytes = b""
+    """[texts, labels], little-endian float32, in the order of the version's labels"""
     phases: Phases | None = None
     """Where the engine's time went; none where its build is too old to tell."""
 
@@ -191,6 +193,7 @@ def _classification(response: service_pb2.ModelInferResponse) -> Classification:
         scores=np.frombuffer(raw["SCORE"], dtype="<f4").tolist(),
         version=int(response.model_version),
         truncated=np.flatnonzero(np.frombuffer(raw["TRUNCATED"], dtype=bool)).tolist(),
+        probabilities=raw["PROBABILITIES"],
         phases=Phases(*struct.unpack_from("<3f", raw["PHASES"])) if "PHASES" in raw else None,
     )
 

@@ -207,3 +207,24 @@ class ApiKey(Table):
     scopes: Mapped[list[str]] = mapped_column(JSON)
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
+
+
+class SampledPrediction(Table):
+    """A text that was asked, and the answer: one of a sample, kept for some time."""
+
+    __tablename__ = "sampled_predictions"
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    at: Mapped[datetime] = mapped_column(index=True)
+    version: Mapped[int]
+    label: Mapped[str] = mapped_column(Text)
+    probabilities: Mapped[list[float]] = mapped_column(JSON)
+    """Calibrated, in the order of the version's labels."""
+    text: Mapped[str | None] = mapped_column(Text)
+    """None where texts are not to be kept."""
+    text_hash: Mapped[str] = mapped_column(String(64))
+    """As that of feedback."""
+    characters: Mapped[int]
+    words: Mapped[int]
+    truncated: Mapped[bool]
+    """Whether the text was longer than the model reads, and was cut."""

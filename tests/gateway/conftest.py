@@ -3,6 +3,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -75,13 +76,14 @@ def triton(fake_triton: FakeTriton) -> Iterator[FakeTriton]:
     fake_triton.behave()
 
 
-def make_app(triton: FakeTriton, directory: Path) -> FastAPI:
+def make_app(triton: FakeTriton, directory: Path, **given: Any) -> FastAPI:
     """A gateway before `triton`, whose state and model repository lie in `directory`."""
     settings = Settings(
         triton_url=f"127.0.0.1:{triton.port}",
         state_dir=directory / "state",
         model_repository=directory / "triton_repo",
         admin_key=SecretStr(ADMIN_KEY),
+        **given,
     )
     return create_app(settings, Storage(settings), CallStatistics(), UnderWay())
 

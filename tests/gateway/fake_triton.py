@@ -102,6 +102,9 @@ def _response(texts: list[str], version: int, score: float, phases: tuple[float,
     response.raw_output_contents.append(b"".join(struct.pack("<I", len(label)) + label for label in labels))
     response.outputs.add(name="SCORE", datatype="FP32")
     response.raw_output_contents.append(np.full(len(texts), score, "<f4").tobytes())
+    response.outputs.add(name="PROBABILITIES", datatype="FP32")
+    pairs = [(score, 1 - score) if label == b"Negative" else (1 - score, score) for label in labels]
+    response.raw_output_contents.append(np.array(pairs, "<f4").tobytes())
     response.outputs.add(name="TRUNCATED", datatype="BOOL")
     response.raw_output_contents.append(bytes(len(text) > MODEL_READS for text in texts))
     if phases is not None:

@@ -166,7 +166,7 @@ def test_headers_that_a_middleware_adds_do_not_pile_up_on_known_answers(triton: 
 
 
 def answer(text: str, by: int = 1) -> Prediction:
-    return Prediction("Positive", len(text) / 7, by, False)
+    return Prediction("Positive", len(text) / 7, by, False, bytes(8))
 
 
 def test_texts_that_were_not_asked_for_the_longest_make_room() -> None:

@@ -14,6 +14,7 @@ import lifecycle.schedule
 from lifecycle.schedule import Scheduler
 from storage import jobs, leases
 from storage.database import Database
+from storage.sampled_predictions import AnsweredText, add_sample, newest_sample
 from storage.storage import Storage
 from storage.tables import Job
 from tests.e2e.conftest import free_ports, wait_for
@@ -103,7 +104,7 @@ def test_a_clock_that_is_set_back_stops_nothing(
     scheduler = Scheduler(served.settings, storage)
     scheduler.start()
     try:
-        wait_for(lambda: len(due_times(scheduler)) >= 5, 20, "the scheduler to run")
+        wait_for(lambda: len(due_times(scheduler)) >= 6, 20, "the scheduler to run")
         first = scheduler._running
         # As if everything had been planned two hours ahead of the clock as it is now.
         for name in due_times(scheduler):
@@ -132,13 +133,31 @@ def test_a_moment_without_the_database_does_not_end_the_scheduler(
     scheduler = Scheduler(served.settings, storage)
     scheduler.start()
     try:
-        wait_for(lambda: len(due_times(scheduler)) >= 5, 20, "the scheduler to run")
+        wait_for(lambda: len(due_times(scheduler)) >= 6, 20, "the scheduler to run")
         first = scheduler._running
         with closing(sqlite3.connect(served.settings.database.removeprefix("sqlite:///"))) as another:
             another.execute("BEGIN IMMEDIATE")
             time.sleep(6)  # longer than until the lease is renewed next, and the database is waited for
         wait_for(lambda: leases.holder_of(storage.open(), leases.SCHEDULER) is not None, 10, "the lease")
         assert scheduler._running is first
+    finally:
+        scheduler.stop()
+        storage.close()
+
+
+def test_what_is_too_much_of_the_sample_goes_by_itself(
+    tmp_path: Path, bert_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle.schedule, "_SAMPLE_S", 0.2)
+    bounds = {"SENTIMENT_SAMPLE_ROWS": "3", "SENTIMENT_SAMPLE_TEXTS": "false"}
+    settings = make_served(tmp_path, bert_bundle, versions=1, **bounds).settings
+    storage = Storage(settings)
+    answered = [AnsweredText(f"text {number}", "Positive", bytes(8), 1, False, time.monotonic()) for number in range(9)]
+    add_sample(storage.open(), answered, keeps_texts=True)
+    scheduler = Scheduler(settings, storage)
+    scheduler.start()
+    try:
+        wait_for(lambda: [row.text for row in newest_sample(storage.open(), 9)] == [None] * 3, 30, "it to go")
     finally:
         scheduler.stop()
         storage.close()
