@@ -10,6 +10,7 @@ import psutil
 from serving.triton_client import TextRefusedError, TritonClient, TritonTimeoutError, TritonUnavailableError
 
 PROBE_INTERVAL_S = 2.0
+_FIRST_INTERVAL_S = 0.2
 FAILED_PROBES = 3
 """Failures in a row, while Triton says that the model is ready, that show that it is broken."""
 LONGEST_SILENCE_S = 15.0
@@ -33,7 +34,10 @@ async def until_broken(client: TritonClient, process_id: int, on_life: Callable[
     failed = stuck = 0
     dead: set[int] = set()
     while True:
-        await asyncio.sleep(PROBE_INTERVAL_S)
+        if was_live:
+            await asyncio.sleep(PROBE_INTERVAL_S)
+        elif await _comes_alive(client):
+            was_live, heard_at = True, time.monotonic()
         # Where one instance of several has died, the others answer most probes. Triton reaps those that it ends itself
         # within the interval.
         dead_before, dead = dead, _dead_children(process_id)
@@ -63,6 +67,16 @@ async def until_broken(client: TritonClient, process_id: int, on_life: Callable[
                 return "its Python process hangs: it neither answers nor computes"
         else:
             failed = stuck = 0
+
+
+async def _comes_alive(client: TritonClient) -> bool:
+    """Whether it gives its first sign of life within an interval; looked for often, for then it may hang at once."""
+    deadline = time.monotonic() + PROBE_INTERVAL_S
+    while time.monotonic() < deadline:
+        if await client.is_live():
+            return True
+        await asyncio.sleep(_FIRST_INTERVAL_S)
+    return False
 
 
 def _dead_children(process_id: int) -> set[int]:
