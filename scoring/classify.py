@@ -11,7 +11,8 @@ import pyarrow as pa
 from scoring.job import Job
 from scoring.parts import Part, Parts
 from scoring.reading import Source
-from serving.engine import Engine, Probabilities
+from serving.engine import Engine
+from serving.requests import Probabilities
 
 AHEAD_TEXTS = 2_048
 """Texts that wait in the engine: a second's work (MiniLM, two cores), so that it does not run dry while the disk is

@@ -5,6 +5,7 @@ arrives while all cores compute joins the next run, however the callers have div
 """
 
 import math
+import os
 import threading
 import time
 from bisect import bisect_left
@@ -12,11 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from errors import PipelineError
 from serving.bundle import TOKENIZER, Bundle
@@ -31,32 +31,16 @@ from serving.packing import (
     lay_out,
     rows_of_shape,
 )
-from serving.protocol import NOBODY_WAITS, TIME_HAS_PASSED, Phases
+from serving.protocol import NOBODY_WAITS, TIME_HAS_PASSED
+from serving.requests import DroppedError, Probabilities, Request, TextError, WaitingText
 from serving.runtime import Graph, Variant, load_graph
 
 LOOK_S = 0.05
 """How long a request has waited, since it came or was looked at last, when it is asked whether somebody still wants
 it. To ask Triton takes 0.1 ms."""
-
-
-class DroppedError(Exception):
-    """A request was not computed, because its time has passed, or because nobody waits for it any more."""
-
-
-class TextError(Exception):
-    """The tokenizer or the graph fails on a text, while others can be classified."""
-
-
-@dataclass(frozen=True)
-class Probabilities:
-    """The engine's answer for a list of texts, in their order."""
-
-    values: npt.NDArray[np.float32]
-    """[texts, labels], calibrated; each row sums to 1."""
-    truncated: npt.NDArray[np.bool_]
-    """[texts]; whether the text was longer than the model reads, and was cut."""
-    phases: Phases
-    """Where the time went."""
+NICENESS = 5
+"""Of the threads that run the graph. Under full load they would take every core; the gateway and Triton need a fraction
+of one, and whatever waits for them waits at every request."""
 
 
 @dataclass
@@ -85,50 +69,6 @@ def load_tokenizer(file: Path, max_length: int) -> Tokenizer:
     return tokenizer
 
 
-class _Request:
-    """Texts that are answered together."""
-
-    def __init__(
-        self,
-        encodings: Sequence[Encoding],
-        labels: int,
-        arrived: float,
-        timeout_s: float,
-        is_wanted: Callable[[], bool],
-    ) -> None:
-        self.looked_at = time.monotonic()
-        self.deadline = self.looked_at + timeout_s
-        self.is_wanted = is_wanted
-        self.ended = False
-        """Answered, failed or dropped, so that nothing else becomes of it; changed under the engine's lock."""
-        self.token_ids = [encoding.ids for encoding in encodings]
-        self.truncated = np.fromiter((bool(encoding.overflowing) for encoding in encodings), dtype=bool)
-        self.values = np.empty((len(encodings), labels), dtype=np.float32)
-        self.texts_left = len(encodings)
-        self.answer: Future[Probabilities] = Future()
-        self.arrived = arrived
-        self.queued = time.perf_counter()
-        self.begun: float | None = None
-        """When the first of the texts was taken to be run."""
-
-    def phases(self) -> Phases:
-        """Where the time went, now that all is run."""
-        begun = self.queued if self.begun is None else self.begun
-        return Phases(self.queued - self.arrived, begun - self.queued, time.perf_counter() - begun)
-
-
-class _Text(NamedTuple):
-    """A text that waits; sorted, the most urgent is first."""
-
-    due: float
-    number: int
-    """Of all texts so far, so that no two compare equal and equally urgent ones keep their order."""
-    tokens: int
-    request: _Request
-    position: int
-    """In its request."""
-
-
 class Engine:
     """One version of the model, loaded. Any thread may call it; `close` ends its own threads.
 
@@ -153,7 +93,7 @@ class Engine:
         self._tokenizer = load_tokenizer(directory / TOKENIZER, self.bundle.max_length)
         self.cores = cores
         self._changed = threading.Condition()
-        self._waiting: list[_Text] = []
+        self._waiting: list[WaitingText] = []
         self._texts_so_far = 0
         self._busy = 0
         self._totals = Totals()
@@ -191,7 +131,7 @@ class Engine:
             encodings = self._tokenizer.encode_batch_fast(texts)
         except BaseException as error:  # a panic of the tokenizer's Rust is no Exception
             return _failed(self._text_error(texts, error))
-        request = _Request(encodings, len(self.bundle.labels), arrived, timeout_s, is_wanted)
+        request = Request(encodings, len(self.bundle.labels), arrived, timeout_s, is_wanted)
         if not texts:
             request.answer.set_result(Probabilities(request.values, request.truncated, request.phases()))
             return request.answer
@@ -205,7 +145,7 @@ class Engine:
             self._texts_so_far += len(texts)
             place = bisect_left(self._waiting, (due, numbers[0]))
             self._waiting[place:place] = [
-                _Text(due, number, tokens, request, position)
+                WaitingText(due, number, tokens, request, position)
                 for position, (number, tokens) in enumerate(zip(numbers, lengths, strict=True))
             ]
             self._changed.notify_all()
@@ -270,6 +210,8 @@ class Engine:
         return (time.perf_counter() - started) / full.input_ids.size / self.cores
 
     def _work(self, warm: "Future[None]") -> None:
+        # Of this thread alone: on Linux each has a priority of its own.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         # In this thread, because a runtime may prepare shapes for each thread that runs them.
         try:
             self._warm_up(self.graph, TOKENS_PER_RUN)
@@ -300,7 +242,7 @@ class Engine:
                 self._count(run, packed.input_ids.size, packed_at - started, time.perf_counter() - packed_at)
                 self._deliver(run, values)
 
-    def _take(self) -> tuple[list[Row], list[_Text], Graph]:
+    def _take(self) -> tuple[list[Row], list[WaitingText], Graph]:
         """Choose the next run's rows, the texts that they were chosen from, and the graph to run them."""
         texts = self._waiting[:CHOICE]
         lengths = [text.tokens for text in texts]
@@ -320,7 +262,7 @@ class Engine:
                 self._totals.queue_s += now - request.queued
         return rows, texts, graph
 
-    def _count(self, texts: Sequence[_Text], slots: int, pack_s: float, graph_s: float) -> None:
+    def _count(self, texts: Sequence[WaitingText], slots: int, pack_s: float, graph_s: float) -> None:
         """Count a run."""
         with self._changed:
             self._totals.texts += len(texts)
@@ -330,7 +272,7 @@ class Engine:
             self._totals.pack_s += pack_s
             self._totals.graph_s += graph_s
 
-    def _deliver(self, texts: Sequence[_Text], values: Iterable[npt.NDArray[np.float32]]) -> None:
+    def _deliver(self, texts: Sequence[WaitingText], values: Iterable[npt.NDArray[np.float32]]) -> None:
         complete = []
         with self._changed:
             self._busy -= 1
@@ -349,7 +291,7 @@ class Engine:
         with self._changed:
             requests = {text.request for text in self._waiting[:CHOICE]}
         now = time.monotonic()
-        useless: dict[_Request, Exception] = {}
+        useless: dict[Request, Exception] = {}
         for request in requests:
             if request.deadline <= now:
                 useless[request] = DroppedError(TIME_HAS_PASSED)
@@ -361,7 +303,7 @@ class Engine:
             self._end(useless)
         return bool(useless)
 
-    def _end(self, errors: Mapping[_Request, Exception]) -> None:
+    def _end(self, errors: Mapping[Request, Exception]) -> None:
         """Fail requests; their texts that wait would be work for nobody."""
         with self._changed:
             ended = [request for request in errors if not request.ended]
@@ -371,10 +313,10 @@ class Engine:
         for request in ended:
             request.answer.set_exception(errors[request])
 
-    def _run_apart(self, texts: Sequence[_Text], graph: Graph, error: Exception) -> None:
+    def _run_apart(self, texts: Sequence[WaitingText], graph: Graph, error: Exception) -> None:
         """Run the texts of a run that failed one by one, so that only those at fault fail."""
-        errors: dict[_Request, Exception] = {}
-        good: list[_Text] = []
+        errors: dict[Request, Exception] = {}
+        good: list[WaitingText] = []
         values: list[npt.NDArray[np.float32]] = []
         try:
             # If not even this can be run, it is no text's fault.

@@ -14,12 +14,13 @@ import triton_python_backend_utils as pb_utils
 
 from serving.bundle import Bundle
 from serving.choice import AUTO, Wanted, choose_variant
-from serving.engine import DroppedError, Engine, Probabilities, TextError
+from serving.engine import Engine
 from serving.engine_metrics import EngineMetrics
 from serving.processor import usable_cores
 from serving.protocol import TICKET
 from serving.reply import Reply
 from serving.repository import ModelRepository
+from serving.requests import DroppedError, Probabilities, TextError
 from serving.switch import wait_for_turn
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL

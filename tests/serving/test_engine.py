@@ -17,9 +17,10 @@ import pytest
 import serving.engine
 from errors import PipelineError
 from serving.bundle import TOKENIZER, Bundle
-from serving.engine import DroppedError, Engine, Probabilities, TextError
+from serving.engine import Engine
 from serving.packing import PackedRows
 from serving.protocol import NOBODY_WAITS, TIME_HAS_PASSED
+from serving.requests import DroppedError, Probabilities, TextError
 from tests.conftest import LABELS, REFERENCE, SENTENCES
 
 CORES = 2
