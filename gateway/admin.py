@@ -46,14 +46,14 @@ Result = TypeVar("Result")
 async def list_models(request: Request) -> Response:
     """Every version with its metrics, the gates' verdicts, and when it served."""
     loop = get_loop(request)
-    return _json(await _in_thread(lambda: describe_models(loop.settings, loop.storage.open())))
+    return _json(await in_thread(lambda: describe_models(loop.settings, loop.storage.open())))
 
 
 async def promote(request: Request) -> Response:
     """Have a version serve, whatever the gates said of it; no request fails meanwhile."""
     loop = get_loop(request)
     version = _path_number(request, "version")
-    await _in_thread(lambda: promotion.promote(loop.settings, loop.storage.open(), version, "by request"))
+    await in_thread(lambda: promotion.promote(loop.settings, loop.storage.open(), version, "by request"))
     return _json({"version": version})
 
 
@@ -61,19 +61,19 @@ async def roll_back(request: Request) -> Response:
     """Have the version serve that did before; no request fails meanwhile."""
     loop = get_loop(request)
     return _json(
-        {"version": await _in_thread(lambda: promotion.roll_back(loop.settings, loop.storage.open(), "by request"))}
+        {"version": await in_thread(lambda: promotion.roll_back(loop.settings, loop.storage.open(), "by request"))}
     )
 
 
 async def check(request: Request) -> Response:
     """Ask what is served how good it is now; the answer has the figures, unless they take over half a minute."""
     loop = get_loop(request)
-    job = await _in_thread(lambda: jobs.enqueue(loop.storage.open(), jobs.CHECK, "by request"))
+    job = await in_thread(lambda: jobs.enqueue(loop.storage.open(), jobs.CHECK, "by request"))
     number = job.id
     deadline = time.monotonic() + CHECK_WAIT_S
     while job.ended_at is None and time.monotonic() < deadline:
         await asyncio.sleep(_POLL_S)
-        found = await _in_thread(lambda: jobs.get(loop.storage.open(), number))
+        found = await in_thread(lambda: jobs.get(loop.storage.open(), number))
         job = found or job
     return _json(jobs.as_json(job), 200 if job.ended_at else 202)
 
@@ -81,7 +81,7 @@ async def check(request: Request) -> Response:
 async def retrain(request: Request) -> Response:
     """Ask for a retraining; the answer is the job, to be asked for how it goes."""
     loop = get_loop(request)
-    job = await _in_thread(lambda: jobs.enqueue(loop.storage.open(), jobs.RETRAIN, "by request"))
+    job = await in_thread(lambda: jobs.enqueue(loop.storage.open(), jobs.RETRAIN, "by request"))
     return _json(jobs.as_json(job), 202, {"Location": f"/jobs/{job.id}"})
 
 
@@ -104,21 +104,21 @@ async def list_events(request: Request) -> Response:
     kinds = [known.value for known in events.EventKind]
     if kind is not None and kind not in kinds:
         raise InvalidFieldsError([FieldError("kind", f"is no kind of event; it is one of {', '.join(kinds)}")])
-    found = await _in_thread(lambda: events.newest(loop.storage.open(), limit, kind, before or None))
+    found = await in_thread(lambda: events.newest(loop.storage.open(), limit, kind, before or None))
     return _json([events.as_json(event) for event in found])
 
 
 async def _answer_job(request: Request, find: Callable[[Database, int], tables.Job | None]) -> Response:
     loop = get_loop(request)
     number = _path_number(request, "job")
-    job = await _in_thread(lambda: find(loop.storage.open(), number))
+    job = await in_thread(lambda: find(loop.storage.open(), number))
     if job is None:
         raise NotFoundError(f"There is no job {number}.")
     return _json(jobs.as_json(job))
 
 
 def _path_number(request: Request, name: str) -> int:
-    number = _parse_number(request.path_params[name])
+    number = parse_number(request.path_params[name])
     if number is None:
         raise NotFoundError(f"There is no {name} {request.path_params[name][:50]!r}.")
     return number
@@ -128,20 +128,20 @@ def _whole_number(request: Request, name: str, default: int, most: int) -> int:
     given = request.query_params.get(name)
     if given is None:
         return default
-    number = _parse_number(given)
+    number = parse_number(given)
     if number is None or not 1 <= number <= most:
         raise InvalidFieldsError([FieldError(name, f"is {given[:50]!r}; a whole number from 1 to {most:,} is needed")])
     return number
 
 
-def _parse_number(text: str) -> int | None:
+def parse_number(text: str) -> int | None:
     """A number that the database can hold; `int` takes other scripts' digits, and fails on thousands of them."""
     if not text.isascii() or not text.isdecimal() or len(text) > len(str(_LARGEST_ID)) or int(text) > _LARGEST_ID:
         return None
     return int(text)
 
 
-async def _in_thread(work: Callable[[], Result]) -> Result:
+async def in_thread(work: Callable[[], Result]) -> Result:
     """Do what waits for the database or for Triton where it holds up no request."""
     try:
         return await asyncio.to_thread(work)

@@ -61,6 +61,11 @@ class DeployedModel:
         self.failure: Exception | None = None
         """What it did instead when it was asked for one last; while there is one, the circuit is broken."""
 
+    @property
+    def version(self) -> int | None:
+        """The version that answered last; none before the first answer."""
+        return self._version
+
     def check_circuit(self) -> None:
         """Raise a TritonUnavailableError where it is known that nobody can answer now."""
         if self.failure is not None:
@@ -73,7 +78,7 @@ class DeployedModel:
             TritonUnavailableError: nobody can answer now.
             TritonTimeoutError: no answer came in time.
         """
-        outcomes = await infer(self._classify, texts, deadline)
+        outcomes = await infer(self.classify, texts, deadline)
         for text, outcome in outcomes.items():
             if isinstance(outcome, Prediction):
                 self._cache.put(text, outcome)
@@ -87,7 +92,7 @@ class DeployedModel:
             await self._until_due()
             asked_at = loop.time()
             try:
-                await self._classify([PROBE], PROBE_TIMEOUT_S)
+                await self.classify([PROBE], PROBE_TIMEOUT_S)
             except Exception as error:
                 # What was answered meanwhile shows that the model is only busy, or has recovered.
                 if self._heard_at < asked_at:
@@ -106,7 +111,14 @@ class DeployedModel:
                 await asyncio.wait_for(self._is_doubted.wait(), wait_s)
         self._is_doubted.clear()
 
-    async def _classify(self, texts: Sequence[str], timeout_s: float) -> Classification:
+    async def classify(self, texts: Sequence[str], timeout_s: float) -> Classification:
+        """Ask for at most `MAX_BATCH_SIZE` texts, all that the model tells of them; the cache gets none of it.
+
+        Raises:
+            TextRefusedError: the model refuses a text.
+            TritonUnavailableError: nobody can answer now.
+            TritonTimeoutError: no answer came in time.
+        """
         self._calls += 1
         call = self._calls
         started = time.perf_counter()

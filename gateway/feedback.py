@@ -47,14 +47,25 @@ async def post_feedback(request: Request) -> Response:
                 )
             ]
         )
-    loop = get_loop(request)
-    await loop.work.run(partial(_keep, loop, rows, key))
-    for row in rows.values():
-        get_metrics(request).feedback.labels(row.label).inc()
+    await keep(request, rows, "api", key)
     return Response(orjson.dumps({"accepted": len(rows)}), 201, media_type="application/json")
 
 
-def _keep(loop: Loop, rows: dict[str, LabelledText], key: str) -> None:
+async def keep(request: Request, rows: dict[str, LabelledText], source: str, key: str = "") -> None:
+    """Keep rows, each under its place in the request; once this returns, they are on the disk.
+
+    Raises:
+        InvalidFieldsError: labels are none of the model's.
+        ConflictError: `key` came with other rows before.
+        StorageUnavailableError: they cannot be kept now.
+    """
+    loop = get_loop(request)
+    await loop.work.run(partial(_keep, loop, rows, source, key))
+    for row in rows.values():
+        get_metrics(request).feedback.labels(row.label).inc()
+
+
+def _keep(loop: Loop, rows: dict[str, LabelledText], source: str, key: str) -> None:
     try:
         labels = _labels(loop)
         unknown = [
@@ -64,7 +75,7 @@ def _keep(loop: Loop, rows: dict[str, LabelledText], key: str) -> None:
         ]
         if unknown:
             raise InvalidFieldsError(unknown)
-        add_feedback(loop.storage.open(), list(rows.values()), "api", key)
+        add_feedback(loop.storage.open(), list(rows.values()), source, key)
     except KeyUsedError as error:
         raise ConflictError(
             f"The {IDEMPOTENCY_HEADER} {key[:50]!r} came with other feedback before; each request needs its own."

@@ -27,11 +27,12 @@ async def health_ready(request: Request) -> Response:
     """Answer 200 only while the model can answer: where this fails, send requests elsewhere."""
     predictor = get_predictor(request)
     if not predictor.ready:
-        raise ModelUnavailableError(_why_not(predictor.failure))
+        raise ModelUnavailableError(why_not(predictor.failure))
     return _status("ready")
 
 
-def _why_not(failure: Exception | None) -> str:
+def why_not(failure: Exception | None) -> str:
+    """Why the model cannot answer, in words for whoever asks."""
     if failure is None:
         return "The gateway starts: the model has not answered yet."
     told = (reason for kind, reason in _REASONS.items() if isinstance(failure, kind))

@@ -49,6 +49,10 @@ class KnownKeys:
         """
         return self._callers.get(hash_key(key))
 
+    def named(self, name: str) -> tuple[str, Caller] | None:
+        """The hash of the key of this name, and whose it is; none where there is no such key."""
+        return next(((hash_, caller) for hash_, caller in self._callers.items() if caller.name == name), None)
+
     async def watch(self) -> None:
         """Keep knowing, until cancelled."""
         while True:

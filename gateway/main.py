@@ -15,6 +15,10 @@ from gateway.admin_key import load_admin_key
 from gateway.admission import Admission, Route, UnderWay
 from gateway.answer_cache import MAX_BYTES, AnswerCache
 from gateway.caller_limits import CallerLimits
+from gateway.console import routes as console_routes
+from gateway.console.pulse import Pulse
+from gateway.console.sessions import Sessions
+from gateway.console.views import Console, set_console
 from gateway.deps import Loop, set_limits, set_loop, set_metrics, set_predictor
 from gateway.known_keys import KnownKeys
 from gateway.metrics import Metrics
@@ -43,9 +47,11 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
     loop = Loop(settings, storage)
     anonymous = open_scopes(settings)
     is_https = settings.tls_certificate is not None
-    keys = KnownKeys(storage, load_admin_key(settings), anonymous)
+    admin_key = load_admin_key(settings)
+    keys = KnownKeys(storage, admin_key, anonymous)
     metrics = Metrics()
     scrape = Scrape(settings, storage, metrics)
+    console = Console(Sessions(keys, admin_key, settings.port, is_https), Pulse(metrics), under_way)
     limits = CallerLimits(settings.caller_limit) if settings.caller_limit else None
     bounded: dict[str, Route] = {}
 
@@ -70,6 +76,7 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
             asyncio.create_task(tritons.watch()),
             asyncio.create_task(predictor.watch()),
             asyncio.create_task(keys.watch()),
+            asyncio.create_task(console.pulse.watch()),
         ]
         if sampler is not None:
             watches.append(asyncio.create_task(sampler.keep_writing()))
@@ -88,6 +95,7 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
             await scrape.close()
 
     routes = [*predictions.routes, *health.routes, *metrics_route.routes, *feedback.routes, *admin.routes]
+    routes += console_routes.routes()
     if settings.docs:
         routes += docs.routes
     app = _LayeredAPI(
@@ -103,6 +111,7 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
         redoc_url=None,
     )
     answer_with_problems(app)
+    set_console(app, console)
     app.layers = [
         partial(Observing, routes=app.routes, metrics=metrics),
         partial(
@@ -114,6 +123,7 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
             headers={
                 "": security_headers(is_https),
                 docs.PATH: security_headers(is_https, docs.CONTENT_POLICY, "max-age=3600"),
+                **console_routes.headers(is_https),
             },
         ),
         partial(Admission, under_way=under_way, routes=bounded, limits=limits),

@@ -45,6 +45,8 @@ class Metrics:
             registry=self.registry,
             buckets=_REQUEST_S,
         )
+        self.request_series: dict[tuple[str, str, int], Histogram] = {}
+        """Of `requests`, each by its method, route and status."""
         self.active_requests = Gauge(
             "http_server_active_requests", "Requests that are being answered.", registry=self.registry
         )
@@ -101,6 +103,15 @@ class Metrics:
         self.model_version = Gauge(
             "sentiment_model_version", "The version that answers; 0 before the first answer.", registry=self.registry
         )
+        self.cache: AnswerCache | None = None
+        """What is watched; none before the gateway begins."""
+
+    def of_requests(self, method: str, route: str, status: int) -> Histogram:
+        """The series of such requests; to be kept, for it takes a while to be found."""
+        key = (method, route, status)
+        if key not in self.request_series:
+            self.request_series[key] = self.requests.labels(method, route, status)
+        return self.request_series[key]
 
     def observe_phases(self, phases: Phases) -> None:
         """Take what the engine told of a call."""
@@ -110,6 +121,7 @@ class Metrics:
 
     def watch_cache(self, cache: AnswerCache) -> None:
         """Read what the cache counts of itself."""
+        self.cache = cache
         self.registry.register(_CacheCollector(cache))
 
 

@@ -25,6 +25,8 @@ OTHER_ROUTE = "other"
 OTHER_METHOD = "_OTHER"
 UNTRACED = {"/health/live", "/health/ready", "/metrics"}
 """Asked by machines every few seconds."""
+PROGRESS_PATH = "/console/progress"
+"""Answered for as long as somebody looks, which is no reason for a line in the log."""
 _METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
 _ID_HEADER = REQUEST_ID_HEADER.lower().encode()
 
@@ -37,7 +39,7 @@ class Observing:
     def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], metrics: Metrics) -> None:
         """Call `app`, whose routes are `routes`; whatever path is none of them counts as one."""
         self._app = app
-        self._requests = metrics.requests
+        self._metrics = metrics
         self._active = 0
         metrics.active_requests.set_function(lambda: self._active)
         self._routes = Routes(routes)
@@ -102,11 +104,11 @@ class Observing:
         method, route = scope["method"], self._routes.template(scope["path"])
         child = self._children.get((method, route, status))
         if child is None:
-            child = self._requests.labels(method if method in _METHODS else OTHER_METHOD, route, status)
+            child = self._metrics.of_requests(method if method in _METHODS else OTHER_METHOD, route, status)
             if method in _METHODS:
                 self._children[method, route, status] = child
         child.observe(seconds)
-        if status >= 500 or seconds >= SLOW_S:
+        if status >= 500 or (seconds >= SLOW_S and route != PROGRESS_PATH):
             left_out = self._lines.take()
             if left_out is not None:
                 _tell(logging.WARNING, scope, status, seconds, f" ({left_out} such left out)" if left_out else "")

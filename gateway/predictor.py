@@ -6,12 +6,14 @@ from gateway.answer_cache import AnswerCache
 from gateway.backlog import Backlog
 from gateway.batch_splitting import BatchSplitter
 from gateway.deployed_model import DeployedModel
+from gateway.examining import Examiner
 from gateway.inference import Prediction
 from gateway.metrics import Metrics
 from gateway.micro_batching import MicroBatcher
 from gateway.sampling import Sampler
 from serving.call_statistics import CallStatistics
 from serving.replicas import Replicas
+from serving.triton_client import Classification
 
 LONGEST_LIVE_WAIT_S = 2.0
 """Who would wait longer for one answer is told to come again. So a queue that a flood has left is gone by then."""
@@ -48,6 +50,7 @@ class Predictor:
         self.batch_backlog = Backlog(math.inf)
         self._micro_batcher = MicroBatcher(self._model, self.live_backlog, metrics)
         self._batch_splitter = BatchSplitter(self._model, self.batch_backlog)
+        self._examiner = Examiner(self._model, self.batch_backlog)
 
     def known(self, text: str) -> Prediction | None:
         """The answer for `text`, which is being asked for, if it is known."""
@@ -93,6 +96,24 @@ class Predictor:
         if self._sampler is not None:
             self._sampler.offer_all(texts, predictions)
         return predictions
+
+    async def examine(self, texts: list[str], deadline: float) -> list[Classification]:
+        """Ask the model for all that it tells of texts, as `Examiner.examine` does.
+
+        Raises:
+            OverloadedError: too much is to be done before.
+            TextRefusedError: the model refuses a text.
+            TritonUnavailableError: nobody can answer now.
+            TritonTimeoutError: no answer came in time.
+            ModelTimeoutError: none can come in time.
+        """
+        self._model.check_circuit()
+        return await self._examiner.examine(texts, deadline)
+
+    @property
+    def version(self) -> int | None:
+        """The version that answered last; none before the first answer."""
+        return self._model.version
 
     @property
     def ready(self) -> bool:

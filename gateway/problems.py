@@ -91,6 +91,14 @@ class KeyNotAllowedError(ProblemError):
     title = "The API key is for other things"
 
 
+class RequestForgedError(ProblemError):
+    """The request does not come from a page of this gateway, or from one that was made for another session."""
+
+    status = 403
+    type = _TYPE_PREFIX + "request-forged"
+    title = "The request comes from elsewhere"
+
+
 class NotFoundError(ProblemError):
     """What the path names is not there."""
 
@@ -241,6 +249,14 @@ class ModelTimeoutError(ProblemError):
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
 
 
+class UnexpectedError(ProblemError):
+    """A fault of ours, told to people on a page."""
+
+    status = 500
+    type = _NO_TYPE
+    title = "Internal Server Error"
+
+
 def answer_with_problems(app: FastAPI) -> None:
     """Have `app` answer every error, the framework's own among them, with a problem."""
     for kind in (
@@ -258,7 +274,7 @@ def answer_with_problems(app: FastAPI) -> None:
 async def _answer(_request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return _http_response(error.status_code, _DETAILS.get(error.status_code, error.detail), error.headers)
-    problem = _problem(error)
+    problem = as_problem(error)
     if problem is not None:
         return problem.response()
     # What an unexpected exception says is for the log, not for strangers. The server writes it there, and then closes
@@ -266,7 +282,8 @@ async def _answer(_request: Request, error: Exception) -> Response:
     return _http_response(500, "Something unexpected went wrong; the server's log has it.", {"Connection": "close"})
 
 
-def _problem(error: Exception) -> ProblemError | None:
+def as_problem(error: Exception) -> ProblemError | None:
+    """The problem that an error is for a client; none where it is a fault of ours."""
     if isinstance(error, ProblemError):
         return error
     if isinstance(error, TritonUnavailableError):

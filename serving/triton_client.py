@@ -75,6 +75,11 @@ class Classification:
     phases: Phases | None = None
     """Where the engine's time went; none where its build is too old to tell."""
 
+    def by_text(self) -> list[list[float]]:
+        """The probabilities of each text; made when they are asked for, since hardly anybody does."""
+        rows: list[list[float]] = np.frombuffer(self.probabilities, dtype="<f4").reshape(len(self.labels), -1).tolist()
+        return rows
+
 
 class TritonClient:
     """An asyncio client of one Triton; make and use it within one running event loop."""

@@ -1,5 +1,6 @@
 """Events, which tell everything that the loop did and why, and the outbox of the mails about them."""
 
+from collections.abc import Collection
 from datetime import timedelta
 from enum import Enum
 
@@ -89,13 +90,27 @@ def _told(value: object) -> str:
     return str(value)
 
 
-def newest(database: Database, limit: int, kind: str | None = None, before: int | None = None) -> list[Event]:
-    """The newest events, the last one first; `before` is the id of an event that older ones are asked of."""
+def newest(
+    database: Database, limit: int, kind: str | None = None, before: int | None = None, words: str = ""
+) -> list[Event]:
+    """The newest events, the last one first.
+
+    `before` is the id of an event that older ones are asked of, `words` what their messages have, in either case.
+    """
     query = select(Event).order_by(Event.id.desc()).limit(limit)
     if kind is not None:
         query = query.where(Event.kind == kind)
     if before is not None:
         query = query.where(Event.id < before)
+    if words:
+        query = query.where(Event.message.icontains(words, autoescape=True))
+    with database.reading() as session:
+        return list(session.scalars(query))
+
+
+def newest_of(database: Database, kinds: Collection[EventKind], limit: int) -> list[Event]:
+    """The newest events of some kinds, the last one first."""
+    query = select(Event).where(Event.kind.in_([kind.value for kind in kinds])).order_by(Event.id.desc()).limit(limit)
     with database.reading() as session:
         return list(session.scalars(query))
 

@@ -139,6 +139,19 @@ def requeue(session: Session, job_id: int, counts: bool = True) -> None:
     session.execute(update(Job).where(Job.id == job_id, Job.state == RUNNING).values(values))
 
 
+def active(session: Session) -> list[Job]:
+    """What runs, and what waits, retrainings first."""
+    query = select(Job).where(Job.state.in_(ACTIVE)).order_by(Job.kind.desc(), Job.state.desc(), Job.id)
+    return list(session.scalars(query))
+
+
+def ended_checks(database: Database, limit: int) -> list[Job]:
+    """The checks that came to a result, the newest first."""
+    with database.reading() as session:
+        query = select(Job).where(Job.kind == CHECK, Job.state == SUCCEEDED).order_by(Job.id.desc())
+        return list(session.scalars(query.limit(limit)))
+
+
 def ended_retrainings(database: Database) -> list[Job]:
     """Every retraining that came to a verdict or failed, the newest first."""
     ended = (SUCCEEDED, REJECTED, FAILED)

@@ -63,7 +63,7 @@ class Feedback(Table):
     held_out: Mapped[bool]
     """Whether models are judged by it, and never learn from it."""
     source: Mapped[str] = mapped_column(Text)
-    """`api`, or the name of an imported file."""
+    """`api`, `console`, or the name of an imported file."""
     received_at: Mapped[datetime] = mapped_column(index=True)
 
 

@@ -1,0 +1,156 @@
+"use strict";
+// What the pages do besides htmx: charts, live progress, and words for what fails. All of them work without it, too.
+
+const notice = document.getElementById("notice");
+
+function tell(text) {
+  notice.textContent = text;
+  notice.hidden = text === "";
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.matches("[data-submit]")) {
+    event.target.form.requestSubmit();
+  }
+});
+
+// What is not looked at need not be asked for.
+document.addEventListener("htmx:beforeRequest", (event) => {
+  const isPoll = event.detail.requestConfig.triggeringEvent === undefined && event.detail.elt.matches("[hx-trigger^=every]");
+  if (isPoll && document.hidden) event.preventDefault();
+});
+
+// A refusal by the gateway itself is a problem in JSON, and no part of a page.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const type = event.detail.xhr.getResponseHeader("Content-Type") || "";
+  if (type.startsWith("text/html")) {
+    tell("");
+    return;
+  }
+  event.detail.shouldSwap = false;
+  try {
+    tell(JSON.parse(event.detail.xhr.responseText).detail);
+  } catch {
+    tell(`The gateway answered with status ${event.detail.xhr.status}.`);
+  }
+});
+for (const name of ["htmx:sendError", "htmx:timeout"]) {
+  document.addEventListener(name, () => tell("The gateway cannot be reached. What is shown may be old; it is tried again."));
+}
+
+// Charts: an element names the data, a JSON script in the page, which may be put in anew.
+const charts = new Map();
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+// In UTC, as everywhere: people who look at the same event from two places must mean the same time.
+function timeOf(seconds, from, to) {
+  const iso = new Date(seconds * 1000).toISOString();
+  return to - from > 2 * 86_400 ? iso.slice(5, 10) : iso.slice(11, to - from > 3_600 ? 16 : 19);
+}
+
+function marksOf(marks) {
+  return (chart) => {
+    const { ctx, bbox } = chart;
+    ctx.save();
+    ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+    ctx.textAlign = "left";
+    for (const mark of marks) {
+      const x = Math.round(chart.valToPos(mark.x, "x", true));
+      if (x < bbox.left || x > bbox.left + bbox.width) continue;
+      ctx.strokeStyle = ctx.fillStyle = colour(`--${mark.colour}`);
+      ctx.setLineDash([4 * devicePixelRatio, 3 * devicePixelRatio]);
+      ctx.beginPath();
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, bbox.top + bbox.height);
+      ctx.stroke();
+      ctx.fillText(mark.sign, x + 3 * devicePixelRatio, bbox.top + 11 * devicePixelRatio);
+    }
+    ctx.restore();
+  };
+}
+
+function draw(holder) {
+  const source = document.getElementById(holder.dataset.chart);
+  if (source === null) return;
+  const told = JSON.parse(source.textContent);
+  const data = [told.x, ...told.series.map((series) => series.values)];
+  const known = charts.get(holder);
+  if (known && !told.marks) {
+    known.setData(data);
+    return;
+  }
+  known?.destroy();
+  const times = (chart, splits) => splits.map((at) => timeOf(at, chart.scales.x.min, chart.scales.x.max));
+  const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
+  const scales = [...new Set(told.series.map((series) => series.scale || "y"))];
+  const range = told.range ? { range: told.range } : { range: (_, low, high) => [0, Math.max(high || 0, 1) * 1.1] };
+  charts.set(
+    holder,
+    new uPlot(
+      {
+        width: holder.clientWidth,
+        height: 260,
+        scales: {
+          x: told.span ? { range: (_, low, high) => [high - told.span, high] } : {},
+          ...Object.fromEntries(scales.map((name) => [name, range])),
+        },
+        axes: [{ ...axis, values: times }, ...scales.map((scale, index) => ({ ...axis, scale, side: index ? 1 : 3, grid: index ? { show: false } : axis.grid }))],
+        series: [
+          { label: "UTC", value: (_, at) => (at == null ? "–" : new Date(at * 1000).toISOString().slice(0, 19).replace("T", " ")) },
+          ...told.series.map((series, index) => ({
+            label: series.name,
+            scale: series.scale || "y",
+            stroke: colour(`--c${series.colour ?? index}`),
+            width: 2,
+            dash: series.dash,
+            spanGaps: true,
+            points: series.dash ? { show: false } : {},
+            value: (_, value) => (value == null ? "–" : value.toFixed(told.decimals ?? 1)),
+          })),
+        ],
+        hooks: { draw: told.marks ? [marksOf(told.marks)] : [] },
+      },
+      data,
+      holder,
+    ),
+  );
+}
+
+function drawAll() {
+  for (const holder of document.querySelectorAll("[data-chart]")) draw(holder);
+}
+
+if (window.uPlot) {
+  drawAll();
+  document.addEventListener("htmx:afterSwap", drawAll);
+  const anew = () => {
+    for (const chart of charts.values()) chart.destroy();
+    charts.clear();
+    drawAll();
+  };
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", anew);
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return;
+    width = innerWidth;
+    anew();
+  });
+}
+
+// Live progress. The server sends what is under way as HTML of its own making; what changed is fetched.
+for (const holder of document.querySelectorAll("[data-stream]")) {
+  const source = new EventSource(holder.dataset.stream);
+  source.addEventListener("progress", (event) => {
+    tell("");
+    // Whoever is about to press a button there must not have it taken away.
+    if (!holder.contains(document.activeElement) || document.activeElement === document.body) holder.innerHTML = event.data;
+  });
+  source.addEventListener("changed", () => htmx.trigger(document.getElementById(holder.dataset.changes), "changed"));
+  source.addEventListener("error", () => {
+    if (source.readyState === EventSource.CLOSED) tell("What is under way cannot be followed; load the page again.");
+  });
+  addEventListener("pagehide", () => source.close());
+}

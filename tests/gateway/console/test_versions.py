@@ -1,0 +1,218 @@
+"""The view Versions, and what changes something: promoting, going back, jobs; each with the admin's scope alone."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import select
+
+from errors import PipelineError
+from gateway.console.versions import beside, mlflow_pages
+from lifecycle import promotion
+from settings import Settings
+from storage import jobs
+from storage.database import Database
+from storage.tables import Deployment, Job
+from storage.versions import GateVerdict, add_verdicts
+from tests.gateway.conftest import ADMIN_KEY
+from tests.gateway.console.conftest import INJECTED, PART, Page, begin_anew
+from tests.gateway.fake_triton import FakeTriton
+from tests.gateway.test_feedback import Gateway, gateway_with_models
+
+VERSIONS = "/console/versions"
+CONFIRM = "/console/confirm"
+CHANGES = ["promote", "roll-back", "retrain", "check", "cancel"]
+
+
+@pytest.fixture(scope="module")
+def without_triton(bert_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """While no Triton runs, what is deployed is what it will load."""
+    down = FakeTriton()
+    down.port = 1
+    with gateway_with_models(down, tmp_path_factory.mktemp("versions"), bert_bundle) as running:
+        yield running
+
+
+@pytest.fixture
+def console(without_triton: Gateway) -> Gateway:
+    """Signed in."""
+    begin_anew(without_triton)
+    root = without_triton.repository.root
+    promotion.reconcile(Settings(state_dir=root.parent / "state", model_repository=root), without_triton.database)
+    assert without_triton.http.post("/console/sign-in", data={"key": ADMIN_KEY}).status_code == 303
+    return without_triton
+
+
+def token(page: Page) -> str:
+    return next(str(field["value"]) for field in page.all("input") if field.get("name") == "csrf")
+
+
+def change(console: Gateway, name: str, **fields: object) -> httpx.Response:
+    given = {"csrf": token(Page(console.http.get(VERSIONS))), **{key: str(value) for key, value in fields.items()}}
+    return console.http.post(f"/console/{name}", data=given)
+
+
+def newest(database: Database, table: Any) -> Any:
+    with database.reading() as session:
+        return session.scalars(select(table).order_by(table.id.desc())).first()
+
+
+def test_each_version_is_told_with_what_is_known_of_it(console: Gateway) -> None:
+    verdicts = [
+        GateVerdict("thresholds", True, "They are met.", {}),
+        GateVerdict("comparison", False, f"Worse. {INJECTED}", {"texts": 300}),
+    ]
+    add_verdicts(console.database, 2, verdicts)
+    page = Page(console.http.get(VERSIONS))
+    assert re.search(r"Version 1\s+● serves", page.text)
+    assert "1 of 2 passed" in page.text
+    assert "✕ not passed comparison Worse. <script>" in page.text
+    assert "Never served." in page.text
+    assert page.runs_nothing_but_files()
+    assert [link["href"] for link in page.all("a") if "promote" in str(link["href"])] == [
+        f"{CONFIRM}?change=promote&version=2"
+    ]
+    part = Page(console.http.get(VERSIONS, headers=PART))
+    assert not part.all("html")
+    assert "Version 2" in part.text
+
+
+def test_who_may_only_read_is_offered_no_change(console: Gateway) -> None:
+    console.http.cookies.clear()
+    page = Page(console.http.get(VERSIONS))
+    assert not [link for link in page.all("a") if CONFIRM in str(link["href"])]
+    assert "Sign in with the admin key" in page.text
+    assert console.http.get(f"{CONFIRM}?change=roll-back").status_code == 401
+    for name in CHANGES:
+        assert console.http.post(f"/console/{name}", data={"version": "2", "from": "1", "job": "1"}).status_code == 401
+    assert console.repository.deployed() == 1
+    assert newest(console.database, Job) is None
+
+
+def test_a_version_is_promoted_and_gone_back_from_after_it_was_said_what_will_happen(console: Gateway) -> None:
+    asked = Page(console.http.get(f"{CONFIRM}?change=promote&version=2"))
+    assert "Version 2 is loaded beside version 1, which answers until it does; no request fails meanwhile" in asked.text
+    assert "It was never held against the gates." in asked.text
+    assert "For 30 minutes, errors, latency or a failed check take it back by themselves." in asked.text
+    assert console.repository.deployed() == 1, "nothing is done yet"
+
+    done = change(console, "promote", version=2)
+    assert (done.status_code, done.headers["location"]) == (303, f"{VERSIONS}?done=promoted")
+    assert console.repository.deployed() == 2
+    assert newest(console.database, Deployment).reason == "by the console (admin)"
+    assert "the version that you chose serves" in Page(console.http.get(done.headers["location"])).text
+
+    back = Page(console.http.get(f"{CONFIRM}?change=roll-back"))
+    assert "Roll back to version 1?" in back.text
+    assert "Version 2 stays on the disk" in back.text
+    assert [field["value"] for field in back.all("input") if field.get("name") == "from"] == ["2"]
+    assert change(console, "roll-back", **{"from": 2}).status_code == 303
+    assert console.repository.deployed() == 1
+    # Somebody else's page, from before.
+    again = change(console, "roll-back", **{"from": 2})
+    assert again.status_code == 409
+    assert "Version 2 serves no longer; version 1 does." in Page(again).text
+
+
+def test_a_script_is_told_where_to_go(console: Gateway) -> None:
+    given = {"csrf": token(Page(console.http.get(VERSIONS)))}
+    answer = console.http.post("/console/retrain", data=given, headers=PART)
+    assert (answer.status_code, answer.headers["hx-redirect"]) == (200, f"{VERSIONS}?done=retrain")
+
+
+def test_jobs_are_asked_for_once_and_ended(console: Gateway) -> None:
+    for name in ("retrain", "check"):
+        assert "What will happen" in Page(console.http.get(f"{CONFIRM}?change={name}")).text
+        assert change(console, name).headers["location"] == f"{VERSIONS}?done={name}"
+        job = newest(console.database, Job)
+        assert (job.kind, job.state, job.reason) == (name, jobs.QUEUED, "by the console (admin)")
+        change(console, name)
+        assert newest(console.database, Job).id == job.id
+        assert change(console, "cancel", job=job.id).headers["location"] == f"{VERSIONS}?done=cancel"
+        assert newest(console.database, Job).state == jobs.CANCELLED
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_no_change_without_the_token(console: Gateway, name: str) -> None:
+    for given in ({}, {"csrf": "x" * 64}):
+        response = console.http.post(f"/console/{name}", data={"version": "2", "from": "1", "job": "1", **given})
+        assert response.status_code == 403
+    assert console.repository.deployed() == 1
+    assert newest(console.database, Job) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "status"),
+    [
+        ("promote", {"version": "9"}, 404),
+        ("promote", {"version": "1"}, 409),
+        ("promote", {"version": "../1"}, 422),
+        ("promote", {"version": "٣"}, 422),
+        ("promote", {}, 422),
+        ("roll-back", {"from": "1"}, 409),
+        ("roll-back", {}, 422),
+        ("cancel", {"job": "77"}, 404),
+        ("cancel", {"job": INJECTED}, 422),
+    ],
+)
+def test_what_cannot_be_done_is_told(console: Gateway, name: str, fields: dict[str, str], status: int) -> None:
+    response = change(console, name, **fields)
+    assert response.status_code == status
+    page = Page(response)
+    assert "That did not work" in page.text
+    assert page.runs_nothing_but_files()
+    assert console.repository.deployed() == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("change=roll-back", 409),
+        ("change=promote&version=9", 404),
+        ("change=promote", 404),
+        ("change=<script>", 422),
+        ("", 422),
+    ],
+)
+def test_what_cannot_be_done_is_not_asked(console: Gateway, query: str, status: int) -> None:
+    response = console.http.get(f"{CONFIRM}?{query}")
+    assert response.status_code == status
+    assert Page(response).runs_nothing_but_files()
+
+
+def test_a_change_that_fails_leaves_all_as_it_was(console: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PipelineError("the-secret")
+
+    monkeypatch.setattr(promotion, "promote", fail)
+    response = change(console, "promote", version=2)
+    assert response.status_code == 503
+    assert "the-secret" not in response.text
+
+
+def test_two_versions_stand_beside_each_other(console: Gateway) -> None:
+    add_verdicts(console.database, 2, [GateVerdict("slices", True, "Not worse.", {})])
+    page = Page(console.http.get(f"{VERSIONS}/compare?left=1&right=2"))
+    assert "Version 1 beside version 2" in page.text
+    assert "slices not tried ✓ passed Not worse." in page.text
+    for query in ("left=1", "left=1&right=7", f"left={INJECTED}&right=1"):
+        response = console.http.get(f"{VERSIONS}/compare?{query}")
+        assert response.status_code == 422
+        assert Page(response).runs_nothing_but_files()
+
+
+def test_what_only_one_side_has_is_told_too() -> None:
+    assert beside({"a": 1, "b": 2}, {"b": 3, "c": 4}) == [("a", 1, None), ("b", 2, 3), ("c", None, 4)]
+
+
+def test_mlflows_pages_are_linked_where_they_can_be(tmp_path: Path) -> None:
+    def of(uri: str | None) -> str:
+        return mlflow_pages(Settings(state_dir=tmp_path, mlflow_tracking_uri=None if uri is None else SecretStr(uri)))
+
+    assert of("http://mlflow:5000/") == "http://mlflow:5000/#/models/sentiment/versions/"
+    assert of("https://user:password@mlflow") == ""
+    assert of(None) == ""
