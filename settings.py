@@ -147,6 +147,9 @@ class Settings(BaseSettings):
     sample_rows: Annotated[int, Field(ge=1)] = 200_000
     """Most texts that it has; the oldest make room."""
 
+    retrain_on_drift: bool = False
+    """Whether drift of texts, answers or feedback asks for a retraining, besides what is stale."""
+
     bake_minutes: Annotated[float, Field(ge=0)] = 30
     """After a promotion, how long errors, latency or a failed check roll it back; 0 for never."""
 

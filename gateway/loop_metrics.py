@@ -25,6 +25,8 @@ def loop_metrics(settings: Settings, database: Database) -> list[Metric]:
         time = now(session)
         return [
             *_check_metrics(session),
+            *_estimate_metrics(session),
+            *_drift_metrics(session),
             *_threshold_metrics(settings),
             *_job_metrics(session),
             *_outbox_metrics(session, time),
@@ -54,6 +56,49 @@ def _check_metrics(session: Session) -> Iterator[Metric]:
         for label, f1 in item["f1_by_label"].items():
             by_label.add_metric([name, label], f1)
     yield by_label
+
+
+def _estimate_metrics(session: Session) -> Iterator[Metric]:
+    """What the last check estimated of live texts, where there were enough."""
+    check = jobs.last_ended_in(session, jobs.CHECK)
+    parts = check.result.get("live", {}).get("parts", {}) if check else {}
+    if not parts:
+        return
+    texts = GaugeMetricFamily("sentiment_estimated_texts", "Live texts that were estimated from.", labels=["part"])
+    for name, part in parts.items():
+        texts.add_metric([name], part["texts"])
+    yield texts
+    for figure in ("accuracy", "macro_f1"):
+        told = figure.replace("_", " ")
+        family = GaugeMetricFamily(
+            f"sentiment_estimated_{figure}", f"Of live texts, {told} estimated without labels.", labels=["part", "end"]
+        )
+        for name, part in parts.items():
+            for end, value in zip(("estimate", "low", "high"), part[figure], strict=True):
+                family.add_metric([name, end], value)
+        yield family
+
+
+def _drift_metrics(session: Session) -> Iterator[Metric]:
+    """What the last check found of each kind of drift that there was enough to tell of."""
+    check = jobs.last_ended_in(session, jobs.CHECK)
+    kinds = check.result.get("drift", {}) if check else {}
+    if not kinds:
+        return
+    alarm = GaugeMetricFamily("sentiment_drift_alarm", "Whether there is an alarm, by kind of drift.", labels=["kind"])
+    distance = GaugeMetricFamily(
+        "sentiment_drift_distance", "How far labels, lengths or errors have moved, 0 to 1.", labels=["kind"]
+    )
+    area = GaugeMetricFamily(
+        "sentiment_drift_text_auc", "How well live texts can be told from known ones; 0.5 is by chance.", labels=["end"]
+    )
+    for kind, item in kinds.items():
+        alarm.add_metric([kind], bool(item["alarm"]))
+        if "distance" in item:
+            distance.add_metric([kind], item["distance"])
+        for end, value in zip(("estimate", "low", "high"), item.get("auc", ()), strict=False):
+            area.add_metric([end], value)
+    yield from (alarm, distance, area)
 
 
 def _threshold_metrics(settings: Settings) -> Iterator[Metric]:

@@ -24,6 +24,8 @@ class Answers:
     labels: list[str]
     confidence: npt.NDArray[np.float32]
     """[texts], the probability of the label"""
+    probabilities: npt.NDArray[np.float32]
+    """[texts, labels], in the order of the version's labels"""
 
     def indices(self, labels: tuple[str, ...]) -> npt.NDArray[np.int64]:
         """The labels as indices into others; -1 for one that is not among them."""
@@ -47,13 +49,20 @@ async def _ask(address: str, texts: Sequence[str]) -> Answers:
             versions: set[int] = set()
             labels: list[str] = []
             confidence: list[float] = []
+            probabilities: list[bytes] = []
             for start in range(0, len(texts), MAX_BATCH_SIZE):
                 answer = await client.classify(texts[start : start + MAX_BATCH_SIZE], CALL_TIMEOUT_S)
                 versions.add(answer.version)
                 labels += answer.labels
                 confidence += answer.scores
+                probabilities.append(answer.probabilities)
             if len(versions) == 1:
-                return Answers(versions.pop(), labels, np.array(confidence, dtype=np.float32))
+                return Answers(
+                    versions.pop(),
+                    labels,
+                    np.array(confidence, dtype=np.float32),
+                    np.frombuffer(b"".join(probabilities), "<f4").reshape(len(labels), -1),
+                )
         raise PipelineError("The version that is served changes faster than it can be asked.")
     except (TritonUnavailableError, TritonTimeoutError) as error:
         raise PipelineError(f"Triton does not answer at {address}: {error}.") from error

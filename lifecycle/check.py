@@ -9,6 +9,8 @@ from datetime import timedelta
 
 from lifecycle.asking import ask
 from lifecycle.evaluation_data import evaluation_data
+from lifecycle.live_drift import live_drift
+from lifecycle.live_quality import live_quality, live_sample
 from lifecycle.training_data import merge
 from settings import Settings
 from storage import events, jobs
@@ -42,20 +44,42 @@ def check(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
         "problems": problems,
         **{name: asdict(evaluation) for name, evaluation in evaluations.items()},
     }
-    was_stale = _was_stale(database, answers.version)
-    if problems:
+    sample = live_sample(database, answers.version)
+    live = live_quality(settings, answers, data, sample)
+    foreseen = live.problems(settings) if live else []
+    if live is not None:
+        result["live"] = {**live.figures(), "problems": foreseen}
+    drift = live_drift(dataset, data, answers, sample)
+    result["drift"] = drift.figures()
+    last = _last_result(database, answers.version)
+    reasons = [f"stale: {problem}" for problem in problems]
+    if settings.retrain_on_drift:
+        reasons += [f"drift: {alarm}" for alarm in drift.alarms.values()]
+    if reasons:
         merged = merge(database, dataset)
-        result["decision"] = _ask_for_retraining(database, retraining_key(settings, merged.fingerprint), problems)
+        result["decision"] = _ask_for_retraining(database, retraining_key(settings, merged.fingerprint), reasons)
+    told = "; ".join(f"{name} {_told(evaluation)}" for name, evaluation in evaluations.items())
+    if live is not None:
+        told += f"; estimated accuracy {live.all.accuracy} on {live.all.texts} live texts"
+    verdict = "stale" if problems else "good"
+    figures: Figures = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
+    news = [(EventKind.CHECKED, f"Version {answers.version} is {verdict}: {told}.", figures)]
+    if problems and not last.get("stale"):
+        message = f"Version {answers.version} has become stale: {'; '.join(problems)}.\n{result['decision']}"
+        news.append((EventKind.STALE, message, figures))
+    if live is not None and foreseen and not last.get("live", {}).get("problems"):
+        message = f"Version {answers.version} seems to do badly on live texts: {'; '.join(foreseen)}."
+        news.append((EventKind.ESTIMATED_LOW, message, {name: str(part.accuracy) for name, part in live.parts.items()}))
+    known = {kind for kind, item in last.get("drift", {}).items() if item["alarm"]}
+    if alarms := {kind: alarm for kind, alarm in drift.alarms.items() if kind not in known}:
+        lines = [f"Drift of {', '.join(alarms)}, while version {answers.version} serves.", *alarms.values()]
+        lines += [result["decision"]] if settings.retrain_on_drift else []
+        news.append((EventKind.DRIFT, "\n".join(lines), drift.figures()))
     with database.transaction() as session:
-        told = "; ".join(f"{name} {_told(evaluation)}" for name, evaluation in evaluations.items())
-        verdict = "stale" if problems else "good"
-        message = f"Version {answers.version} is {verdict}: {told}."
-        figures = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
-        events.record(session, EventKind.CHECKED, message, figures, version=answers.version, job_id=job.id)
-        if problems and not was_stale:
-            message = f"Version {answers.version} has become stale: {'; '.join(problems)}.\n{result['decision']}"
-            events.record(session, EventKind.STALE, message, figures, version=answers.version, job_id=job.id)
-    log.info("%s", message)
+        for kind, message, told_figures in news:
+            events.record(session, kind, message, told_figures, version=answers.version, job_id=job.id)
+    for _, message, _ in news:
+        log.info("%s", message.partition("\n")[0])
     return jobs.Outcome(jobs.SUCCEEDED, result)
 
 
@@ -82,12 +106,12 @@ def retraining_key(settings: Settings, fingerprint: str) -> str:
     return hashlib.sha256(json.dumps([fingerprint, how], sort_keys=True).encode()).hexdigest()
 
 
-def _ask_for_retraining(database: Database, key: str, problems: list[str]) -> str:
+def _ask_for_retraining(database: Database, key: str, reasons: list[str]) -> str:
     """Ask for one unless it would be in vain; says what was decided."""
     reason = learnt_before(database, key) or _too_early(database)
     if reason:
         return f"No retraining: {reason}."
-    job = jobs.enqueue(database, jobs.RETRAIN, f"stale: {'; '.join(problems)}")
+    job = jobs.enqueue(database, jobs.RETRAIN, "; ".join(reasons))
     return f"Retraining is job {job.id}."
 
 
@@ -112,9 +136,10 @@ def _too_early(database: Database) -> str:
     return f"{times} in vain, and the next may begin at {until:%Y-%m-%d %H:%M} UTC"
 
 
-def _was_stale(database: Database, version: int) -> bool:
+def _last_result(database: Database, version: int) -> Figures:
+    """What the last check found, if it was of the same version."""
     last = jobs.last_ended(database, jobs.CHECK)
-    return last is not None and last.result.get("version") == version and bool(last.result.get("stale"))
+    return last.result if last is not None and last.result.get("version") == version else {}
 
 
 def _told(evaluation: Evaluation) -> str:

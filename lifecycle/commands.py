@@ -41,6 +41,24 @@ def check(settings: Settings, options: argparse.Namespace) -> None:
         if (found := job.result.get(name))
     ]
     _print_table(["on", "texts", "accuracy", "macro F1", "calibration error", "F1 by label"], rows)
+    if live := job.result.get("live"):
+        print(f"Estimated without labels, on live texts from {live['from']} to {live['to']}, with intervals:")
+        rows = [
+            [
+                name,
+                str(part["texts"]),
+                _interval(part["accuracy"]),
+                _interval(part["macro_f1"]),
+                ", ".join(f"{label} {_interval(f1)}" for label, f1 in part["f1_by_label"].items()),
+            ]
+            for name, part in live["parts"].items()
+        ]
+        _print_table(["on", "texts", "accuracy", "macro F1", "F1 by label"], rows)
+        for problem in live["problems"]:
+            print(f"Foreseen: {problem}.")
+    for kind, item in job.result["drift"].items():
+        measure = f"ROC AUC {_interval(item['auc'])}" if "auc" in item else f"distance {item['distance']:.4f}"
+        print(f"Drift of {kind}: {measure}{', ' + item['alarm'] if item['alarm'] else ', no alarm'}.")
     for problem in job.result["problems"]:
         print(f"Stale: {problem}.")
     print(job.result.get("decision", f"Version {job.result['version']} is good."))
@@ -187,6 +205,11 @@ def _gates(verdicts: Sequence[Figures]) -> str:
     if failed:
         return f"not {', '.join(failed)}"
     return f"all {len(verdicts)}" if verdicts else "none tried"
+
+
+def _interval(estimate: Sequence[float]) -> str:
+    value, low, high = estimate
+    return f"{value:.4f} ({low:.4f}–{high:.4f})"
 
 
 def _short(time_: str | None) -> str:

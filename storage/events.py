@@ -20,6 +20,8 @@ class EventKind(str, Enum):
 
     CHECKED = "checked"
     STALE = "stale"
+    ESTIMATED_LOW = "estimated-low"
+    DRIFT = "drift"
     RETRAINING_STARTED = "retraining-started"
     RETRAINING_SKIPPED = "retraining-skipped"
     REJECTED = "candidate-rejected"
@@ -39,6 +41,8 @@ class EventKind(str, Enum):
 
 MAILED = {
     EventKind.STALE,
+    EventKind.ESTIMATED_LOW,
+    EventKind.DRIFT,
     EventKind.RETRAINING_STARTED,
     EventKind.REJECTED,
     EventKind.PROMOTED,

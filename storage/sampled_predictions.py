@@ -12,6 +12,8 @@ from storage.database import Database, now
 from storage.feedback import text_hash
 from storage.tables import SampledPrediction
 
+MOST_CHARACTERS = 5_000
+"""Of a text, its first ones are kept: about twice what a model reads. So the sample's room is bounded too."""
 _DECIMALS = 5
 """Of a probability that is kept."""
 
@@ -43,7 +45,7 @@ def add_sample(database: Database, answered: Sequence[AnsweredText], keeps_texts
                     "version": item.version,
                     "label": item.label,
                     "probabilities": np.frombuffer(item.probabilities, "<f4").astype(float).round(_DECIMALS).tolist(),
-                    "text": item.text if keeps_texts else None,
+                    "text": item.text[:MOST_CHARACTERS] if keeps_texts else None,
                     "text_hash": text_hash(item.text),
                     "characters": len(item.text),
                     "words": len(item.text.split()),

@@ -221,7 +221,7 @@ class SampledPrediction(Table):
     probabilities: Mapped[list[float]] = mapped_column(JSON)
     """Calibrated, in the order of the version's labels."""
     text: Mapped[str | None] = mapped_column(Text)
-    """None where texts are not to be kept."""
+    """Of a very long one the beginning; none where texts are not to be kept."""
     text_hash: Mapped[str] = mapped_column(String(64))
     """As that of feedback."""
     characters: Mapped[int]

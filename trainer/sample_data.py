@@ -32,7 +32,7 @@ _REVIEWS: tuple[Domain, ...] = ("film", "product")
 _DISTRIBUTION = VADER.filename.removesuffix(".tar.gz")
 _RATINGS_ARCHIVE = f"{_DISTRIBUTION}/additional_resources/hutto_ICWSM_2014.tar.gz"
 _LICENSE = f"{_DISTRIBUTION}/LICENSE.txt"
-_CLEAR_RATING = 0.5
+CLEAR_RATING = 0.5
 """Nearer to zero than this, the raters disagree or see no sentiment."""
 _VALIDATION_SHARE = 0.1
 
@@ -91,7 +91,7 @@ def _split(seed: int) -> tuple[list[_Row], list[_Row]]:
     strata: dict[tuple[Domain, str], dict[str, str]] = {}
     for domain in _REVIEWS:
         for text, rating in read_ratings(domain):
-            if abs(rating) >= _CLEAR_RATING:
+            if abs(rating) >= CLEAR_RATING:
                 label = "Positive" if rating > 0 else "Negative"
                 key = text.casefold()
                 if key not in labels:

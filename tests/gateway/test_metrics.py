@@ -130,7 +130,13 @@ def test_the_loop_as_the_database_knows_it(gateway: httpx.Client, tmp_path: Path
     try:
         check = jobs.enqueue(database, jobs.CHECK, "a test")
         jobs.begin(database, check.id)
-        result = {"version": 3, "stale": True, "problems": ["x"], "validation": figures}
+        estimated = {"texts": 900, "accuracy": [0.8, 0.7, 0.9], "macro_f1": [0.75, 0.6, 0.85], "f1_by_label": {}}
+        live = {"parts": {"all": estimated}, "problems": []}
+        result = {"version": 3, "stale": True, "problems": ["x"], "validation": figures, "live": live}
+        result["drift"] = {
+            "texts": {"auc": [0.9, 0.85, 0.95], "live_words": [], "known_words": [], "alarm": "told apart"},
+            "labels": {"distance": 0.02, "chance": 0.5, "alarm": ""},
+        }
         with database.transaction() as session:
             jobs.end(session, check.id, jobs.Outcome(jobs.SUCCEEDED, result))
             events.record(session, EventKind.STALE, "Stale.")
@@ -141,6 +147,14 @@ def test_the_loop_as_the_database_knows_it(gateway: httpx.Client, tmp_path: Path
         assert value(found, "sentiment_check_macro_f1", data="validation") == 0.89
         assert value(found, "sentiment_check_calibration_error", data="validation") == 0.03
         assert value(found, "sentiment_check_f1", data="validation", label="A") == 0.5
+        assert value(found, "sentiment_estimated_accuracy", part="all", end="estimate") == 0.8
+        assert value(found, "sentiment_estimated_macro_f1", part="all", end="high") == 0.85
+        assert value(found, "sentiment_estimated_texts", part="all") == 900
+        assert value(found, "sentiment_drift_alarm", kind="texts") == 1
+        assert value(found, "sentiment_drift_alarm", kind="labels") == 0
+        assert value(found, "sentiment_drift_text_auc", end="low") == 0.85
+        assert value(found, "sentiment_drift_distance", kind="labels") == 0.02
+        assert value(found, "sentiment_check_accuracy", data="live") is None
         assert value(found, "sentiment_check_stale") == 1
         assert value(found, "sentiment_check_version") == 3
         assert value(found, "sentiment_check_threshold", figure="accuracy") == 0.8

@@ -1,22 +1,27 @@
 """The check: what counts as stale, and when a retraining is asked for or would be in vain."""
 
-from collections.abc import Iterator
+import shutil
+import time
+from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select, update
 
 from lifecycle import check as check_module
 from lifecycle.asking import Answers
 from lifecycle.check import _too_early, check, learnt_before, retraining_key, shortfalls
+from lifecycle.live_quality import LEAST_TEXTS
 from lifecycle.training_data import merge
+from serving.repository import ModelRepository
 from settings import Settings
 from storage import events, jobs
 from storage.database import Database, now
 from storage.feedback import LabelledText, add_feedback
-from storage.tables import Job
+from storage.sampled_predictions import AnsweredText, add_sample
+from storage.tables import Job, SampledPrediction
 from trainer.dataset import MIN_TRAIN_ROWS, load_dataset
 from trainer.evaluation import Evaluation
 
@@ -127,14 +132,18 @@ def test_nothing_waits_after_a_success_or_without_a_verdict(database: Database) 
 class Served:
     """A model that answers the texts of the files rightly, or all of them alike."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, wrong: Collection[str] = ()) -> None:
+        self.wrong = wrong
+        """Texts of which it never tells the right label."""
         self.is_right = False
         self.version = 1
         monkeypatch.setattr(check_module, "ask", self._ask)
 
     def _ask(self, _address: str, texts: list[str]) -> Answers:
-        labels = [LABELS[int(text.split()[-1]) % 2 if self.is_right else 0] for text in texts]
-        return Answers(self.version, labels, np.full(len(texts), 0.9, np.float32))
+        labels = [LABELS[(int(text.split()[-1]) + (text in self.wrong)) % 2 if self.is_right else 0] for text in texts]
+        confidence = np.full(len(texts), 0.9, np.float32)
+        probabilities = [(0.9, 0.1) if label == LABELS[0] else (0.1, 0.9) for label in labels]
+        return Answers(self.version, labels, confidence, np.array(probabilities, np.float32))
 
 
 def _check(settings: Settings, database: Database) -> jobs.Outcome:
@@ -197,3 +206,128 @@ def test_no_retraining_is_asked_for_until_there_is_something_new_to_learn(
         "No retraining: the last was",
         f"Retraining is job {jobs.enqueue(database, jobs.RETRAIN, '').id}.",
     ]
+
+
+def _sample(database: Database, confidence: float, texts: int, version: int = 1, words: int = 3) -> None:
+    """Live texts, of each label as many, all answered with the same confidence."""
+    probabilities = [
+        np.array(pair, "<f4").tobytes() for pair in ((confidence, 1 - confidence), (1 - confidence, confidence))
+    ]
+    answered = [
+        AnsweredText("word " * words, LABELS[number % 2], probabilities[number % 2], version, False, time.monotonic())
+        for number in range(texts)
+    ]
+    add_sample(database, answered, keeps_texts=False)
+
+
+def test_live_texts_are_estimated_and_what_seems_bad_is_told_once(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, bert_bundle: Path, tmp_path: Path
+) -> None:
+    settings = settings.model_copy(update={"model_repository": tmp_path / "triton_repo"})
+    shutil.copytree(bert_bundle, ModelRepository(settings.model_repository).version_directory(1))
+    # So that the model, which gives its labels 0.9, is right as often as it says.
+    wrong = {f"val text {number}" for number in (0, 11)}
+    served = Served(monkeypatch, wrong)
+    served.is_right = True
+    _sample(database, 0.9, LEAST_TEXTS - 1)
+    _sample(database, 0.5, 500, version=2)
+    assert "live" not in _check(settings, database).result
+    _sample(database, 0.9, 500)
+    live = _check(settings, database).result["live"]
+    value, low, high = live["parts"]["all"]["accuracy"]
+    assert live["parts"]["all"]["texts"] == 500 + LEAST_TEXTS - 1
+    assert low < value < high
+    assert value == pytest.approx(0.9, abs=0.01)
+    assert live["problems"] == []
+    told = events.newest(database, 1)[0].message
+    assert f"estimated accuracy {value:.4f} ({low:.4f} to {high:.4f}) on 549 live texts" in told
+
+    _sample(database, 0.55, 2_000)
+    first, again = _check(settings, database), _check(settings, database)
+    assert first.result["live"]["problems"][0].startswith("estimated accuracy of 2000 live texts is 0.5")
+    assert not first.result["stale"]
+    assert again.result["live"]["problems"]
+    (event,) = events.newest(database, 10, "estimated-low")
+    assert event.message.startswith("Version 1 seems to do badly on live texts: estimated accuracy of 2000 live texts")
+    assert [mail.event_id for mail in events.due_mails(database)] == [event.id]
+
+
+def test_short_and_long_live_texts_are_estimated_apart(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, bert_bundle: Path, tmp_path: Path
+) -> None:
+    settings = settings.model_copy(update={"model_repository": tmp_path / "triton_repo"})
+    shutil.copytree(bert_bundle, ModelRepository(settings.model_repository).version_directory(1))
+    Served(monkeypatch, {"val text 0", "val text 11"}).is_right = True
+    _sample(database, 0.95, 100, words=1)
+    _sample(database, 0.6, 100, words=30)
+    parts = _check(settings, database).result["live"]["parts"]
+    assert {name: part["texts"] for name, part in parts.items()} == {"all": 200, "short texts": 100, "long texts": 100}
+    assert parts["short texts"]["accuracy"][0] > 0.9
+    assert parts["long texts"]["accuracy"][0] < 0.7
+
+
+def _live(database: Database, texts: Sequence[str], labels: Sequence[str] = LABELS) -> None:
+    """So many live texts, with labels in turns."""
+    answered = [
+        AnsweredText(
+            text, labels[number % len(labels)], np.array([0.1, 0.9], "<f4").tobytes(), 1, False, time.monotonic()
+        )
+        for number, text in enumerate(texts)
+    ]
+    add_sample(database, answered, keeps_texts=True)
+
+
+@pytest.mark.parametrize("retrain", [False, True])
+def test_drift_is_told_once_and_asks_for_a_retraining_where_it_is_to(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, retrain: bool
+) -> None:
+    settings = settings.model_copy(update={"retrain_on_drift": retrain})
+    served = Served(monkeypatch)
+    served.is_right = True
+    known = [f"{'val' if number % 2 else 'train'} text {number}" for number in range(60)]
+    _live(database, known)
+    quiet = _check(settings, database).result
+    assert [kind for kind, item in quiet["drift"].items() if item["alarm"]] == []
+    assert {"texts", "labels", "lengths"} == quiet["drift"].keys()
+
+    with database.transaction() as session:
+        session.execute(delete(SampledPrediction))
+    _live(database, [f"somebody wrote a long tweet, and it is the number {number}" for number in range(60)], LABELS[:1])
+    first, again = _check(settings, database).result, _check(settings, database).result
+    assert {kind for kind, item in first["drift"].items() if item["alarm"]} == {"texts", "labels", "lengths"}
+    assert "tweet" in first["drift"]["texts"]["live_words"]
+    assert again["drift"] == first["drift"]
+    assert not first["stale"]
+    (event,) = events.newest(database, 10, "drift")
+    assert event.message.startswith("Drift of texts, labels, lengths, while version 1 serves.\nlive texts can be told")
+    assert "Negative is given to 100.0% of live texts, and to 50.0% of known ones" in event.message
+    assert event.id in [mail.event_id for mail in events.due_mails(database)]
+    asked = jobs.waiting(database, jobs.RETRAIN)
+    assert (asked is not None) is retrain
+    assert first.get("decision") == (f"Retraining is job {asked.id}." if asked else None)
+    # Another version starts anew.
+    served.version = 2
+    _check(settings, database)
+    assert len(events.newest(database, 10, "drift")) == 1
+
+
+def test_texts_that_are_not_kept_leave_labels_and_lengths_to_look_at(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Served(monkeypatch).is_right = True
+    _live(database, [f"train text {number} and more" for number in range(60)])
+    with database.transaction() as session:
+        session.execute(update(SampledPrediction).values(text=None))
+    assert _check(settings, database).result["drift"].keys() == {"labels", "lengths"}
+
+
+def test_feedback_that_has_turned_is_noticed(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Served(monkeypatch).is_right = True
+    told = [f"told text {number}" for number in range(1_000)]
+    add_feedback(database, [LabelledText(text, LABELS[int(text.split()[-1]) % 2]) for text in told], "api")
+    assert _check(settings, database).result["drift"]["feedback"]["alarm"] == ""
+    turned = [f"turned text {number}" for number in range(300)]
+    add_feedback(database, [LabelledText(text, LABELS[(int(text.split()[-1]) + 1) % 2]) for text in turned], "api")
+    assert "texts of feedback were answered wrong" in _check(settings, database).result["drift"]["feedback"]["alarm"]

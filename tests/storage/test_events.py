@@ -39,6 +39,8 @@ def test_people_get_mails_only_of_what_they_should_know(database: Database) -> N
         _record(database, kind, kind.value)
     assert {mail.subject for mail in events.due_mails(database)} == {
         "stale",
+        "estimated-low",
+        "drift",
         "retraining-started",
         "candidate-rejected",
         "promoted",

@@ -9,7 +9,7 @@ from sqlalchemy import update
 
 from storage.database import Database
 from storage.feedback import text_hash
-from storage.sampled_predictions import AnsweredText, add_sample, newest_sample, purge_sample
+from storage.sampled_predictions import MOST_CHARACTERS, AnsweredText, add_sample, newest_sample, purge_sample
 from storage.tables import SampledPrediction
 
 
@@ -39,6 +39,14 @@ def test_without_texts_hashes_lengths_and_answers_stay(database: Database) -> No
     (row,) = newest_sample(database, 10)
     assert (row.text, row.text_hash, row.characters, row.words) == (None, text_hash("not bad"), 7, 2)
     assert row.probabilities == [0.25, 0.75]
+
+
+def test_of_a_very_long_text_the_beginning_is_kept(database: Database) -> None:
+    long = "word " * MOST_CHARACTERS
+    add_sample(database, [answered(long)], keeps_texts=True)
+    (row,) = newest_sample(database, 10)
+    assert (row.text, row.text_hash) == (long[:MOST_CHARACTERS], text_hash(long))
+    assert (row.characters, row.words) == (len(long), MOST_CHARACTERS)
 
 
 def test_the_newest_are_found_by_number_time_and_version(database: Database) -> None:
