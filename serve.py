@@ -31,6 +31,9 @@ from storage.storage import Storage
 
 _REMINDER_S = 30.0
 _STRAIGHTEN_S = 5.0
+_KEEP_ALIVE_S = 75
+"""How long a connection may lie idle. Longer than balancers and clients keep theirs (nginx and AWS 60 s, httpx 5 s),
+or one sends a request at the moment in which the connection is closed, and gets no answer."""
 _LAST_WORDS_S = 1
 """For writing the last answers, after which connections are closed."""
 _TRITON_ENDING_S = 10.0
@@ -71,6 +74,7 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
             ws="none",
             server_header=False,
             access_log=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
             log_config=None,
             log_level=logging.WARNING,
             timeout_graceful_shutdown=_LAST_WORDS_S,

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -110,6 +111,15 @@ def test_gateway_of_an_external_triton(pipeline: Pipeline, tmp_path: Path) -> No
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0, log.read_text()
     assert httpx.get(f"{pipeline.url}/health/ready").is_success
+
+
+def test_a_connection_may_lie_idle_for_longer_than_clients_keep_theirs(pipeline: Pipeline) -> None:
+    request = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", pipeline.port), timeout=15) as connection:
+        for idle_s in (6, 0):
+            connection.sendall(request)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            time.sleep(idle_s)
 
 
 def test_triton_killed_while_requests_flow(pipeline: Pipeline) -> None:
