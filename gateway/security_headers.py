@@ -6,12 +6,14 @@ _NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-ac
 """An answer is data: nothing in it is run or loaded, and no page may show it in a frame."""
 
 
-def security_headers(is_https: bool, content_policy: str = _NOTHING, cache: str = "no-store") -> list[Header]:
+def security_headers(
+    is_https: bool, content_policy: str = _NOTHING, cache: str = "no-store", referrer: str = "no-referrer"
+) -> list[Header]:
     """Make the headers that every answer gets."""
     headers = {
         "x-content-type-options": "nosniff",
         "content-security-policy": content_policy,
-        "referrer-policy": "no-referrer",
+        "referrer-policy": referrer,
         "cross-origin-resource-policy": "same-origin",
         "cache-control": cache,
     }

@@ -16,7 +16,7 @@ from gateway.console.rendering import render
 from gateway.console.views import Visit, view
 from gateway.deps import Loop
 from gateway.observing import PROGRESS_PATH
-from gateway.problems import StorageUnavailableError
+from gateway.problems import OverloadedError, StorageUnavailableError
 from storage import deployments, jobs
 from storage.api_keys import Scope
 from storage.tables import Job
@@ -24,6 +24,8 @@ from storage.tables import Job
 INTERVAL_S = 1.0
 LONGEST_S = 300.0
 """Then the browser asks anew, with what its session allows by then."""
+MOST_LISTENERS = 64
+"""Each has the database read once a second."""
 _RETRY_MS = 2_000
 STEPS = ("collecting", "training", "exporting", "trying", "promoting")
 """Of a retraining, as the first words of what it says that it does."""
@@ -60,10 +62,21 @@ class Progress:
 
 async def follow(visit: Visit) -> Response:
     """Tell of each change since the state that the page was made in, as long as somebody listens."""
+    if visit.console.listeners >= MOST_LISTENERS:
+        raise OverloadedError(LONGEST_S)
     return StreamingResponse(_events(visit), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
 async def _events(visit: Visit) -> AsyncIterator[str]:
+    visit.console.listeners += 1
+    try:
+        async for event in _tell(visit):
+            yield event
+    finally:
+        visit.console.listeners -= 1
+
+
+async def _tell(visit: Visit) -> AsyncIterator[str]:
     yield f"retry: {_RETRY_MS}\n\n"
     ends_at = asyncio.get_running_loop().time() + LONGEST_S
     told, state = "", visit.request.query_params.get("state", "")

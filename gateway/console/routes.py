@@ -13,7 +13,8 @@ def routes() -> list[DirectRoute]:
 
 def headers(is_https: bool) -> dict[str, list[Header]]:
     """What browsers may do with each answer, by path."""
-    of_pages = security_headers(is_https, CONTENT_POLICY)
+    # With `no-referrer`, browsers would not say either where a form comes from.
+    of_pages = security_headers(is_https, CONTENT_POLICY, referrer="same-origin")
     of_files = security_headers(is_https, cache=assets.CACHE)
     return {route.path: of_pages for route in _pages()} | {route.path: of_files for route in assets.routes()}
 

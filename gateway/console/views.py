@@ -54,13 +54,15 @@ _MOST_FIELDS = 20
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Console:
     """What the pages stand on besides what all routes share."""
 
     sessions: Sessions
     pulse: Pulse
     under_way: UnderWay
+    listeners: int = 0
+    """Those who follow what is under way."""
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,10 @@ def test_that_a_job_has_ended_changes_what_is_known_of_the_versions(triton: Fake
             jobs.end(session, job.id, Outcome(jobs.FAILED, {}, "The model does not answer."))
         listener.hear("changed")
         listener.hear("progress", "The model does not answer.")
+        job = jobs.enqueue(database, jobs.CHECK, "a test")
+        with database.transaction() as session:
+            jobs.end(session, job.id, Outcome(jobs.SUCCEEDED, {"version": 1, "stale": False, "problems": []}))
+        listener.hear("progress", "a check, which succeeded")
 
 
 def test_who_listens_does_not_hold_up_the_end(triton: FakeTriton, tmp_path: Path) -> None:
@@ -128,6 +132,18 @@ def test_a_listener_who_leaves_is_forgotten(triton: FakeTriton, tmp_path: Path) 
             next(response.iter_lines())
             until(lambda: under_way.count == 2)
         until(lambda: under_way.count == 1)
+
+
+def test_only_so_many_listen_at_once(triton: FakeTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "MOST_LISTENERS", 1)
+    with listening(triton, tmp_path) as (listener, _, under_way):
+        listener.hear("progress")
+        assert listener.http.get(PROGRESS).status_code == 503
+        under_way.ending = True
+        listener.thread.join(20)
+        under_way.ending = False
+        with listener.http.stream("GET", PROGRESS) as response:
+            assert response.status_code == 200
 
 
 def test_while_the_database_is_down_that_is_told(
