@@ -116,6 +116,8 @@ FOLDED = "X-A: 1\r\n continued\r\n"
 INJECTED = "Idempotency-Key: a\rX-Evil: 1\r\n"
 PICKLE = "Content-Type: application/x-python\r\n"
 PLAIN = "Content-Type: text/plain\r\n"
+FORM = "Content-Type: application/x-www-form-urlencoded\r\n"
+OWN_PAGE = "Sec-Fetch-Site: same-origin\r\n"
 MANY = json.dumps({"texts": ["a"] * 10_000})
 PREDICT = "POST /predict/live"
 ATTEMPTS: list[tuple[str, str, str | bytes, str, str, str]] = [
@@ -175,6 +177,9 @@ ATTEMPTS: list[tuple[str, str, str | bytes, str, str, str]] = [
     ("a list of ten thousand texts", "POST /predict/batch", MANY, "predict", "", "413 too-large"),
     ("a Python pickle", PREDICT, b"\x80\x04.", "predict", PICKLE, "415 unsupported-media-type"),
     ("a form of another site", PREDICT, "text=a", "predict", PLAIN, "415 unsupported-media-type"),
+    ("open the console without a key", "GET /", "", "", "", "401"),
+    ("open it with a key, and no session", "GET /console/versions", "", "admin", "", "401"),
+    ("promote by the console without a session", "POST /console/promote", "version=1", "", FORM + OWN_PAGE, "401"),
     ("the API's description, which is public", "GET /openapi.json", "", "", "", "200"),
     ("the health, which is public", "GET /health/ready", "", "wrong", "", "200"),
 ]  # fmt: skip

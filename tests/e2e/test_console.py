@@ -1,0 +1,273 @@
+"""The console in a browser, against a real `serve`: what an operator does, what a stranger tries, who cannot see it."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, Response, expect
+from sqlalchemy import select
+
+from storage import events, jobs
+from storage.database import Database, now
+from storage.events import EventKind
+from storage.jobs import Outcome
+from storage.tables import Feedback, Job
+from storage.versions import GateVerdict, add_verdicts
+from tests.e2e.browser import OTHER_NAME, chromium, needs_chromium, opened, sign_in
+from tests.lifecycle.conftest import ADMIN_KEY, Served, make_served, serving
+from tests.lifecycle.learning import learning_settings, write_data
+
+pytestmark = needs_chromium
+
+INJECTED = "<img src=x onerror=\"document.title='broken in'\"><script>document.title='broken in'</script>'\"&"
+VIEWS = ["/", "/console/health", "/console/quality", "/console/versions", "/console/events", "/console/sign-in"]
+MOST_BYTES = 300_000
+BEGINS_MS = 240_000
+"""A process that has torch to import, on a machine that does other things too."""
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, bert_bundle: Path) -> Iterator[Served]:
+    """Two versions of a small random model, and data that a third is learnt from."""
+    directory = tmp_path_factory.mktemp("console")
+    write_data(directory)
+    served = make_served(directory, bert_bundle, versions=2, **learning_settings(directory))
+    with serving(served):
+        yield served
+
+
+@pytest.fixture(scope="module")
+def database(running: Served) -> Iterator[Database]:
+    opened = running.database()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, running: Served) -> Iterator[Page]:
+    with opened(browser, running.url) as page:
+        yield page
+
+
+def test_an_operator_tries_corrects_retrains_promotes_and_goes_back(
+    page: Page, running: Served, database: Database
+) -> None:
+    page.goto("/")
+    page.get_by_label("A text, or many").fill("The battery lasts all day, what a waste.")
+    page.get_by_role("button", name="Classify").click()
+    answer = page.locator(".answer")
+    expect(answer.get_by_role("heading", level=2)).to_contain_text(re.compile("(Negative|Positive) [0-9.]+ %"))
+    expect(answer.locator(".words")).to_have_text("The battery lasts all day, what a waste.")
+    expect(page.get_by_text("answered by version 1")).to_be_visible()
+
+    answer.get_by_text("That’s wrong").click()
+    right = answer.locator(".correct button")
+    label = right.inner_text()
+    right.click()
+    expect(page.get_by_text(f"kept as {label}")).to_be_visible()
+    with database.reading() as session:
+        assert [(row.text, row.label) for row in session.scalars(select(Feedback))] == [
+            ("The battery lasts all day, what a waste.", label)
+        ]
+
+    sign_in(page, ADMIN_KEY, "/console/versions")
+    page.get_by_role("link", name="Retrain").click()
+    expect(page.get_by_role("heading", name="What will happen")).to_be_visible()
+    page.get_by_role("button", name="Retrain").click()
+    progress = page.locator("#progress")
+    expect(progress).to_contain_text("by the console (admin)")
+    step = re.compile("collecting|training|exporting|trying")
+    expect(progress.locator("[aria-current=step]")).to_have_text(step, timeout=BEGINS_MS)
+    page.get_by_role("button", name="End job").click()
+    expect(progress).to_contain_text("a retrain, which was cancelled", timeout=BEGINS_MS)
+
+    page.get_by_role("link", name="Promote version 2").click()
+    expect(page.get_by_text("It was never held against the gates.")).to_be_visible()
+    page.get_by_role("button", name="Promote version 2").click()
+    expect(page.get_by_text("the version that you chose serves")).to_be_visible()
+    expect(page.locator("article", has_text="Version 2").first).to_contain_text("serves")
+    assert running.version() == 2
+
+    page.get_by_role("link", name="Roll back").click()
+    page.get_by_role("button", name="Roll back to version 1").click()
+    expect(page.get_by_text("the version before serves again")).to_be_visible()
+    assert running.version() == 1
+
+    page.get_by_role("link", name="Events", exact=True).click()
+    page.get_by_label("Kind").select_option("rolled-back")
+    page.get_by_role("button", name="Filter").click()
+    expect(page.get_by_text("Rolled back from version 2 to 1: by the console (admin).")).to_be_visible()
+    page.get_by_role("button", name=re.compile("Sign out")).click()
+    expect(page.get_by_role("link", name="Sign in")).to_be_visible()
+
+
+def test_what_changes_elsewhere_is_shown_without_loading_again(page: Page, database: Database) -> None:
+    sign_in(page, ADMIN_KEY, "/console/versions")
+    with database.transaction() as session:
+        job = Job(kind=jobs.RETRAIN, state=jobs.RUNNING, reason="elsewhere", created_at=now(session), result={})
+        session.add(job)
+        session.flush()
+        jobs.end(session, job.id, Outcome(jobs.REJECTED, {"version": 2, "gates": ["slices"]}))
+    add_verdicts(database, 2, [GateVerdict("slices", False, "Worse on short texts.", {})])
+    expect(page.locator("#progress")).to_contain_text("was rejected")
+    expect(page.locator("#versions")).to_contain_text("0 of 1 passed")
+
+
+def test_nothing_that_is_typed_is_run(page: Page, database: Database) -> None:
+    with database.transaction() as session:
+        events.record(session, EventKind.CHECKED, INJECTED, {INJECTED: INJECTED})
+    page.goto("/")
+    for lines in (False, True):
+        page.get_by_label("A text, or many").fill(f"{INJECTED}\n{INJECTED}")
+        page.get_by_label("Each line is a text of its own").set_checked(lines)
+        page.get_by_role("button", name="Classify").click()
+        expect(page.locator("#answers h2").first).to_be_visible()
+        expect(page.locator("#answers")).to_contain_text("<script>")
+    page.get_by_text("That’s wrong").first.click()
+    page.locator(".correct button").first.click()
+    expect(page.get_by_text("Thank you")).to_be_visible()
+    page.goto("/console/events")
+    page.get_by_label("With the words").fill(INJECTED)
+    page.get_by_role("button", name="Filter").click()
+    expect(page.locator(".message")).to_have_text(INJECTED)
+    expect(page.get_by_label("With the words")).to_have_value(INJECTED)
+    for query in ("events?kind=", "versions?done=", "versions/compare?left=", "sign-in?next=", "events?before="):
+        page.goto(f"/console/{query}{INJECTED}")
+        assert "broken in" not in page.title()
+    page.goto("/console/sign-in")
+    page.get_by_label("API key").fill(INJECTED)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_text("This is no valid API key.")).to_be_visible()
+    assert "broken in" not in page.title()
+    assert not page.locator("img[src=x]").count()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Browser, running: Served, database: Database, scheme: str) -> None:
+    with database.transaction() as session:
+        events.record(session, EventKind.PROMOTED, "Version 2 was promoted.", {"before": {"accuracy": 0.8}})
+    check_once(database)
+    with opened(browser, running.url, scheme=scheme) as page:
+        sign_in(page, ADMIN_KEY)
+        for view in VIEWS:
+            page.goto(view)
+            assert_accessible(page, view)
+        page.goto("/console/confirm?change=promote&version=2")
+        assert_accessible(page, "confirm")
+        page.goto("/console/versions/compare?left=1&right=2")
+        assert_accessible(page, "compare")
+        page.goto("/")
+        page.get_by_label("A text, or many").fill("What a waste of two hours.\nThe screen is bright.")
+        for lines in (False, True):
+            page.get_by_label("Each line is a text of its own").set_checked(lines)
+            page.get_by_role("button", name="Classify").click()
+            expect(page.locator("#answers .stacked" if lines else "#answers .answer")).to_be_visible()
+            page.get_by_text("That’s wrong").first.click()
+            assert_accessible(page, "answers")
+        page.get_by_label("A text, or many").fill(" ")
+        page.get_by_role("button", name="Classify").click()
+        expect(page.get_by_role("alert").get_by_text("is empty")).to_be_visible()
+        assert_accessible(page, "problem")
+
+
+def check_once(database: Database) -> None:
+    """A check's result, so that there is something to see."""
+    figures = {
+        "texts": 200,
+        "accuracy": 0.9,
+        "macro_f1": 0.9,
+        "calibration_error": 0.02,
+        "f1_by_label": {"Negative": 0.9, "Positive": 0.9},
+        "confusion": [[90, 10], [10, 90]],
+    }
+    with database.transaction() as session:
+        job = Job(kind=jobs.CHECK, state=jobs.RUNNING, reason="a test", created_at=now(session), result={})
+        session.add(job)
+        session.flush()
+        jobs.end(
+            session,
+            job.id,
+            Outcome(jobs.SUCCEEDED, {"version": 1, "stale": False, "problems": [], "validation": figures}),
+        )
+
+
+def assert_accessible(page: Page, what: str) -> None:
+    found = Axe().run(page).response["violations"]
+    serious = [
+        (item["id"], [node["html"] for node in item["nodes"]])
+        for item in found
+        if item["impact"] in ("serious", "critical")
+    ]
+    assert not serious, (what, serious)
+
+
+def test_all_can_be_reached_and_done_by_keyboard(page: Page) -> None:
+    page.goto("/")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    reached = set()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.textContent.trim() || document.activeElement.id"))
+    assert {"Try", "Health", "Quality", "Versions", "Events", "Sign in", "text", "Classify"} <= reached
+    page.get_by_label("A text, or many").focus()
+    page.keyboard.type("The plot makes no sense.")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".answer")).to_be_visible()
+    summary = page.get_by_text("That’s wrong")
+    summary.focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Thank you")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_nothing_is_wider_than_the_screen(browser: Browser, running: Served, database: Database, width: int) -> None:
+    check_once(database)
+    with opened(browser, running.url, width=width) as page:
+        sign_in(page, ADMIN_KEY)
+        for view in [*VIEWS, "/console/confirm?change=retrain"]:
+            page.goto(view)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_page_is_small_with_all_that_it_loads(browser: Browser, running: Served, view: str) -> None:
+    answers: list[Response] = []
+    with opened(browser, running.url) as page:
+        page.on("response", lambda answer: answers.append(answer))
+        page.goto(view, wait_until="load")
+        loaded = [answer for answer in answers if answer.request.resource_type != "eventsource"]
+        assert all(answer.url.startswith(running.url) for answer in loaded)
+        assert 0 < sum(len(answer.body()) for answer in loaded) < MOST_BYTES
+
+
+def test_from_another_machine_over_http_it_does_the_same(browser: Browser, running: Served) -> None:
+    with opened(browser, f"http://{OTHER_NAME}:{running.port}") as page:
+        sign_in(page, ADMIN_KEY)
+        page.get_by_label("A text, or many").fill("good")
+        page.get_by_role("button", name="Classify").click()
+        expect(page.locator(".answer h2")).to_be_visible()
+
+
+def test_without_scripts_it_does_the_same(browser: Browser, running: Served) -> None:
+    context = browser.new_context(base_url=running.url, java_script_enabled=False)
+    page = context.new_page()
+    page.goto("/")
+    page.get_by_label("A text, or many").fill("good")
+    page.get_by_role("button", name="Classify").click()
+    expect(page.locator(".answer h2")).to_be_visible()
+    sign_in(page, ADMIN_KEY, "/console/versions")
+    page.get_by_role("link", name="Check now").click()
+    page.get_by_role("button", name="Check").click()
+    expect(page.get_by_text("A check was asked for.")).to_be_visible()
+    context.close()
