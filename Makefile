@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH_CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: run test chaos soak bench overload strangers fuzz lock clean
+.PHONY: run test chaos soak bench bench-drift overload strangers fuzz lock clean
 
 run: $(VENV)/.installed
 	@$(BIN)/python app.py
@@ -32,6 +32,10 @@ soak: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks --model packaged
 	$(BIN)/python -m benchmarks --model bert-base
+
+# What the watch over quality notices and estimates, by simulation.
+bench-drift: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.drift
 
 # What strangers get: a table.
 strangers: $(VENV)/.installed-dev

@@ -54,6 +54,8 @@ def check(settings: Settings, options: argparse.Namespace) -> None:
             for name, part in live["parts"].items()
         ]
         _print_table(["on", "texts", "accuracy", "macro F1", "F1 by label"], rows)
+        if job.result["drift"].get("texts", {}).get("alarm"):
+            print("These texts are unlike those that the model learnt from, so the estimate may be far off.")
         for problem in live["problems"]:
             print(f"Foreseen: {problem}.")
     for kind, item in job.result["drift"].items():

@@ -36,9 +36,11 @@ LEAST_AUC = 0.55
 than by tossing a coin."""
 LEAST_DISTANCE = 0.1
 """Of labels (total variation) and lengths (Kolmogorov and Smirnov): a tenth of the texts would have to be others."""
-CHANCE = 0.001
+LEAST_RISE = 0.05
+"""Of the share of wrong answers to feedback."""
+CHANCE = 0.003
 """Of an alarm on labels, lengths or feedback, where nothing has changed."""
-NEWEST_FEEDBACK = (50, 100, 200, 400, 800)
+NEWEST_FEEDBACK = (50, 150, 450)
 """Texts that are held against those before."""
 LEAST_OLDER_FEEDBACK = 50
 WORDS_TOLD = 10
@@ -84,11 +86,13 @@ class Shift:
     chance: float
     told: str
     """What has moved, in words."""
+    least: float = LEAST_DISTANCE
+    """From which distance on it matters."""
 
     @property
     def alarm(self) -> str:
         """What to say of it; empty where it is nothing."""
-        return self.told if self.chance < CHANCE and self.distance >= LEAST_DISTANCE else ""
+        return self.told if self.chance < CHANCE and self.distance >= self.least else ""
 
     def figures(self) -> Figures:
         """For the result of a check."""
@@ -163,5 +167,5 @@ def feedback_shift(is_wrong: npt.NDArray[np.bool_]) -> Shift | None:
         chance = min(1.0, float(fisher_exact(table, alternative="greater").pvalue) * len(tried))
         rates = float(after.mean()), float(before.mean())
         told = f"{rates[0]:.1%} of the newest {newest} texts of feedback were answered wrong, and {rates[1]:.1%} before"
-        found.append(Shift(max(0.0, rates[0] - rates[1]), chance, told))
+        found.append(Shift(max(0.0, rates[0] - rates[1]), chance, told, LEAST_RISE))
     return min(found, key=lambda shift: shift.chance, default=None)

@@ -90,9 +90,9 @@ def test_errors_that_have_become_more_are_told_with_the_split_that_tells_most() 
     unchanged = feedback_shift(before)
     assert unchanged is not None
     assert unchanged.alarm == ""
-    worse = feedback_shift(np.concatenate([before, np.arange(200) % 3 == 0]))
+    worse = feedback_shift(np.concatenate([before, np.arange(150) % 3 == 0]))
     assert worse is not None
-    assert worse.alarm == "33.5% of the newest 200 texts of feedback were answered wrong, and 12.5% before"
+    assert worse.alarm == "33.3% of the newest 150 texts of feedback were answered wrong, and 12.5% before"
     better = feedback_shift(np.concatenate([before, np.zeros(400, dtype=bool)]))
     assert better is not None
     assert better.alarm == ""
