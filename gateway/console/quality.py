@@ -19,6 +19,8 @@ SHOWN_CHECKS = 400
 """Two weeks of hourly ones, and more."""
 SHOWN_EVENTS = 200
 _DATA = ("validation", "feedback")
+_ALL_LIVE = "all"
+"""The part of the live texts that is all of them; as `lifecycle.live_quality` names it, which imports scikit-learn."""
 _FIGURES = (("accuracy", "accuracy"), ("macro_f1", "macro F1"))
 _MARKS = {
     EventKind.PROMOTED: ("▲", "good", "promoted"),
@@ -36,6 +38,8 @@ async def show(visit: Visit) -> Response:
         "checks": checks,
         "last": checks[-1] if checks else None,
         "confusions": [_confusion(name, checks[-1].result[name]) for name in _data_of(checks[-1])] if checks else [],
+        "live": checks[-1].result.get("live", {}) if checks else {},
+        "drift": checks[-1].result.get("drift", {}) if checks else {},
         "chart": _chart(visit.loop.settings, checks, marks),
         "marks": [(*_MARKS[EventKind(mark.kind)], mark) for mark in marks],
         "settings": visit.loop.settings,
@@ -67,6 +71,10 @@ def _chart(settings: Settings, checks: list[Job], marks: list[Event]) -> dict[st
         for name in names
         for figure, told in _FIGURES
     ]
+    estimates = [_estimated(check) for check in checks]
+    if any(value is not None for value in estimates):
+        told = "accuracy, live texts (estimated)"
+        series.append({"name": told, "colour": 4, "dash": [2, 4], "values": estimates})
     least = {"accuracy": settings.min_accuracy, "macro F1": settings.min_macro_f1}
     lines = {f"least {told}": value for told, value in least.items()}
     if len(set(least.values())) == 1:
@@ -85,6 +93,12 @@ def _chart(settings: Settings, checks: list[Job], marks: list[Event]) -> dict[st
             for mark in marks
         ],
     }
+
+
+def _estimated(check: Job) -> float | None:
+    """The accuracy on live texts that a check estimated without labels, if there were enough."""
+    estimate: list[float] = check.result.get("live", {}).get("parts", {}).get(_ALL_LIVE, {}).get("accuracy", [None])
+    return estimate[0]
 
 
 def _seconds(time: datetime) -> int:

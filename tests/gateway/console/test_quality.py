@@ -6,6 +6,7 @@ import pytest
 
 import gateway.console.quality
 from errors import PipelineError
+from lifecycle.live_quality import ALL
 from storage import events, jobs
 from storage.events import EventKind
 from storage.jobs import Outcome
@@ -85,6 +86,20 @@ def test_the_confusion_of_the_last_check(console: Gateway) -> None:
     assert re.search(r"Positive\s+15\s+135\s+0\.8600", page.text)
     cells = [cell["class"] for cell in page.all("td") if re.search(r"\bq\d", cell.get("class") or "")]
     assert cells == ["number q3 right", "number q1", "number q0", "number q4 right"]
+
+
+def test_what_is_estimated_of_live_texts_and_how_they_drift(console: Gateway) -> None:
+    check(console, 0.9, drift={"labels": {"distance": 0.1, "chance": 0.4, "alarm": ""}})
+    assert "Drift of labels none" in Page(console.http.get(QUALITY)).text
+    part = {"texts": 700, "accuracy": [0.85, 0.8, 0.88], "macro_f1": [0.84, 0.79, 0.87]}
+    drift = {"labels": {"distance": 0.4, "chance": 0.0, "alarm": "More are Negative."}}
+    check(console, 0.9, live={"parts": {ALL: part}, "problems": ["it seems low"]}, drift=drift)
+    page = Page(console.http.get(QUALITY))
+    assert "On 700 live texts, estimated without labels accuracy 0.8500 0.8000 to 0.8800" in page.text
+    assert "it seems low" in page.text
+    assert "Drift of labels 1 alarm More are Negative." in page.text
+    lines = {series["name"]: series["values"] for series in chart(console)["series"]}
+    assert lines["accuracy, live texts (estimated)"] == [None, 0.85]
 
 
 def test_while_the_database_is_down_the_page_says_so(console: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
