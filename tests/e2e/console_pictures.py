@@ -40,7 +40,8 @@ def take(browser: Browser, url: str, key: str, directory: Path, scheme: str, siz
             if name == "health":
                 page.wait_for_timeout(6_000)  # for a chart that shows something
             shoot(name)
-        page.goto("/console/confirm?change=roll-back")
+        page.goto("/console/versions")
+        page.get_by_role("link", name="Promote version").first.click()
         shoot("confirm")
 
 
