@@ -5,7 +5,6 @@ arrives while all cores compute joins the next run, however the callers have div
 """
 
 import math
-import os
 import threading
 import time
 from bisect import bisect_left
@@ -38,9 +37,6 @@ from serving.runtime import Graph, Variant, load_graph
 LOOK_S = 0.05
 """How long a request has waited, since it came or was looked at last, when it is asked whether somebody still wants
 it. To ask Triton takes 0.1 ms."""
-NICENESS = 5
-"""Of the threads that run the graph. Under full load they would take every core; the gateway and Triton need a fraction
-of one, and whatever waits for them waits at every request."""
 
 
 @dataclass
@@ -210,8 +206,6 @@ class Engine:
         return (time.perf_counter() - started) / full.input_ids.size / self.cores
 
     def _work(self, warm: "Future[None]") -> None:
-        # Of this thread alone: on Linux each has a priority of its own.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         # In this thread, because a runtime may prepare shapes for each thread that runs them.
         try:
             self._warm_up(self.graph, TOKENS_PER_RUN)
