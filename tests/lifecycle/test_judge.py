@@ -146,8 +146,10 @@ def test_the_same_model_passes_every_gate(tmp_path: Path, champion: Path, data: 
         "budget",
     ]
     comparison = verdicts[3].figures["accuracy"]
-    assert comparison["difference"] == 0
-    assert comparison["interval"] == [0, 0]
+    # Not 0: what shares a text's run differs, and one that lies between the labels may fall on either side.
+    assert abs(comparison["difference"]) <= 0.01
+    low, high = comparison["interval"]
+    assert low <= 0 <= high
 
 
 def test_a_worse_model_is_rejected_for_its_answers(tmp_path: Path, champion: Path, data: EvaluationData) -> None:
