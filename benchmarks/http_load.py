@@ -22,6 +22,15 @@ _OK = b"HTTP/1.1 200"
 _BURST_S = 0.05
 
 
+def is_complete(received: bytes) -> bool:
+    """Whether an answer has been received to its end."""
+    head_end = received.find(b"\r\n\r\n")
+    if head_end < 0:
+        return False
+    length = _LENGTH.search(received, 0, head_end)
+    return length is not None and len(received) >= head_end + 4 + int(length[1])
+
+
 class Load:
     """What all connections have sent and received."""
 
@@ -51,11 +60,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Send the next request when the answer is complete."""
         self._received += data
-        head_end = self._received.find(b"\r\n\r\n")
-        if head_end < 0:
-            return
-        length = _LENGTH.search(self._received, 0, head_end)
-        if length is None or len(self._received) < head_end + 4 + int(length[1]):
+        if not is_complete(self._received):
             return
         if self._received.startswith(_OK):
             answered_at = time.perf_counter()

@@ -9,7 +9,6 @@ that is slow is not asked less. Latencies count from when a request should have 
 import asyncio
 import contextlib
 import json
-import re
 import statistics
 import sys
 import time
@@ -22,7 +21,8 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+from benchmarks.http_load import is_complete
+
 _TICK_S = 0.002
 """Requests that are due within a tick are sent together; to wake for each would cost as much as to send it."""
 ANSWERED = "200"
@@ -92,11 +92,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Count an answer that is complete."""
         self._received += data
-        head_end = self._received.find(b"\r\n\r\n")
-        if head_end < 0:
-            return
-        length = _LENGTH.search(self._received, 0, head_end)
-        if length is None or len(self._received) < head_end + 4 + int(length[1]):
+        if not is_complete(self._received):
             return
         self._end(self._received[9:12].decode())
         self._free.append(self)
