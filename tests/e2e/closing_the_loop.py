@@ -6,17 +6,18 @@ happens, and fails where something does not happen as it should. It takes about 
 
 import random
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from storage.feedback import is_held_out, text_hash
+from tests.callers import Callers
 from tests.e2e.conftest import Pipeline, copy_checkout, running_pipeline, wait_for
 from trainer.sample_data import read_ratings
 
@@ -39,7 +40,7 @@ class Tweet:
     label: str
 
 
-class PacedLoad:
+class PacedLoad(Callers):
     """Many connections that each ask something new at a steady pace; nothing is asked twice when it fails."""
 
     def __init__(self, url: str) -> None:
@@ -48,24 +49,13 @@ class PacedLoad:
         self._url = url
         # So that no answer is known from another load.
         self._name = time.monotonic_ns()
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(CONNECTIONS)]
-
-    def __enter__(self) -> "PacedLoad":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
+        super().__init__(partial(self._ask, number) for number in range(CONNECTIONS))
 
     def _ask(self, number: int) -> None:
         pace = random.Random(number)
         with httpx.Client(timeout=30) as client:
             count = 0
-            while not self._ended.wait(pace.expovariate(REQUESTS_PER_S)):
+            while not self.ended.wait(pace.expovariate(REQUESTS_PER_S)):
                 count += 1
                 started = time.perf_counter()
                 try:

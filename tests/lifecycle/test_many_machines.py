@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -27,6 +28,7 @@ from serving.runtime import BFLOAT16, FLOAT32, OPENVINO, Precision
 from serving.triton_client import TritonClient, TritonUnavailableError
 from storage import events
 from storage.database import Database
+from tests.callers import Callers
 from tests.e2e.conftest import PROJECT, free_ports, wait_for
 from tests.lifecycle.conftest import ADMIN_KEY, Served, make_served
 
@@ -226,30 +228,19 @@ class Answer:
     version: int
 
 
-class Load:
+class Load(Callers):
     """Callers that ask without a pause until the end of the block."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.answers: list[Answer] = []
         self._fleet = fleet
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._call, args=(number,)) for number in range(6)]
-        self._threads += [threading.Thread(target=self._call_triton, args=(address,)) for address in fleet.tritons]
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
+        calls = [partial(self._call, number) for number in range(6)]
+        super().__init__([*calls, *(partial(self._call_triton, address) for address in fleet.tritons)])
 
     def _call(self, number: int) -> None:
         with httpx.Client(base_url=self._fleet.url, timeout=60) as client:
             count = 0
-            while not self._ended.is_set():
+            while not self.ended.is_set():
                 count += 1
                 way = "known" if count % 4 == 0 else "new"
                 text = f"known {count % 8}" if way == "known" else f"text {number} {count}"
@@ -261,7 +252,7 @@ class Load:
     def _call_triton(self, address: str) -> None:
         async def call() -> None:
             client = TritonClient(address)
-            while not self._ended.is_set():
+            while not self.ended.is_set():
                 sent = time.time()
                 try:
                     version = (await client.classify(["text"], 30)).version

@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -15,6 +15,7 @@ from lifecycle.promotion import DeploymentError, UnknownVersionError
 from serving.bundle import TOKENIZER
 from serving.runtime import FLOAT_GRAPH
 from storage import deployments, events
+from tests.callers import Callers
 from tests.e2e.conftest import PROJECT, wait_for
 from tests.lifecycle.conftest import Served, make_served, serving
 
@@ -37,30 +38,19 @@ SINCE_THE_SWITCH = [
 ]
 
 
-class Load:
+class Load(Callers):
     """Callers that ask without a pause, each time another text."""
 
     def __init__(self, url: str, callers: int = 8) -> None:
         self.statuses: Counter[int] = Counter()
         self.versions: Counter[str] = Counter()
         self._url = url
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._call, args=(number,)) for number in range(callers)]
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
+        super().__init__(partial(self._call, number) for number in range(callers))
 
     def _call(self, number: int) -> None:
         with httpx.Client(timeout=30) as client:
             count = 0
-            while not self._ended.is_set():
+            while not self.ended.is_set():
                 count += 1
                 try:
                     answer = client.post(f"{self._url}/predict/live", json={"text": f"text {number} {count}"})

@@ -3,7 +3,7 @@
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 
 import lifecycle.schedule
 from lifecycle.schedule import Scheduler
+from settings import Settings
 from storage import jobs, leases
 from storage.database import Database
 from storage.sampled_predictions import AnsweredText, add_sample, newest_sample
@@ -95,15 +96,25 @@ def due_times(scheduler: Scheduler) -> dict[str, datetime]:
     return {} if running is None else {job.id: job.next_run_time for job in running.get_jobs()}
 
 
+@contextmanager
+def running_scheduler(settings: Settings, storage: Storage) -> Iterator[Scheduler]:
+    """A scheduler in this process, during the block; the storage is closed with it."""
+    scheduler = Scheduler(settings, storage)
+    scheduler.start()
+    try:
+        yield scheduler
+    finally:
+        scheduler.stop()
+        storage.close()
+
+
 def test_a_clock_that_is_set_back_stops_nothing(
     tmp_path: Path, bert_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is due by the clock before would else be due hours later."""
     served = make_served(tmp_path, bert_bundle, versions=1)
     storage = Storage(served.settings)
-    scheduler = Scheduler(served.settings, storage)
-    scheduler.start()
-    try:
+    with running_scheduler(served.settings, storage) as scheduler:
         wait_for(lambda: len(due_times(scheduler)) >= 6, 20, "the scheduler to run")
         first = scheduler._running
         # As if everything had been planned two hours ahead of the clock as it is now.
@@ -117,9 +128,6 @@ def test_a_clock_that_is_set_back_stops_nothing(
         assert due
         assert max(due.values()) < datetime.now(timezone.utc) + timedelta(minutes=1)
         assert "The clock was set by -7200 s" in caplog.text
-    finally:
-        scheduler.stop()
-        storage.close()
 
 
 def test_a_moment_without_the_database_does_not_end_the_scheduler(
@@ -130,9 +138,7 @@ def test_a_moment_without_the_database_does_not_end_the_scheduler(
     monkeypatch.setattr(lifecycle.schedule, "LEASE_S", 60.0)
     served = make_served(tmp_path, bert_bundle, versions=1)
     storage = Storage(served.settings)
-    scheduler = Scheduler(served.settings, storage)
-    scheduler.start()
-    try:
+    with running_scheduler(served.settings, storage) as scheduler:
         wait_for(lambda: len(due_times(scheduler)) >= 6, 20, "the scheduler to run")
         first = scheduler._running
         with closing(sqlite3.connect(served.settings.database.removeprefix("sqlite:///"))) as another:
@@ -140,9 +146,6 @@ def test_a_moment_without_the_database_does_not_end_the_scheduler(
             time.sleep(6)  # longer than until the lease is renewed next, and the database is waited for
         wait_for(lambda: leases.holder_of(storage.open(), leases.SCHEDULER) is not None, 10, "the lease")
         assert scheduler._running is first
-    finally:
-        scheduler.stop()
-        storage.close()
 
 
 def test_what_is_too_much_of_the_sample_goes_by_itself(
@@ -154,10 +157,5 @@ def test_what_is_too_much_of_the_sample_goes_by_itself(
     storage = Storage(settings)
     answered = [AnsweredText(f"text {number}", "Positive", bytes(8), 1, False, time.monotonic()) for number in range(9)]
     add_sample(storage.open(), answered, keeps_texts=True)
-    scheduler = Scheduler(settings, storage)
-    scheduler.start()
-    try:
+    with running_scheduler(settings, storage):
         wait_for(lambda: [row.text for row in newest_sample(storage.open(), 9)] == [None] * 3, 30, "it to go")
-    finally:
-        scheduler.stop()
-        storage.close()
