@@ -7,6 +7,7 @@ But disks fail, and people edit and copy: then what served before serves, as far
 import logging
 
 from errors import PipelineError
+from lifecycle.promotion import LEASE_S
 from serving.bundle import Bundle
 from serving.loading import why_not_loadable
 from serving.repository import ModelRepository
@@ -14,8 +15,6 @@ from settings import Settings
 from storage import deployments, events, leases
 from storage.database import Database
 from storage.events import EventKind
-
-_LEASE_S = 15.0
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ def restore_record(settings: Settings, database: Database) -> None:
         return
     except PipelineError as error:
         damage = error
-    with leases.held(database, leases.DEPLOYING, _LEASE_S) as is_held:
+    with leases.held(database, leases.DEPLOYING, LEASE_S) as is_held:
         if not is_held:
             return
         with database.reading() as session:
@@ -59,7 +58,7 @@ def replace_broken(settings: Settings, database: Database, *, by_loading: bool) 
     problem = None if deployed is None else _problem(settings, repository, deployed, by_loading)
     if not problem:
         return
-    with leases.held(database, leases.DEPLOYING, _LEASE_S) as is_held:
+    with leases.held(database, leases.DEPLOYING, LEASE_S) as is_held:
         if not is_held:
             return
         with database.reading() as session:
