@@ -4,13 +4,13 @@ import hashlib
 import itertools
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 
 from lifecycle.asking import ask
 from lifecycle.evaluation_data import evaluation_data
-from lifecycle.live_drift import live_drift
-from lifecycle.live_quality import live_quality, live_sample
+from lifecycle.live_drift import LiveDrift, live_drift
+from lifecycle.live_quality import LiveQuality, live_quality, live_sample
 from lifecycle.training_data import merge
 from settings import Settings
 from storage import events, jobs
@@ -27,6 +27,44 @@ LONGEST_PAUSE = timedelta(days=7)
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Findings:
+    """What a check has found of a version."""
+
+    settings: Settings
+    version: int
+    evaluations: dict[str, Evaluation]
+    live: LiveQuality | None
+    drift: LiveDrift
+
+    @property
+    def problems(self) -> list[str]:
+        """Why it is stale."""
+        return shortfalls(self.settings, self.evaluations)
+
+    @property
+    def foreseen(self) -> list[str]:
+        """Why it seems to do badly where nobody has told labels."""
+        return self.live.problems(self.settings) if self.live else []
+
+    def reasons(self) -> list[str]:
+        """Why to learn anew."""
+        alarms = self.drift.alarms.values() if self.settings.retrain_on_drift else ()
+        return [*(f"stale: {problem}" for problem in self.problems), *(f"drift: {alarm}" for alarm in alarms)]
+
+    def result(self) -> Figures:
+        """For the job."""
+        result: Figures = {
+            "version": self.version,
+            "stale": bool(self.problems),
+            "problems": self.problems,
+            **{name: asdict(evaluation) for name, evaluation in self.evaluations.items()},
+        }
+        if self.live is not None:
+            result["live"] = {**self.live.figures(), "problems": self.foreseen}
+        return {**result, "drift": self.drift.figures()}
+
+
 def check(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
     """Judge what is served; where it is stale, ask for a retraining unless one would be in vain.
 
@@ -36,48 +74,23 @@ def check(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
     dataset = load_dataset(settings.train_data, settings.val_data)
     data = evaluation_data(settings, database, dataset)
     answers = ask(settings.triton_address, data.texts)
-    evaluations = data.evaluate(answers)
-    problems = shortfalls(settings, evaluations)
-    result: Figures = {
-        "version": answers.version,
-        "stale": bool(problems),
-        "problems": problems,
-        **{name: asdict(evaluation) for name, evaluation in evaluations.items()},
-    }
     sample = live_sample(database, answers.version)
-    live = live_quality(settings, answers, data, sample)
-    foreseen = live.problems(settings) if live else []
-    if live is not None:
-        result["live"] = {**live.figures(), "problems": foreseen}
-    drift = live_drift(dataset, data, answers, sample)
-    result["drift"] = drift.figures()
+    found = _Findings(
+        settings,
+        answers.version,
+        data.evaluate(answers),
+        live_quality(settings, answers, data, sample),
+        live_drift(dataset, data, answers, sample),
+    )
+    result = found.result()
     last = _last_result(database, answers.version)
-    reasons = [f"stale: {problem}" for problem in problems]
-    if settings.retrain_on_drift:
-        reasons += [f"drift: {alarm}" for alarm in drift.alarms.values()]
-    if reasons:
+    if reasons := found.reasons():
         merged = merge(database, dataset)
         result["decision"] = _ask_for_retraining(database, retraining_key(settings, merged.fingerprint), reasons)
-    told = "; ".join(f"{name} {_told(evaluation)}" for name, evaluation in evaluations.items())
-    if live is not None:
-        told += f"; estimated accuracy {live.all.accuracy} on {live.all.texts} live texts"
-    verdict = "stale" if problems else "good"
-    figures: Figures = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
-    news = [(EventKind.CHECKED, f"Version {answers.version} is {verdict}: {told}.", figures)]
-    if problems and not last.get("stale"):
-        message = f"Version {answers.version} has become stale: {'; '.join(problems)}.\n{result['decision']}"
-        news.append((EventKind.STALE, message, figures))
-    if live is not None and foreseen and not last.get("live", {}).get("problems"):
-        message = f"Version {answers.version} seems to do badly on live texts: {'; '.join(foreseen)}."
-        news.append((EventKind.ESTIMATED_LOW, message, {name: str(part.accuracy) for name, part in live.parts.items()}))
-    known = {kind for kind, item in last.get("drift", {}).items() if item["alarm"]}
-    if alarms := {kind: alarm for kind, alarm in drift.alarms.items() if kind not in known}:
-        lines = [f"Drift of {', '.join(alarms)}, while version {answers.version} serves.", *alarms.values()]
-        lines += [result["decision"]] if settings.retrain_on_drift else []
-        news.append((EventKind.DRIFT, "\n".join(lines), drift.figures()))
+    news = _news(found, last, result.get("decision", ""))
     with database.transaction() as session:
-        for kind, message, told_figures in news:
-            events.record(session, kind, message, told_figures, version=answers.version, job_id=job.id)
+        for kind, message, figures in news:
+            events.record(session, kind, message, figures, version=answers.version, job_id=job.id)
     for _, message, _ in news:
         log.info("%s", message.partition("\n")[0])
     return jobs.Outcome(jobs.SUCCEEDED, result)
@@ -134,6 +147,29 @@ def _too_early(database: Database) -> str:
             return ""
     times = "the last was" if len(in_vain) == 1 else f"the last {len(in_vain)} were"
     return f"{times} in vain, and the next may begin at {until:%Y-%m-%d %H:%M} UTC"
+
+
+def _news(found: _Findings, last: Figures, decision: str) -> list[tuple[EventKind, str, Figures]]:
+    """The events of a check: what was found, and what of it is new since the `last` one of the same version."""
+    told = "; ".join(f"{name} {_told(evaluation)}" for name, evaluation in found.evaluations.items())
+    if found.live is not None:
+        told += f"; estimated accuracy {found.live.all.accuracy} on {found.live.all.texts} live texts"
+    verdict = "stale" if found.problems else "good"
+    figures: Figures = {name: evaluation.metrics() for name, evaluation in found.evaluations.items()}
+    news = [(EventKind.CHECKED, f"Version {found.version} is {verdict}: {told}.", figures)]
+    if found.problems and not last.get("stale"):
+        message = f"Version {found.version} has become stale: {'; '.join(found.problems)}.\n{decision}"
+        news.append((EventKind.STALE, message, figures))
+    if found.live is not None and found.foreseen and not last.get("live", {}).get("problems"):
+        message = f"Version {found.version} seems to do badly on live texts: {'; '.join(found.foreseen)}."
+        estimates: Figures = {name: str(part.accuracy) for name, part in found.live.parts.items()}
+        news.append((EventKind.ESTIMATED_LOW, message, estimates))
+    known = {kind for kind, item in last.get("drift", {}).items() if item["alarm"]}
+    if alarms := {kind: alarm for kind, alarm in found.drift.alarms.items() if kind not in known}:
+        lines = [f"Drift of {', '.join(alarms)}, while version {found.version} serves.", *alarms.values()]
+        lines += [decision] if found.settings.retrain_on_drift else []
+        news.append((EventKind.DRIFT, "\n".join(lines), found.drift.figures()))
+    return news
 
 
 def _last_result(database: Database, version: int) -> Figures:
