@@ -89,8 +89,9 @@ class Predictor:
             TritonTimeoutError: no answer came in time.
             ModelTimeoutError: none can come in time.
         """
-        known = {text: prediction for text in set(texts) if (prediction := self._cache.get(text)) is not None}
-        if len(known) < len(set(texts)):
+        distinct = set(texts)
+        known = {text: prediction for text in distinct if (prediction := self._cache.get(text)) is not None}
+        if len(known) < len(distinct):
             self._model.check_circuit()
         predictions = await self._batch_splitter.predict(texts, known, deadline)
         if self._sampler is not None:

@@ -50,12 +50,15 @@ class ProblemError(Exception):
         self.errors = errors
         self.retry_after_s = retry_after_s
 
+    def own_headers(self) -> Mapping[str, str]:
+        """The headers of an answer that tells of this occurrence."""
+        if self.retry_after_s is None:
+            return self.headers
+        return {**self.headers, "Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+
     def response(self) -> Response:
         """Build the answer."""
-        headers = self.headers
-        if self.retry_after_s is not None:
-            headers = {**headers, "Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
-        return _response(self.status, self.type, self.title, self.detail, self.errors, headers)
+        return _response(self.status, self.type, self.title, self.detail, self.errors, self.own_headers())
 
 
 class MalformedBodyError(ProblemError):

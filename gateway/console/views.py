@@ -115,7 +115,7 @@ class Visit:
         """Answer with what went wrong."""
         template = "_problem.html" if self.is_partial else "problem.html"
         response = self.page(template, {"problem": problem}, problem.status)
-        response.headers.update(problem.headers)
+        response.headers.update(problem.own_headers())
         return response
 
 
