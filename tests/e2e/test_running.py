@@ -4,12 +4,13 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -114,11 +115,14 @@ def test_gateway_of_an_external_triton(pipeline: Pipeline, tmp_path: Path) -> No
 
 
 def test_a_connection_may_lie_idle_for_longer_than_clients_keep_theirs(pipeline: Pipeline) -> None:
-    request = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", pipeline.port), timeout=15) as connection:
+    with closing(HTTPConnection("127.0.0.1", pipeline.port, timeout=15)) as connection:
+        connection.connect()
+        # Else it would connect anew where the gateway has closed.
+        connection.auto_open = 0
         for idle_s in (6, 0):
-            connection.sendall(request)
-            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            connection.request("GET", "/health/live")
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (200, b'{"status":"alive"}')
             time.sleep(idle_s)
 
 
