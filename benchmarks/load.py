@@ -154,7 +154,8 @@ class Load:
             raise PipelineError(f"None of {made:,.0f} requests was answered with 200 within {duration:.0f} s.")
         texts_each = self.requests.texts_each if self.requests else 1
         rate = outcome["answered"] / outcome["seconds"]
-        if outcome["steady_answers"]:
+        # Fewer say nothing: the first answers of two streams may come long after one another.
+        if outcome["steady_answers"] >= self.client.connections:
             rate = outcome["steady_answers"] / outcome["steady_seconds"]
         return {
             "texts_per_s": rate * texts_each,
