@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="app.py",
         description="Learns text sentiment from two CSV files and serves it through Triton. "
         "Without a command: trains if no model is deployed, then serves. "
-        "Settings come from SENTIMENT_… in the environment and from .env; the README lists them.",
+        "Settings come from SENTIMENT_… in the environment and from .env; docs/reference-settings.md lists them.",
     )
     parser.set_defaults(command=_run)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

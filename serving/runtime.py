@@ -106,7 +106,7 @@ class _OnnxRuntimeGraph:
 
 class _OpenVinoGraph:
     """OpenVINO's own Python runtime, because its plugin for ONNX Runtime refuses processors of other makers than
-    Intel, and the same graph runs faster with it on AMD's (see the README)."""
+    Intel, and the same graph runs faster with it on AMD's (see docs/developing.md)."""
 
     prepares_each_shape = True
 

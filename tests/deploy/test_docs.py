@@ -7,15 +7,9 @@ import pytest
 import yaml
 
 from app import _parser
-from tests.e2e.conftest import PROJECT
+from tests.pages import PAGES, PROJECT, blocks
 
-DEPLOYING = (PROJECT / "docs" / "deploying.md").read_text()
-SCALING = (PROJECT / "docs" / "scaling.md").read_text()
-COMMANDS = [
-    shlex.split(line)
-    for block in re.findall(r"^```bash\n(.*?)^```", DEPLOYING, flags=re.MULTILINE | re.DOTALL)
-    for line in block.splitlines()
-]
+COMMANDS = [shlex.split(line) for code in blocks("docs/deploying.md") for line in code.splitlines()]
 SERVICES = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())["services"]
 
 
@@ -48,7 +42,16 @@ def test_costs_are_as_the_formula_says() -> None:
     }
     for name, (price, rate, told) in rates.items():
         assert price * 1e6 / (3_600 * rate * 0.6) == pytest.approx(told, rel=0.05)
-        assert re.search(rf"^\| {name}.*\| \${told:.2f}", SCALING, flags=re.MULTILINE)
-    readme = (PROJECT / "README.md").read_text()
-    assert "the engine alone did 154 texts/s" in readme
-    assert "texts that were known 11,900" in readme
+        assert re.search(rf"^\| {name}.*\| \${told:.2f}", PAGES["docs/scaling.md"], flags=re.MULTILINE)
+    assert "the engine alone did 154 texts/s" in PAGES["README.md"]
+    assert "texts that were known 11,900" in PAGES["README.md"]
+
+
+def test_packages_for_a_gpu_are_those_of_the_install_and_of_the_image() -> None:
+    torch, uninstalled, runtime = map(shlex.split, blocks("docs/how-to-gpu.md")[0].splitlines())
+    locked = (PROJECT / "requirements.lock").read_text().splitlines()
+    assert torch[2] in locked
+    assert any(line.startswith(f"{uninstalled[-1]}==") for line in locked)
+    compose = (PROJECT / "docker-compose.yml").read_text()
+    assert runtime[-1] in PAGES["docs/deploying.md"]
+    assert runtime[-1] in compose

@@ -5,15 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.conftest import PROJECT
-
-BLOCKS = re.findall(r"^```bash\n(.*?)^```", (PROJECT / "docs" / "access.md").read_text(), flags=re.M | re.S)
+from tests.pages import PROJECT, blocks
 
 
 def test_the_commands_for_keys(tmp_path: Path) -> None:
-    (block,) = BLOCKS
+    (block,) = blocks("docs/access.md")
     printed = []
-    for command in block.strip().splitlines():
+    for command in block.splitlines():
         python, script, *arguments = command.split()
         assert (python, script) == ("python", "app.py")
         ended = subprocess.run(

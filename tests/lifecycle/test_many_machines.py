@@ -31,14 +31,9 @@ from storage.database import Database
 from tests.callers import Callers
 from tests.e2e.conftest import PROJECT, free_ports, wait_for
 from tests.lifecycle.conftest import ADMIN_KEY, Served, make_served
+from tests.pages import blocks
 
-COMMANDS = [
-    line
-    for block in re.findall(
-        r"^```bash\n(.*?)^```", (PROJECT / "docs/many-machines.md").read_text(), flags=re.MULTILINE | re.DOTALL
-    )
-    for line in block.splitlines()
-]
+COMMANDS = [line for code in blocks("docs/many-machines.md") for line in code.splitlines()]
 """Of the documentation: three Tritons, a gateway, a scheduler."""
 KNOWN_S = 5.0
 """A gateway may notice only after a second that its known answers are the version before's, or later if it is busy."""

@@ -7,15 +7,11 @@ import sys
 from pathlib import Path
 
 from serving.protocol import MODEL_NAME
-from tests.e2e.conftest import PROJECT
 from tests.lifecycle.conftest import Served, make_served, serving
+from tests.pages import PROJECT, blocks
 from tests.scoring.conftest import Desk, rows_of, write_rows
 
-PAGE = (PROJECT / "docs" / "client-and-scoring.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+PAGE = "docs/client-and-scoring.md"
 
 
 def python(served: Served, code: str) -> str:
@@ -31,7 +27,7 @@ def python(served: Served, code: str) -> str:
 
 def test_client_against_the_real_triton(tmp_path: Path, bert_bundle: Path) -> None:
     with serving(make_served(tmp_path, bert_bundle)) as served:
-        one, several = (python(served, code) for code in blocks("python"))
+        one, several = (python(served, code) for code in blocks(PAGE, "python"))
     label = "(Positive|Negative)"
     assert re.fullmatch(rf"1000 \['{label}', '{label}'\] 1\n", one)
     assert re.fullmatch(rf"({label} 1\n){{4}}", several)
@@ -44,7 +40,7 @@ def test_commands(desk: Desk) -> None:
     write_rows(desk.folder / "reviews.csv", rows_of(50))
     write_rows(desk.folder / "more" / "b.jsonl", rows_of(50))
     write_rows(desk.folder / "val_sentiment_data.csv", [{"text": "good", "label": "Positive"}])
-    (commands,) = blocks("bash")
+    (commands,) = blocks(PAGE)
     subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands],
         cwd=desk.folder,

@@ -1,4 +1,4 @@
-"""The README: each of its commands is run as it stands there, and does what it says."""
+"""The README and the pages about the running pipeline: each command is run as it stands, and does what is said."""
 
 import json
 import os
@@ -12,20 +12,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from settings import ENV_PREFIX, Settings
 from tests.e2e.closing_the_loop import close_the_loop
-from tests.e2e.conftest import PROJECT, Pipeline, wait_for
+from tests.e2e.conftest import Pipeline, wait_for
+from tests.pages import PROJECT, block, blocks
 
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-
-
-def command_blocks() -> list[str]:
-    return [code.strip() for language, code in BLOCKS if language == "bash"]
+README = "README.md"
+LOOP = "docs/loop.md"
+OWN_DATA = "docs/how-to-own-data.md"
+OPERATIONS = "docs/operations.md"
 
 
 def shell(pipeline: Pipeline, commands: str, **environment: str) -> str:
-    """Run a block of the README in the running checkout; only the port differs."""
+    """Run a block of a page in the running checkout; only the port differs."""
     completed = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands.replace("localhost:8000", f"localhost:{pipeline.port}")],
         cwd=pipeline.checkout,
@@ -38,14 +36,14 @@ def shell(pipeline: Pipeline, commands: str, **environment: str) -> str:
     return completed.stdout + completed.stderr
 
 
-def run_is_running(pipeline: Pipeline) -> None:
+def run_is_running(pipeline: Pipeline, _: str) -> None:
     log = pipeline.log.read_text()
     for step in ("The data are good", "Fine-tuning all-MiniLM-L6-v2", "Published version 1", "Deployed version 1"):
         assert step in log
 
 
-def first_calls(pipeline: Pipeline) -> None:
-    love, terrible = command_blocks()[1].splitlines()
+def first_calls(pipeline: Pipeline, commands: str) -> None:
+    love, terrible = commands.splitlines()
     for command, label in ((love, "Positive"), (terrible, "Negative")):
         head, _, body = shell(pipeline, command.replace("curl -i", "curl -si")).replace("\r", "").partition("\n\n")
         assert head.startswith("HTTP/1.1 200")
@@ -56,8 +54,8 @@ def first_calls(pipeline: Pipeline) -> None:
         assert 0.5 < score <= 1
 
 
-def classic_way(pipeline: Pipeline) -> None:
-    install, run = command_blocks()[2].splitlines()
+def classic_way(pipeline: Pipeline, commands: str) -> None:
+    install, run = commands.splitlines()
     shell(pipeline, install, PIP_RETRIES="0")
     # The pipeline is running, so a second one says what is in its way, and which setting moves it.
     with pytest.raises(
@@ -66,12 +64,12 @@ def classic_way(pipeline: Pipeline) -> None:
         shell(pipeline, run)
 
 
-def check_data(pipeline: Pipeline) -> None:
-    assert "The data are good: 2000 texts to learn from, 300 to validate on" in shell(pipeline, command_blocks()[3])
+def check_data(pipeline: Pipeline, commands: str) -> None:
+    assert "The data are good: 2000 texts to learn from, 300 to validate on" in shell(pipeline, commands)
 
 
-def step_by_step(pipeline: Pipeline) -> None:
-    train, export, serve = command_blocks()[4].splitlines()
+def step_by_step(pipeline: Pipeline, commands: str) -> None:
+    train, export, serve = commands.splitlines()
     base = pipeline.checkout / "small-encoder"
     # A small encoder, because what these commands do does not depend on how good the model is.
     from tests.conftest import make_encoder
@@ -86,23 +84,23 @@ def step_by_step(pipeline: Pipeline) -> None:
         shell(pipeline, serve)
 
 
-def batch_and_predict(pipeline: Pipeline) -> None:
-    output = shell(pipeline, command_blocks()[5].replace("curl ", "curl -s "))
+def batch_and_predict(pipeline: Pipeline, commands: str) -> None:
+    output = shell(pipeline, commands.replace("curl ", "curl -s "))
     assert '"label":{"0":"Positive","1":"Negative"}' in output
     assert re.search(r"Positive 0\.\d{4} \(version 1\)", output)
 
 
-def tell_feedback(pipeline: Pipeline) -> None:
+def tell_feedback(pipeline: Pipeline, commands: str) -> None:
     (pipeline.checkout / "more_feedback.csv").write_text('text,label\n"I want my money back.",Negative\n')
-    output = shell(pipeline, command_blocks()[6].replace("curl ", "curl -s "))
+    output = shell(pipeline, commands.replace("curl ", "curl -s "))
     assert '{"accepted":1}' in output
     assert "One row of feedback was imported from more_feedback.csv" in output
 
 
-def close_loop(pipeline: Pipeline) -> None:
+def close_loop(pipeline: Pipeline, commands: str) -> None:
     # In the slice of the data there are few reviews to learn from, so tweets help less and may cost more.
     close_the_loop(pipeline, least_gain=0.02, largest_loss=0.03)
-    check, retrain, models, events, rollback = command_blocks()[7].splitlines()
+    check, retrain, models, events, rollback = commands.splitlines()
     assert re.search(r"^validation +300 +0\.\d{4}", shell(pipeline, check), flags=re.MULTILINE)
     assert "No retraining: job 2 has learnt from the same data with the same settings" in shell(pipeline, retrain)
     told = shell(pipeline, models)
@@ -112,15 +110,15 @@ def close_loop(pipeline: Pipeline) -> None:
     assert "Version 1 serves." in shell(pipeline, rollback)
 
 
-def check_by_request(pipeline: Pipeline) -> None:
-    answer = json.loads(shell(pipeline, command_blocks()[8].replace("curl ", "curl -s ")))
+def check_by_request(pipeline: Pipeline, commands: str) -> None:
+    answer = json.loads(shell(pipeline, commands.replace("curl ", "curl -s ")))
     assert answer["state"] == "succeeded"
     assert answer["result"]["version"] == 1
 
 
-def mlflow_ui(pipeline: Pipeline) -> None:
+def mlflow_ui(pipeline: Pipeline, commands: str) -> None:
     process = subprocess.Popen(
-        [Path(sys.prefix) / "bin" / command_blocks()[9].split()[0], *command_blocks()[9].split()[1:]],
+        [Path(sys.prefix) / "bin" / commands.split()[0], *commands.split()[1:]],
         cwd=pipeline.checkout,
         env=pipeline.environment | {"PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"},
         stdout=subprocess.DEVNULL,
@@ -141,51 +139,59 @@ def mlflow_ui(pipeline: Pipeline) -> None:
         process.wait(60)
 
 
-def clean(pipeline: Pipeline) -> None:
+def clean(pipeline: Pipeline, commands: str) -> None:
     scratch = pipeline.checkout / "scratch"
     scratch.mkdir()
     for name in ("model", "triton_repo", ".sentiment"):
         (scratch / name).mkdir()
     (scratch / "train_sentiment_data.csv").touch()
     (scratch / "Makefile").write_bytes((pipeline.checkout / "Makefile").read_bytes())
-    subprocess.run(command_blocks()[10].split(), cwd=scratch, env=pipeline.environment, check=True, capture_output=True)
+    subprocess.run(commands.split(), cwd=scratch, env=pipeline.environment, check=True, capture_output=True)
     assert sorted(path.name for path in scratch.iterdir()) == ["Makefile", "train_sentiment_data.csv"]
 
 
-def what_ci_runs(pipeline: Pipeline) -> None:
-    assert command_blocks()[11] in (pipeline.checkout / ".ci" / "run").read_text().splitlines()
+def what_ci_runs(pipeline: Pipeline, commands: str) -> None:
+    assert commands in (pipeline.checkout / ".ci" / "run").read_text().splitlines()
 
 
-CHECKS: list[tuple[str, Callable[[Pipeline], None]]] = [
-    ("make run", run_is_running),
-    ("curl -i", first_calls),
-    ("pip install", classic_way),
-    ("python app.py data", check_data),
-    ("python app.py train", step_by_step),
-    ("curl localhost:8000/predict/batch", batch_and_predict),
-    ("curl localhost:8000/feedback", tell_feedback),
-    ("python app.py check", close_loop),
-    ("curl -X POST localhost:8000/check", check_by_request),
-    ("mlflow ui", mlflow_ui),
-    ("make clean", clean),
-    ("make test", what_ci_runs),
+def what_traces_need(_: Pipeline, commands: str) -> None:
+    """It is in the project's own list, and so in no lock of the default install."""
+    package = commands.split()[-1]
+    assert f'tracing = ["{package}>=' in (PROJECT / "pyproject.toml").read_text()
+
+
+CHECKS: list[tuple[str, str, Callable[[Pipeline, str], None]]] = [
+    (README, "make run", run_is_running),
+    (README, "curl -i", first_calls),
+    (README, "pip install", classic_way),
+    (README, "curl localhost:8000/predict/batch", batch_and_predict),
+    (README, "make test", what_ci_runs),
+    (OWN_DATA, "python app.py data", check_data),
+    (OWN_DATA, "python app.py train", step_by_step),
+    (LOOP, "curl localhost:8000/feedback", tell_feedback),
+    (LOOP, "python app.py check", close_loop),
+    (LOOP, "curl -X POST localhost:8000/check", check_by_request),
+    (OPERATIONS, "pip install opentelemetry", what_traces_need),
+    (OPERATIONS, "mlflow ui", mlflow_ui),
+    (OPERATIONS, "make clean", clean),
 ]
+"""By page and the beginning of a block, in an order in which each finds what it needs."""
 
 
-def test_each_block_of_commands_has_a_check() -> None:
-    blocks = command_blocks()
-    assert len(blocks) == len(CHECKS)
-    for block, (beginning, _) in zip(blocks, CHECKS, strict=True):
-        assert block.startswith(beginning)
+@pytest.mark.parametrize("page", [README, OWN_DATA, LOOP, OPERATIONS])
+def test_each_block_of_commands_has_a_check(page: str) -> None:
+    beginnings = [beginning for checked, beginning, _ in CHECKS if checked == page]
+    for commands, beginning in zip(blocks(page), beginnings, strict=True):
+        assert commands.startswith(beginning)
 
 
-@pytest.mark.parametrize("check", [check for _, check in CHECKS], ids=[name for name, _ in CHECKS])
-def test_commands(pipeline: Pipeline, check: Callable[[Pipeline], None]) -> None:
-    check(pipeline)
+@pytest.mark.parametrize(("page", "beginning", "check"), CHECKS, ids=[beginning for _, beginning, _ in CHECKS])
+def test_commands(pipeline: Pipeline, page: str, beginning: str, check: Callable[[Pipeline, str], None]) -> None:
+    check(pipeline, block(page, beginning))
 
 
 def test_python_example(pipeline: Pipeline) -> None:
-    (example,) = [code for language, code in BLOCKS if language == "python"]
+    (example,) = blocks(README, "python")
     completed = subprocess.run(
         [sys.executable, "-c", example.replace("127.0.0.1:8001", f"127.0.0.1:{pipeline.port + 1}")],
         capture_output=True,
@@ -194,24 +200,6 @@ def test_python_example(pipeline: Pipeline) -> None:
     )
     assert completed.returncode == 0, completed.stderr
     assert re.fullmatch(r"\[b'Positive' b'Negative'\] \[0\.\d+ +0\.\d+ *\] 1", completed.stdout.strip())
-
-
-def test_settings_table_names_each_setting_with_its_default() -> None:
-    rows = dict(re.findall(rf"^\| `({ENV_PREFIX}\w+)` \| (.*?) \|", README, flags=re.MULTILINE))
-    assert rows.keys() == {ENV_PREFIX + name.upper() for name in Settings.model_fields}
-    for name, field in Settings.model_fields.items():
-        default = f"`{field.default}`" if str(field.default or "") else ""
-        assert rows[ENV_PREFIX + name.upper()] == default
-
-
-def test_tree_names_each_module() -> None:
-    modules = subprocess.run(
-        ["git", "ls-files", "*.py"], cwd=PROJECT, check=True, capture_output=True, text=True
-    ).stdout
-    tree = README[README.index("## The code") :]
-    for module in modules.splitlines():
-        if not module.startswith("tests/") and not module.endswith("__init__.py"):
-            assert re.search(rf"^\s*(\S+/)?{re.escape(Path(module).name)} ", tree, flags=re.MULTILINE), module
 
 
 def test_waiting_is_bounded() -> None:

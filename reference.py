@@ -1,0 +1,247 @@
+"""Writes the two pages of reference, docs/reference-settings.md and docs/reference-api.md, from the code.
+
+`python reference.py` writes them anew; a test fails where they are not what the code says.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from annotated_types import Ge, Gt, Le
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from settings import ENV_PREFIX, Settings
+
+DOCS = Path(__file__).resolve().parent / "docs"
+_PROBLEM_PREFIX = "urn:sentiment:problem:"
+_NOTE = "<!-- Written by `python reference.py` from the code; edit that instead. -->"
+_TYPES = {Path: "path", str: "text", SecretStr: "text", int: "whole number", float: "number", bool: "`true`, `false`"}
+
+Json = dict[str, Any]
+
+
+def settings_page() -> str:
+    """The page of all settings, as Markdown."""
+    rows = [
+        (
+            f"`{ENV_PREFIX}{name.upper()}`",
+            _default(field),
+            _allowed(field),
+            field.description or "",
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+    return f"""# Settings
+
+{_NOTE}
+
+In the environment or in `.env`; a name that is none is an error that gives the nearest right one, and all errors are
+told at once. Relative paths count from the directory that the pipeline is started in. An empty value is as none.
+
+{_table(("setting", "default", "may be", "what it is"), rows)}
+"""
+
+
+def api_page(document: Json) -> str:
+    """The page of the API that an OpenAPI document describes, as Markdown."""
+    operations = [
+        (f"{method.upper()} {path}", operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+    overview = [
+        (f"[`{name}`](#{_anchor(name)})", operation["summary"], _scope(operation)) for name, operation in operations
+    ]
+    problems = {
+        kind: (str(status), title)
+        for _, operation in operations
+        for status, response in operation["responses"].items()
+        for kind, title in _problems(response)
+    }
+    kinds = [
+        (f"`{kind}`", status, title)
+        for kind, (status, title) in sorted(problems.items(), key=lambda item: (item[1][0], item[0]))
+    ]
+    schemas = document["components"]["schemas"]
+    return f"""# The API
+
+{_NOTE}
+
+`/openapi.json` of the gateway has the same for programs, `/docs` with examples to try.
+[Who may ask](access.md) says what the keys' scopes are, and when none is needed.
+
+{_table(("request", "what it does", "scope"), overview)}
+
+## Problems
+
+Errors are `application/problem+json` (RFC 9457). `type` is `{_PROBLEM_PREFIX}` and one of these, on whose name and
+status a client may rely, or `about:blank` where it means no more than the status. `detail` is for people. 429 and 503
+come with `Retry-After`, in seconds ([when to come again](overload.md#when-to-come-again)).
+
+{_table(("type", "status", "what it means"), kinds)}
+
+{chr(10).join(_operation(name, operation) for name, operation in operations)}
+## Bodies
+
+{chr(10).join(_schema(name, schema) for name, schema in sorted(schemas.items()))}"""
+
+
+def openapi_document() -> Json:
+    """The gateway's own description, as with the default settings."""
+    from gateway.admission import UnderWay
+    from gateway.main import create_app
+    from serving.call_statistics import CallStatistics
+    from storage.storage import Storage
+
+    with tempfile.TemporaryDirectory() as directory:
+        # Nothing is opened; only the admin key would be made, in the state directory.
+        used = Settings.model_construct(state_dir=Path(directory))
+        document = create_app(used, Storage(used), CallStatistics(), UnderWay()).openapi()
+    # As it is sent: its statuses are numbers until then.
+    read: Json = json.loads(json.dumps(document))
+    return read
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "reference-settings.md": settings_page,
+    "reference-api.md": lambda: api_page(openapi_document()),
+}
+
+
+def _default(field: FieldInfo) -> str:
+    shown = str(field.default).lower() if isinstance(field.default, bool) else str(field.default or "")
+    return f"`{shown}`" if shown else ""
+
+
+def _allowed(field: FieldInfo) -> str:
+    """What a setting may be: its kind, or its few values, and its bounds."""
+    annotation = field.annotation
+    choices = get_args(annotation)
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return ", ".join(f"`{choice}`" for choice in choices)
+    kinds = [kind for kind in choices or (annotation,) if kind is not type(None)]
+    told = ", ".join(_TYPES[kind] for kind in kinds)
+    for bound in field.metadata:
+        if isinstance(bound, Ge):
+            told += f", from {bound.ge}"
+        elif isinstance(bound, Gt):
+            told += f", over {bound.gt}"
+        elif isinstance(bound, Le):
+            told += f" to {bound.le}"
+    return told
+
+
+def _operation(name: str, operation: Json) -> str:
+    """A section about one request."""
+    told = [f"## {name}\n", operation["description"] + "\n"]
+    if scope := _scope(operation):
+        told.append(f"Scope: {scope}.\n")
+    if parameters := operation.get("parameters"):
+        rows = [
+            (f"`{item['name']}`", item["in"], _type(item["schema"]), item.get("description", "")) for item in parameters
+        ]
+        told.append(_table(("parameter", "in", "type", "what it is"), rows) + "\n")
+    if body := operation.get("requestBody"):
+        told.append(f"Body: {_type(body['content']['application/json']['schema'])}.\n")
+    for status, response in operation["responses"].items():
+        if status.startswith("2"):
+            told.append(_answer(status, response))
+    kinds = {kind for response in operation["responses"].values() for kind, _ in _problems(response)}
+    if kinds:
+        told.append(f"Problems: {', '.join(f'`{kind}`' for kind in sorted(kinds))}.\n")
+    return "\n".join(told)
+
+
+def _answer(status: str, response: Json) -> str:
+    """What is answered where all is well: body, description, headers, example."""
+    told = []
+    for media, content in response.get("content", {}).items():
+        # FastAPI adds JSON without a schema where a route answers with something else.
+        if not content.get("schema"):
+            continue
+        kind = _type(content["schema"]) if media == "application/json" else f"`{media}`"
+        # Nor does it leave a description out that says nothing.
+        meaning = response["description"].removesuffix("Successful Response")
+        told.append(f"Answer {status}: {kind}. {meaning}".rstrip() + "\n")
+        if "example" in content:
+            example = content["example"]
+            shown = example if isinstance(example, str) else json.dumps(example, ensure_ascii=False)
+            told.append(f"```\n{shown.strip()}\n```\n")
+    if headers := response.get("headers"):
+        rows = [(f"`{name}`", header.get("description", "")) for name, header in headers.items()]
+        told.append(_table(("header", "what it is"), rows) + "\n")
+    return "\n".join(told)
+
+
+def _problems(response: Json) -> list[tuple[str, str]]:
+    """The kinds of problem that an answer may be, and what each means."""
+    schema = response.get("content", {}).get("application/problem+json", {}).get("schema", {})
+    types = schema.get("properties", {}).get("type", {})
+    kinds = types.get("enum") or [types[key] for key in ("const",) if key in types]
+    titles = response["description"].split("; or: ")
+    return [(kind.removeprefix(_PROBLEM_PREFIX), title) for kind, title in zip(kinds, titles, strict=bool(kinds))]
+
+
+def _schema(name: str, schema: Json) -> str:
+    """A section about one kind of body."""
+    told = [f"### {name}\n", schema.get("description", "") + "\n"]
+    if "anyOf" in schema:
+        told.append(f"Is: {_type(schema)}.\n")
+    required = schema.get("required", [])
+    rows = [
+        (f"`{field}`", _type(item), "yes" if field in required else "no", item.get("description", ""))
+        for field, item in schema.get("properties", {}).items()
+    ]
+    if rows:
+        told.append(_table(("field", "type", "always", "what it is"), rows) + "\n")
+    return "\n".join(told)
+
+
+def _type(schema: Json) -> str:
+    """A JSON schema in few words."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in schema:
+        return " or ".join(_type(kind) for kind in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema.get("type") == "array":
+        bounds = f"; at most {schema['maxItems']:,}" if "maxItems" in schema else ""
+        return f"list of {_type(schema['items'])}{bounds}"
+    if "patternProperties" in schema:
+        return f"object of {' or '.join(map(_type, schema['patternProperties'].values()))}"
+    if isinstance(values := schema.get("additionalProperties"), dict):
+        return f"object of {_type(values)}"
+    told = str(schema.get("format") or schema.get("type", "anything"))
+    if "maxLength" in schema:
+        told += f", up to {schema['maxLength']:,} characters"
+    if "default" in schema:
+        told += f", by default {schema['default']}"
+    return told
+
+
+def _scope(operation: Json) -> str:
+    """What a key must allow; none where no key is needed anywhere."""
+    scopes = {scope for needed in operation.get("security", []) for names in needed.values() for scope in names}
+    return ", ".join(f"`{scope}`" for scope in sorted(scopes))
+
+
+def _anchor(heading: str) -> str:
+    """The name that a heading is linked by, as GitHub makes it."""
+    return "".join(c for c in heading.lower() if c.isalnum() or c in " -_").replace(" ", "-")
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines: list[Sequence[str]] = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+
+
+if __name__ == "__main__":
+    for page, write in PAGES.items():
+        (DOCS / page).write_text(write(), encoding="utf-8")
+        print(f"docs/{page}", file=sys.stderr)

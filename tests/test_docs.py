@@ -1,0 +1,79 @@
+"""The README and the pages of docs/: whole, linked, true of the code, and each of their commands run by a test."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from reference import PAGES as WRITTEN
+from settings import ENV_PREFIX, Settings
+from tests.pages import PAGES, PROJECT, blocks
+
+RUN_BY = {
+    "README.md": "tests/e2e/test_pages.py",
+    "docs/access.md": "tests/gateway/test_access_page.py",
+    "docs/client-and-scoring.md": "tests/scoring/test_docs.py",
+    "docs/deploying.md": "tests/deploy/test_docs.py",
+    "docs/developing.md": "tests/test_docs.py",
+    "docs/how-to-gpu.md": "tests/deploy/test_docs.py",
+    "docs/how-to-own-data.md": "tests/e2e/test_pages.py",
+    "docs/loop.md": "tests/e2e/test_pages.py",
+    "docs/many-machines.md": "tests/lifecycle/test_many_machines.py",
+    "docs/operations.md": "tests/e2e/test_pages.py",
+}
+"""The test that runs the commands of a page, or compares them with what they name."""
+
+
+def test_each_page_with_commands_has_a_test_that_reads_it() -> None:
+    assert {page for page in PAGES if blocks(page) or blocks(page, "python")} == RUN_BY.keys()
+    for page, test in RUN_BY.items():
+        assert Path(page).name in (PROJECT / test).read_text(encoding="utf-8"), page
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if link.startswith(("http:", "https:")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (PROJECT / page).parent / name if name else PROJECT / page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, link
+
+
+def test_index_leads_to_each_page() -> None:
+    linked = set(re.findall(r"\]\(([\w-]+\.md)", PAGES["docs/README.md"]))
+    assert linked == {Path(page).name for page in PAGES if page.startswith("docs/")} - {"README.md"}
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_reference_is_what_the_code_says(page: str) -> None:
+    assert blocks("docs/developing.md")[0] == "python reference.py"
+    assert (PROJECT / "docs" / page).read_text(encoding="utf-8") == WRITTEN[page](), "run `python reference.py`"
+
+
+def test_each_setting_that_a_page_names_is_one() -> None:
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    for page, text in PAGES.items():
+        assert set(re.findall(rf"\b{ENV_PREFIX}[A-Z][A-Z_]*[A-Z]\b", text)) <= known, page
+
+
+def test_settings_say_what_they_are() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_tree_names_each_module() -> None:
+    modules = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=PROJECT, check=True, capture_output=True, text=True
+    ).stdout
+    tree = PAGES["docs/developing.md"]
+    for module in modules.splitlines():
+        if not module.startswith("tests/") and not module.endswith("__init__.py"):
+            assert re.search(rf"^\s*(\S+/)?{re.escape(Path(module).name)} ", tree, flags=re.MULTILINE), module
+
+
+def test_readme_is_short() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 250
