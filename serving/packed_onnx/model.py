@@ -70,7 +70,8 @@ class TritonPythonModel:
                 continue
             timeout_us = request.timeout()
             answer = self._engine.submit(texts, timeout_us / 1e6 if timeout_us else math.inf, reply.is_wanted)
-            answer.add_done_callback(partial(self._send, reply, request.request_id()))
+            wanted = frozenset(request.requested_output_names())
+            answer.add_done_callback(partial(self._send, reply, request.request_id(), wanted))
 
     def finalize(self) -> None:
         """End the engine's threads; Triton calls it once nothing is under way any more."""
@@ -78,10 +79,10 @@ class TritonPythonModel:
             self._metrics.close()
         self._engine.close()
 
-    def _send(self, reply: Reply, request_id: str, answer: "Future[Probabilities]") -> None:
-        reply.send(self._response(request_id, answer))
+    def _send(self, reply: Reply, request_id: str, wanted: frozenset[str], answer: "Future[Probabilities]") -> None:
+        reply.send(self._response(request_id, wanted, answer))
 
-    def _response(self, request_id: str, answer: "Future[Probabilities]") -> Any:
+    def _response(self, request_id: str, wanted: frozenset[str], answer: "Future[Probabilities]") -> Any:
         error = answer.exception()
         if isinstance(error, DroppedError):
             return _refusal(str(error), pb_utils.TritonError.CANCELLED)
@@ -92,15 +93,19 @@ class TritonPythonModel:
             return _refusal(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
         probabilities, truncated, phases = answer.result().values, answer.result().truncated, answer.result().phases
         best = probabilities.argmax(axis=1)[:, None]
-        outputs = [
-            pb_utils.Tensor("LABEL", self._labels[best]),
-            pb_utils.Tensor("SCORE", np.take_along_axis(probabilities, best, axis=1)),
-            pb_utils.Tensor("PROBABILITIES", probabilities),
-            pb_utils.Tensor("TRUNCATED", truncated[:, None]),
+        outputs = {
+            "LABEL": self._labels[best],
+            "SCORE": np.take_along_axis(probabilities, best, axis=1),
+            "PROBABILITIES": probabilities,
+            "TRUNCATED": truncated[:, None],
             # Of the request, so the same for each text; this Triton's Python has no parameters of a response.
-            pb_utils.Tensor("PHASES", np.tile(np.array(phases, dtype=np.float32), (len(truncated), 1))),
-        ]
-        return pb_utils.InferenceResponse(outputs)
+            "PHASES": np.tile(np.array(phases, dtype=np.float32), (len(truncated), 1)),
+        }
+        # Triton 24.10 frees those that nobody wants without the interpreter's lock, and dies of it when another thread
+        # makes objects meanwhile.
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, values) for name, values in outputs.items() if name in wanted]
+        )
 
 
 def _refusal(reason: str, code: int) -> Any:
