@@ -27,7 +27,8 @@ async def ask_for_labels(address: str) -> list[list[str]]:
                 came.append([output.name for output in answer.get_response().outputs])
             return came
 
-        return sum(await asyncio.gather(*(stream(number) for number in range(STREAMS))), [])
+        streams = await asyncio.gather(*(stream(number) for number in range(STREAMS)))
+        return [names for came in streams for names in came]
 
 
 def test_a_client_may_want_some_of_the_outputs(tmp_path: Path, bert_bundle: Path) -> None:
