@@ -36,15 +36,15 @@ def test_what_a_command_names_is_there(command: list[str]) -> None:
 
 def test_costs_are_as_the_formula_says() -> None:
     rates = {
-        "2 cores of Zen 4": (0.10, 154, 0.30),
+        "2 cores of Zen 4": (0.10, 167, 0.28),
         "2 cores with AMX": (0.10, 417, 0.11),
         "one L4": (0.75, 3_900, 0.09),
     }
     for name, (price, rate, told) in rates.items():
         assert price * 1e6 / (3_600 * rate * 0.6) == pytest.approx(told, rel=0.05)
         assert re.search(rf"^\| {name}.*\| \${told:.2f}", PAGES["docs/scaling.md"], flags=re.MULTILINE)
-    assert "the engine alone did 154 texts/s" in PAGES["README.md"]
-    assert "texts that were known 11,900" in PAGES["README.md"]
+    assert "the engine alone did 167 texts/s" in PAGES["README.md"]
+    assert "texts that were known 9,390" in PAGES["README.md"]
 
 
 def test_packages_for_a_gpu_are_those_of_the_install_and_of_the_image() -> None:
