@@ -5,7 +5,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH_CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: run test chaos soak bench bench-drift overload strangers fuzz lock clean
+.PHONY: install run test chaos soak bench bench-drift overload strangers fuzz lock clean
+
+install: $(VENV)/.installed
+	@echo "The dependencies are in $(VENV)."
 
 run: $(VENV)/.installed
 	@$(BIN)/python app.py

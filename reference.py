@@ -1,8 +1,9 @@
-"""Writes the two pages of reference, docs/reference-settings.md and docs/reference-api.md, from the code.
+"""Writes the pages of reference, docs/reference-….md, from the code: settings, commands, the API.
 
 `python reference.py` writes them anew; a test fails where they are not what the code says.
 """
 
+import argparse
 import json
 import sys
 import tempfile
@@ -43,6 +44,21 @@ In the environment or in `.env`; a name that is none is an error that gives the 
 told at once. Relative paths count from the directory that the pipeline is started in. An empty value is as none.
 
 {_table(("setting", "default", "may be", "what it is"), rows)}
+"""
+
+
+def commands_page() -> str:
+    """The page of all commands, as Markdown."""
+    from app import _parser
+
+    return f"""# Commands
+
+{_NOTE}
+
+`python app.py COMMAND`, in the directory of the pipeline; `--help` after any of them says the same. Without a command
+it trains if no model is deployed, and then serves.
+
+{_table(("command", "what it does"), _commands(_parser(), ""))}
 """
 
 
@@ -108,8 +124,37 @@ def openapi_document() -> Json:
 
 PAGES: dict[str, Callable[[], str]] = {
     "reference-settings.md": settings_page,
+    "reference-commands.md": commands_page,
     "reference-api.md": lambda: api_page(openapi_document()),
 }
+
+
+def _commands(parser: argparse.ArgumentParser, name: str) -> Iterable[tuple[str, str]]:
+    """Each command below `parser` with its arguments, and what it does."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            for command, subparser in action.choices.items():
+                full = f"{name} {command}".strip()
+                arguments = "".join(f"<br>{_argument(argument)}" for argument in _arguments(subparser))
+                yield f"`{full}`", f"{helps[command]}{arguments}"
+                yield from _commands(subparser, full)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    return [
+        action
+        for action in parser._actions
+        if not isinstance(action, argparse._SubParsersAction | argparse._HelpAction)
+    ]
+
+
+def _argument(action: argparse.Action) -> str:
+    placeholder = str(action.metavar or action.dest.upper())
+    takes = "" if action.nargs == 0 else f" {'|'.join(map(str, action.choices)) if action.choices else placeholder}"
+    shown = f"{action.option_strings[0]}{takes}" if action.option_strings else placeholder
+    told = (action.help or "").replace("%(default)s", str(action.default))
+    return f"`{shown}` {told}".rstrip()
 
 
 def _default(field: FieldInfo) -> str:

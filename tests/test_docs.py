@@ -16,11 +16,16 @@ RUN_BY = {
     "docs/client-and-scoring.md": "tests/scoring/test_docs.py",
     "docs/deploying.md": "tests/deploy/test_docs.py",
     "docs/developing.md": "tests/test_docs.py",
+    "docs/how-to-bert-base.md": "tests/trainer/test_base_model.py",
     "docs/how-to-gpu.md": "tests/deploy/test_docs.py",
     "docs/how-to-own-data.md": "tests/e2e/test_pages.py",
+    "docs/how-to-postgresql.md": "tests/storage/test_postgresql_page.py",
+    "docs/how-to-roll-back.md": "tests/e2e/test_pages.py",
     "docs/loop.md": "tests/e2e/test_pages.py",
     "docs/many-machines.md": "tests/lifecycle/test_many_machines.py",
     "docs/operations.md": "tests/e2e/test_pages.py",
+    # Its first steps are those of the fixture that test_pages.py stands on.
+    "docs/tutorial.md": "tests/e2e/conftest.py",
 }
 """The test that runs the commands of a page, or compares them with what they name."""
 

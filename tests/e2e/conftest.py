@@ -1,6 +1,5 @@
 """The pipeline as a newcomer runs it: a copy of the checkout, `make run`, and minutes later an answer."""
 
-import csv
 import os
 import shutil
 import signal
@@ -9,10 +8,11 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 import psutil
@@ -20,11 +20,10 @@ import pytest
 import trustme
 
 from tests.mail_server import HOST, PASSWORD, MailServer, server_context
-from trainer.sample_data import write_sample_data
+from tests.pages import PROJECT as PROJECT
+from tests.pages import block, check_excerpt
 
-PROJECT = Path(__file__).resolve().parents[2]
-TRAIN_TEXTS = 2_000
-VAL_TEXTS = 300
+TUTORIAL = "docs/tutorial.md"
 
 
 @dataclass
@@ -49,6 +48,32 @@ class Pipeline:
 
     def triton(self) -> psutil.Process:
         return next(process for process in self.processes() if process.name() == "tritonserver")
+
+    def shell(self, commands: str, settings: Mapping[str, str] = MappingProxyType({}), timeout_s: float = 300) -> str:
+        """Run a block of a page in the checkout; only the port differs. Gives what it prints."""
+        commands = commands.replace("localhost:8000", f"localhost:{self.port}")
+        return run_block(commands, self.checkout, {**self.environment, **settings}, timeout_s)
+
+
+def run_block(commands: str, directory: Path, environment: Mapping[str, str], timeout_s: float = 300) -> str:
+    """Run a block of commands as a reader would, in the environment of the tests; gives what it prints."""
+    completed = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
+        cwd=directory,
+        env={**environment, "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout_s,
+    )
+    assert completed.returncode == 0, completed.stdout
+    return completed.stdout
+
+
+def own_environment() -> dict[str, str]:
+    """The tests' environment without settings; its packages stand in for those that make would install."""
+    named = {name: value for name, value in os.environ.items() if not name.startswith("SENTIMENT_")}
+    return named | {"VENV": sys.prefix}
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
@@ -89,16 +114,6 @@ def copy_checkout(target: Path) -> None:
             shutil.copy2(PROJECT / name, target / name)
 
 
-def write_slice(target: Path, directory: Path) -> None:
-    """Data small enough to train on within a minute: the first rows of the sample data."""
-    write_sample_data(directory / "train.csv", directory / "val.csv", seed=13)
-    for name, rows in (("train", TRAIN_TEXTS), ("val", VAL_TEXTS)):
-        with (directory / f"{name}.csv").open(encoding="utf-8", newline="") as source:
-            content = [row for row, _ in zip(csv.reader(source), range(rows + 1), strict=False)]
-        with (target / f"{name}_sentiment_data.csv").open("w", encoding="utf-8", newline="") as sliced:
-            csv.writer(sliced).writerows(content)
-
-
 @contextmanager
 def running_pipeline(checkout: Path, timeout_s: float, **settings: str) -> Iterator[Pipeline]:
     """Have `make run` serve in a copy of the checkout, which tells people by a real mail server, during the block."""
@@ -108,8 +123,7 @@ def running_pipeline(checkout: Path, timeout_s: float, **settings: str) -> Itera
     trusted = checkout / "authorities.pem"
     known = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile
     trusted.write_bytes((Path(known).read_bytes() if known else b"") + authority.cert_pem.bytes())
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SENTIMENT_")}
-    environment |= {
+    environment = own_environment() | {
         "SENTIMENT_PORT": str(port),
         "SENTIMENT_SMTP_HOST": HOST,
         "SENTIMENT_SMTP_PORT": str(mail_server.port),
@@ -117,9 +131,8 @@ def running_pipeline(checkout: Path, timeout_s: float, **settings: str) -> Itera
         "SENTIMENT_MAIL_PASSWORD": PASSWORD,
         "SENTIMENT_MAIL_TO": "team@example.org",
         "SSL_CERT_FILE": str(trusted),
-        # The environment of the tests stands in for the one that make would set up anew.
-        "VENV": sys.prefix,
-    } | settings
+        **settings,
+    }
     log = checkout / "make-run.log"
     with mail_server.running():
         with log.open("wb") as output:
@@ -138,6 +151,10 @@ def running_pipeline(checkout: Path, timeout_s: float, **settings: str) -> Itera
         try:
             wait_for(ready_or_ended, timeout_s, "make run to be ready")
             assert process.poll() is None, log.read_text()
+            # A moment later, which a reader does not notice, the gateway knows too that the model answers.
+            wait_for(
+                lambda: httpx.get(f"http://127.0.0.1:{port}/health/ready").is_success, 60, "the gateway to be ready"
+            )
             yield Pipeline(checkout, port, environment, process, log, mail_server)
         finally:
             if process.poll() is None:
@@ -153,15 +170,11 @@ def running_pipeline(checkout: Path, timeout_s: float, **settings: str) -> Itera
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     checkout = tmp_path_factory.mktemp("checkout")
     copy_checkout(checkout)
-    write_slice(checkout, tmp_path_factory.mktemp("sample"))
-    settings = {
-        "SENTIMENT_EPOCHS": "1",
-        "SENTIMENT_LEARNING_RATE": "2e-4",
-        # So few texts make no better model.
-        "SENTIMENT_MIN_ACCURACY": "0.7",
-        "SENTIMENT_MIN_MACRO_F1": "0.7",
-    }
-    with running_pipeline(checkout, 600, **settings) as running:
+    (checkout / ".venv").symlink_to(sys.prefix)
+    # The tutorial's first steps: a slice of the data, small enough to be learnt within a minute.
+    printed = run_block(block(TUTORIAL, "make install"), checkout, own_environment())
+    check_excerpt(TUTORIAL, "make install", printed)
+    with running_pipeline(checkout, 600) as running:
         yield running
 
 

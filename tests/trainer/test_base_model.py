@@ -1,7 +1,10 @@
 """The base model: what was asked for, or a message that says why not."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from safetensors.torch import load_file
 from errors import PipelineError
 from settings import Settings
 from tests.conftest import SENTENCES, make_encoder
+from tests.pages import blocks
 from trainer.base_model import load_base_model
 
 LABELS = ("bad", "good", "so-so")
@@ -79,3 +83,17 @@ def test_texts_are_cut_where_the_positions_end(architecture: str, tmp_path: Path
     inputs = base.tokenizer(" ".join(SENTENCES * 50), truncation=True, max_length=base.max_length, return_tensors="pt")
     assert inputs["input_ids"].shape[1] == base.max_length
     assert base.model(**inputs).logits.isfinite().all()  # one token more would have no position
+
+
+def test_page_fetches_what_is_needed_by_options_that_there_are() -> None:
+    """docs/how-to-bert-base.md; its other command is run with the loop."""
+    fetch, retrain = blocks("docs/how-to-bert-base.md")
+    program, command, *arguments = fetch.split()
+    told = subprocess.run(
+        [Path(sys.prefix) / "bin" / program, command, "--help"], check=True, capture_output=True, text=True, timeout=120
+    ).stdout
+    options = [word for word in arguments if word.startswith("--")]
+    assert options
+    assert all(re.search(rf"^\s+{option} ", told, flags=re.MULTILINE) for option in options)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(arguments)
+    assert retrain == "python app.py retrain"

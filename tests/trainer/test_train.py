@@ -156,6 +156,12 @@ def test_default_base_model_is_replaced_where_the_hub_is_out_of_reach(
     assert "the packaged encoder all-MiniLM-L6-v2" in caplog.text
 
 
+def test_packaged_encoder_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("trainer.base_model._cached_or_reachable", lambda name: pytest.fail(f"the hub has no {name}"))
+    assert load_base_model(Settings(base_model="packaged"), ("bad", "good")).name == PACKAGED_ENCODER
+    assert "instead" not in caplog.text
+
+
 def test_roberta_reads_two_tokens_fewer_than_it_has_positions(settings: Settings, tmp_path: Path) -> None:
     roberta = settings.model_copy(
         update={"base_model": str(make_encoder("roberta", tmp_path / "roberta")), "max_length": 4096}
