@@ -18,7 +18,12 @@ from lifecycle.gates.trial import Trial, trial, within_budget
 from serving.bundle import Bundle
 from serving.repository import ModelRepository
 from settings import Settings
+from storage.tables import Figures
 from storage.versions import GateVerdict
+
+MOST_DIFFERING = 40
+"""Texts that are kept with the verdicts on a version, of those on which it differs from the one that served."""
+_SHOWN_CHARACTERS = 300
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +45,7 @@ def judge(
         except PipelineError as error:
             return [_told(GateVerdict("trial", False, str(error), {}))]
         verdicts = [
-            GateVerdict("trial", True, f"A Triton of its own answered {len(data.texts)} texts by it.", {}),
+            _tried(data, champion_answers, answers),
             _parity(Bundle.load(ModelRepository(settings.model_repository).version_directory(candidate))),
             _thresholds(settings, data, answers),
         ]
@@ -66,6 +71,29 @@ def slices(data: EvaluationData) -> dict[str, npt.NDArray[np.bool_]]:
         "short texts": words <= low,
         "long texts": words >= high,
     }
+
+
+def _tried(data: EvaluationData, champion: Answers, candidate: Answers) -> GateVerdict:
+    """That it answered, and some of the validation texts on which it differs, those first of which both are sure."""
+    validated = len(data.val.texts)
+    differ = [place for place in range(validated) if champion.labels[place] != candidate.labels[place]]
+    sure = np.minimum(champion.confidence, candidate.confidence)
+    shown = sorted(differ, key=lambda place: -sure[place])[:MOST_DIFFERING]
+    figures: Figures = {
+        "champion": champion.version,
+        "validation texts": validated,
+        "differ": len(differ),
+        "examples": [
+            {
+                "text": data.val.texts[place][:_SHOWN_CHARACTERS],
+                "right": data.val.labels[place],
+                "champion": champion.labels[place],
+                "candidate": candidate.labels[place],
+            }
+            for place in shown
+        ],
+    }
+    return GateVerdict("trial", True, f"A Triton of its own answered {len(data.texts)} texts by it.", figures)
 
 
 def _thresholds(settings: Settings, data: EvaluationData, answers: Answers) -> GateVerdict:

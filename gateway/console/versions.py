@@ -54,9 +54,20 @@ async def compare(visit: Visit) -> Response:
         "right": right,
         "metrics": beside(left["metrics"], right["metrics"]),
         "gates": beside(*({gate["gate"]: gate for gate in model["gates"]} for model in (left, right))),
-        "versions": list(models),
+        "differing": differing(left, right),
     }
     return visit.page("compare.html", context)
+
+
+def differing(left: Figures, right: Figures) -> Figures | None:
+    """The validation texts on which they differ, as found when one was the other's candidate; none where none was."""
+    for candidate, champion in ((right, left), (left, right)):
+        tried: Figures = next((gate["figures"] for gate in candidate["gates"] if gate["gate"] == "trial"), {})
+        if tried.get("champion") == champion["version"]:
+            sides = ("champion", "candidate") if candidate is right else ("candidate", "champion")
+            rows = [(item["text"], item["right"], *(item[side] for side in sides)) for item in tried["examples"]]
+            return {"texts": tried["validation texts"], "differ": tried["differ"], "rows": rows}
+    return None
 
 
 def beside(left: Figures, right: Figures) -> list[tuple[str, object, object]]:

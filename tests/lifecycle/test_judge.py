@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from export.packed_graph import INPUT_NAMES
 from lifecycle.evaluation_data import EvaluationData
-from lifecycle.judge import judge, slices
+from lifecycle.judge import MOST_DIFFERING, judge, slices
 from serving.bundle import Bundle, Proof
 from serving.engine import Engine
 from serving.processor import arithmetic
@@ -154,9 +154,16 @@ def test_the_same_model_passes_every_gate(tmp_path: Path, champion: Path, data: 
 
 def test_a_worse_model_is_rejected_for_its_answers(tmp_path: Path, champion: Path, data: EvaluationData) -> None:
     served = candidate(tmp_path, champion, opposite(champion, tmp_path / "opposite"))
-    failed = failed_gates(judge(served.settings, data, 1, 2, tmp_path / "trial"))
+    verdicts = judge(served.settings, data, 1, 2, tmp_path / "trial")
+    failed = failed_gates(verdicts)
     assert {"thresholds", "comparison", "slices"} <= set(failed)
     assert not {"trial", "parity", "budget"} & set(failed)
+    tried = verdicts[0].figures
+    assert (tried["champion"], tried["validation texts"]) == (1, len(data.val.texts))
+    assert tried["differ"] > 0.9 * len(data.val.texts)
+    assert len(tried["examples"]) == MOST_DIFFERING
+    assert all(item["text"] in data.val.texts for item in tried["examples"])
+    assert all(item["champion"] != item["candidate"] for item in tried["examples"])
 
 
 def test_a_slow_model_is_rejected_for_its_time_alone(tmp_path: Path, champion: Path, data: EvaluationData) -> None:

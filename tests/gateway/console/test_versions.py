@@ -216,3 +216,24 @@ def test_mlflows_pages_are_linked_where_they_can_be(tmp_path: Path) -> None:
     assert of("http://mlflow:5000/") == "http://mlflow:5000/#/models/sentiment/versions/"
     assert of("https://user:password@mlflow") == ""
     assert of(None) == ""
+
+
+def test_two_versions_beside_each_other_show_the_texts_on_which_they_differ(console: Gateway) -> None:
+    differing = {
+        "champion": 1,
+        "validation texts": 300,
+        "differ": 41,
+        "examples": [{"text": INJECTED, "right": "Positive", "champion": "Negative", "candidate": "Positive"}],
+    }
+    add_verdicts(console.database, 2, [GateVerdict("trial", True, "It answered.", differing)])
+    page = Page(console.http.get(f"{VERSIONS}/compare", params={"left": 1, "right": 2}))
+    assert "41 validation texts of 300 got another label" in page.text
+    assert re.search(r"Positive ✕ Negative says version 1 ✓ Positive says version 2", page.text)
+    assert page.runs_nothing_but_files()
+    turned = Page(console.http.get(f"{VERSIONS}/compare", params={"left": 2, "right": 1}))
+    assert re.search(r"Positive ✓ Positive says version 2 ✕ Negative says version 1", turned.text)
+
+
+def test_of_versions_that_were_not_tried_beside_each_other_it_says_so(console: Gateway) -> None:
+    page = Page(console.http.get(f"{VERSIONS}/compare", params={"left": 1, "right": 2}))
+    assert "Neither was tried beside the other" in page.text
