@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH_CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: install run test chaos soak bench bench-drift overload strangers fuzz lock clean
+.PHONY: install run test chaos soak bench bench-drift bench-suggestions overload strangers fuzz lock clean
 
 install: $(VENV)/.installed
 	@echo "The dependencies are in $(VENV)."
@@ -39,6 +39,10 @@ bench: $(VENV)/.installed-bench
 # What the watch over quality notices and estimates, by simulation.
 bench-drift: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.drift
+
+# Whether labelling what is suggested teaches more than labelling by chance.
+bench-suggestions: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.suggestions
 
 # What strangers get: a table.
 strangers: $(VENV)/.installed-dev

@@ -98,8 +98,8 @@ async def cancel_job(request: Request) -> Response:
 async def list_events(request: Request) -> Response:
     """What the loop did, and why, the newest first."""
     loop = get_loop(request)
-    limit = _whole_number(request, "limit", 100, MOST_EVENTS)
-    before = _whole_number(request, "before", 0, _LATEST)
+    limit = whole_number(request, "limit", 100, MOST_EVENTS)
+    before = whole_number(request, "before", 0, _LATEST)
     kind = request.query_params.get("kind")
     kinds = [known.value for known in events.EventKind]
     if kind is not None and kind not in kinds:
@@ -124,7 +124,12 @@ def _path_number(request: Request, name: str) -> int:
     return number
 
 
-def _whole_number(request: Request, name: str, default: int, most: int) -> int:
+def whole_number(request: Request, name: str, default: int, most: int) -> int:
+    """A number of the query, from 1 to `most`.
+
+    Raises:
+        InvalidFieldsError: it is none.
+    """
     given = request.query_params.get(name)
     if given is None:
         return default

@@ -13,6 +13,7 @@ from gateway.database_work import DatabaseWork
 from gateway.metrics import Metrics
 from gateway.predictor import Predictor
 from gateway.scrape import Scrape
+from gateway.suggester import Suggester
 from settings import Settings
 from storage.api_keys import Scope
 from storage.storage import Storage
@@ -87,6 +88,17 @@ def get_loop(request: Request) -> Loop:
     """Return the loop of the app that the request came to."""
     loop: Loop = request.app.state.loop
     return loop
+
+
+def set_suggester(app: FastAPI, suggester: Suggester) -> None:
+    """Have the routes of `app` learn from `suggester` what to label next."""
+    app.state.suggester = suggester
+
+
+def get_suggester(request: Request) -> Suggester:
+    """Return what knows what to label next."""
+    suggester: Suggester = request.app.state.suggester
+    return suggester
 
 
 def set_metrics(app: FastAPI, metrics: Metrics, scrape: Scrape) -> None:

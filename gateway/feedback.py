@@ -67,7 +67,7 @@ async def keep(request: Request, rows: dict[str, LabelledText], source: str, key
 
 def _keep(loop: Loop, rows: dict[str, LabelledText], source: str, key: str) -> None:
     try:
-        labels = _labels(loop)
+        labels = labels_of_deployed(loop)
         unknown = [
             FieldError(f"{place}label", f"is {row.label[:50]!r}; it is one of {', '.join(labels)}")
             for place, row in rows.items()
@@ -85,7 +85,12 @@ def _keep(loop: Loop, rows: dict[str, LabelledText], source: str, key: str) -> N
         raise StorageUnavailableError("The feedback cannot be kept now; send it again.") from error
 
 
-def _labels(loop: Loop) -> tuple[str, ...]:
+def labels_of_deployed(loop: Loop) -> tuple[str, ...]:
+    """The labels of the version that is deployed.
+
+    Raises:
+        PipelineError: there is none.
+    """
     repository = ModelRepository(loop.settings.model_repository)
     deployed = repository.deployed()
     if deployed is None:

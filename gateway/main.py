@@ -9,7 +9,7 @@ from functools import partial
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from gateway import admin, docs, feedback, health, metrics_route, predictions
+from gateway import admin, docs, feedback, health, metrics_route, predictions, suggestions
 from gateway.access import AccessLayer, open_scopes
 from gateway.admin_key import load_admin_key
 from gateway.admission import Admission, Route, UnderWay
@@ -19,7 +19,7 @@ from gateway.console import routes as console_routes
 from gateway.console.pulse import Pulse
 from gateway.console.sessions import Sessions
 from gateway.console.views import Console, set_console
-from gateway.deps import Loop, set_limits, set_loop, set_metrics, set_predictor
+from gateway.deps import Loop, set_limits, set_loop, set_metrics, set_predictor, set_suggester
 from gateway.known_keys import KnownKeys
 from gateway.metrics import Metrics
 from gateway.observing import Observing
@@ -29,6 +29,7 @@ from gateway.problems import answer_with_problems
 from gateway.sampling import Sampler
 from gateway.scrape import Scrape
 from gateway.security_headers import security_headers
+from gateway.suggester import Suggester
 from serving.call_statistics import CallStatistics
 from serving.replicas import Replicas
 from serving.repository import ModelRepository
@@ -70,6 +71,8 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
         set_predictor(app, predictor)
         set_limits(app, limits)
         set_loop(app, loop)
+        suggester = Suggester(settings, storage)
+        set_suggester(app, suggester)
         set_metrics(app, metrics, scrape)
         await keys.first_look()
         watches = [
@@ -89,12 +92,14 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
         finally:
             for watch in watches:
                 watch.cancel()
+            suggester.end()
             if sampler is not None:
                 await sampler.end()
             await tritons.close()
             await scrape.close()
 
-    routes = [*predictions.routes, *health.routes, *metrics_route.routes, *feedback.routes, *admin.routes]
+    routes = [*predictions.routes, *health.routes, *metrics_route.routes, *feedback.routes]
+    routes += [*suggestions.routes, *admin.routes]
     routes += console_routes.routes()
     if settings.docs:
         routes += docs.routes

@@ -101,6 +101,28 @@ class Predictions(BaseModel):
     predictions: Columns
 
 
+class Suggestion(BaseModel):
+    """A text that should have a label."""
+
+    text: str
+    label: Annotated[str, Field(description="What the model said.")]
+    score: Annotated[float, Field(ge=0, le=1, description="The probability that it gave.")]
+    version: int
+    at: Annotated[datetime, Field(description="When it was asked.")]
+    uncertainty: Annotated[float, Field(ge=0, le=1, description="Of the answer: 1 where all labels were as likely.")]
+    drift: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="How surely it is a live text, and none as the model knows; null: not known."),
+    ]
+
+
+class Suggestions(BaseModel):
+    """What to label next."""
+
+    considered: Annotated[int, Field(description="Sampled texts that have no label and would be learnt from.")]
+    suggestions: Annotated[list[Suggestion], Field(description="The most telling first.")]
+
+
 class Health(BaseModel):
     """What a health check found."""
 

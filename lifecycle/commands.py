@@ -1,6 +1,7 @@
 """The commands of the loop: what `python app.py check`, `models` and the others do and print."""
 
 import argparse
+import csv
 import json
 import logging
 import shutil
@@ -15,6 +16,7 @@ from lifecycle.job_process import BusyError, run_job
 from lifecycle.models import describe_models
 from serving.bundle import Bundle
 from serving.repository import ModelRepository
+from serving.texts import FORMULA_STARTS
 from settings import Settings
 from storage import events, jobs
 from storage.database import Database
@@ -149,6 +151,33 @@ def import_feedback(settings: Settings, options: argparse.Namespace) -> None:
     print(message)
 
 
+def suggest(settings: Settings, options: argparse.Namespace) -> None:
+    """Print what to label next, or write it to a CSV file for a person to fill in."""
+    from lifecycle import suggestions
+
+    if not 1 <= options.limit <= suggestions.MOST_SUGGESTIONS:
+        raise PipelineError(f"--limit is {options.limit}; 1 to {suggestions.MOST_SUGGESTIONS} texts can be suggested.")
+    found = suggestions.suggest(settings, _open(settings), options.limit)
+    if options.out is not None:
+        _write_to_label(options.out, [item.text for item in found.texts])
+        counted = f"{len(found.texts):,} texts are" if len(found.texts) != 1 else "One text is"
+        print(f"{counted} in {options.out}: fill in the labels, then `python app.py feedback {options.out}`.")
+    elif options.json:
+        _print_json(found.figures())
+    else:
+        rows = [
+            [
+                f"{item.uncertainty:.2f}",
+                "–" if item.drift is None else f"{item.drift:.2f}",
+                f"{item.label} {item.score:.2f}",
+                item.text,
+            ]
+            for item in found.texts
+        ]
+        _print_table(["uncertain", "new", "the model says", "text"], rows)
+        print(f"Of {found.considered:,} sampled texts that have no label and are not held out.")
+
+
 def run_waiting_job(settings: Settings, options: argparse.Namespace) -> None:
     """Do a job that waits; the scheduler starts this."""
     run_job(settings, _open(settings), options.job)
@@ -200,6 +229,17 @@ def _read_feedback(path: Path, labels: tuple[str, ...]) -> list[LabelledText]:
 
     texts = read_labelled_texts(path, labels)
     return [LabelledText(text, label) for text, label in zip(texts.texts, texts.labels, strict=True)]
+
+
+def _write_to_label(path: Path, texts: Sequence[str]) -> None:
+    """A file that the import reads, once its labels are there."""
+    if path.exists():
+        raise PipelineError(f"{path} is there already, perhaps with labels; name another file.")
+    with path.open("w", newline="", encoding="utf-8-sig") as file:  # with the mark by which spreadsheets know UTF-8
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+        writer.writerow(("text", "label"))
+        # Strangers wrote them. After a blank, which the import takes away, no spreadsheet takes one for a formula.
+        writer.writerows((f" {text}" if text.startswith(FORMULA_STARTS) else text, "") for text in texts)
 
 
 def _gates(verdicts: Sequence[Figures]) -> str:

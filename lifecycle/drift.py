@@ -21,6 +21,7 @@ With many texts a difference is beyond chance long before it matters, so each al
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +102,41 @@ class Shift:
 
 def text_drift(known: Sequence[str], live: Sequence[str]) -> TextDrift | None:
     """Hold live texts against known ones; none where they are too few or have no words in common."""
+    told = _words_of(known, live)
+    if told is None:
+        return None
+    scores = cross_val_predict(_classifier(), told.features, told.is_live, cv=_folds(), method="decision_function")
+    auc, low, high = area_under_curve(scores[told.is_live], scores[~told.is_live])
+    weights = _classifier().fit(told.features, told.is_live).coef_[0]
+    order = np.argsort(weights)
+    live_words = [str(told.words[place]) for place in order[::-1][:WORDS_TOLD] if weights[place] > 0]
+    known_words = [str(told.words[place]) for place in order[:WORDS_TOLD] if weights[place] < 0]
+    return TextDrift(auc, low, high, live_words, known_words)
+
+
+def live_likeness(known: Sequence[str], live: Sequence[str]) -> npt.NDArray[np.float64] | None:
+    """The probability of each live text to be one, by the same classifier, which has not learnt from it [live texts].
+
+    About a half where there is no drift; none where `text_drift` is none.
+    """
+    told = _words_of(known, live)
+    if told is None:
+        return None
+    probabilities = cross_val_predict(_classifier(), told.features, told.is_live, cv=_folds(), method="predict_proba")
+    likeness: npt.NDArray[np.float64] = probabilities[told.is_live, 1]
+    return likeness
+
+
+class _Words(NamedTuple):
+    """What the classifier sees of live texts and, after them, known ones."""
+
+    features: Any
+    """Sparse, [texts, words]"""
+    is_live: npt.NDArray[np.bool_]
+    words: npt.NDArray[np.object_]
+
+
+def _words_of(known: Sequence[str], live: Sequence[str]) -> _Words | None:
     if min(len(known), len(live)) < 2 * _FOLDS:
         return None
     vectorizer = TfidfVectorizer(min_df=_LEAST_TEXTS_OF_A_WORD, binary=True, sublinear_tf=True)
@@ -108,17 +144,15 @@ def text_drift(known: Sequence[str], live: Sequence[str]) -> TextDrift | None:
         features = vectorizer.fit_transform([*live, *known])
     except ValueError:  # no word is in enough texts
         return None
-    is_live = np.arange(features.shape[0]) < len(live)
-    classifier = LogisticRegression(solver="liblinear", class_weight="balanced", random_state=_SEED)
-    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=_SEED)
-    scores = cross_val_predict(classifier, features, is_live, cv=folds, method="decision_function")
-    auc, low, high = area_under_curve(scores[is_live], scores[~is_live])
-    weights = classifier.fit(features, is_live).coef_[0]
-    order = np.argsort(weights)
-    words = vectorizer.get_feature_names_out()
-    live_words = [str(words[place]) for place in order[::-1][:WORDS_TOLD] if weights[place] > 0]
-    known_words = [str(words[place]) for place in order[:WORDS_TOLD] if weights[place] < 0]
-    return TextDrift(auc, low, high, live_words, known_words)
+    return _Words(features, np.arange(features.shape[0]) < len(live), vectorizer.get_feature_names_out())
+
+
+def _classifier() -> LogisticRegression:
+    return LogisticRegression(solver="liblinear", class_weight="balanced", random_state=_SEED)
+
+
+def _folds() -> StratifiedKFold:
+    return StratifiedKFold(_FOLDS, shuffle=True, random_state=_SEED)
 
 
 def area_under_curve(

@@ -5,6 +5,8 @@ import re
 MAX_CHARACTERS = 100_000
 """Characters in a text: a novella's chapter, far over what any model reads, and still quick to tokenize."""
 
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""A spreadsheet takes what begins so for a formula."""
 _VISIBLE = re.compile(
     r"[^\s\x00-\x1f\x7f-\x9f\u2800"
     r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"

@@ -1,7 +1,7 @@
 """Feedback: texts with their right labels, kept for ever, each for learning or for judging but never for both."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,6 +12,9 @@ from storage.tables import Feedback, IdempotencyKey
 
 HELD_OUT_PERCENT = 30
 """Of the texts, by which models are judged. Not a setting: another share would move texts from judging to learning."""
+
+_HASHES_AT_ONCE = 500
+"""Databases bound the values of a query."""
 
 
 class KeyUsedError(Exception):
@@ -82,6 +85,19 @@ def newest_feedback(
         query = query.where(Feedback.received_at >= since)
     with database.reading() as session:
         return [LabelledText(text, label) for text, label in session.execute(query)]
+
+
+def told_among(database: Database, hashes: Collection[str]) -> set[str]:
+    """Which of the texts of these hashes have a label."""
+    wanted = sorted(hashes)
+    with database.reading() as session:
+        return {
+            hash_
+            for start in range(0, len(wanted), _HASHES_AT_ONCE)
+            for hash_ in session.scalars(
+                select(Feedback.text_hash).where(Feedback.text_hash.in_(wanted[start : start + _HASHES_AT_ONCE]))
+            )
+        }
 
 
 def last_feedback_id(database: Database) -> int:

@@ -24,6 +24,7 @@ RUN_BY = {
     "docs/loop.md": "tests/e2e/test_pages.py",
     "docs/many-machines.md": "tests/lifecycle/test_many_machines.py",
     "docs/operations.md": "tests/e2e/test_pages.py",
+    "docs/quality.md": "tests/lifecycle/test_suggestions.py",
     # Its first steps are those of the fixture that test_pages.py stands on.
     "docs/tutorial.md": "tests/e2e/conftest.py",
 }

@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from errors import PipelineError
 from gateway.console.views import Visit, view
 from gateway.problems import FieldError, InvalidFieldsError, StorageUnavailableError
+from serving.texts import FORMULA_STARTS
 from storage import events
 from storage.api_keys import Scope
 from storage.events import EventKind
@@ -23,8 +24,6 @@ SHOWN = 50
 EXPORTED = 10_000
 _MOST_CHARACTERS = 200
 _MOST_DIGITS = 18
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet takes what begins so for a formula."""
 
 
 class Filter(NamedTuple):
@@ -78,7 +77,7 @@ def flat(figures: Figures, prefix: str = "") -> dict[str, object]:
 
 
 def _harmless(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
 def _filter(visit: Visit) -> Filter:
