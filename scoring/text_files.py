@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from errors import PipelineError
 from scoring.blocks import BLOCK_ROWS, LINE, Block, Columns, Place, Rejected
+from scoring.csv_records import CsvRecords, row_fault
 from scoring.inputs import Format, InputFile
 from serving.texts import text_fault
 
@@ -83,53 +84,11 @@ def csv_columns(file: InputFile) -> list[str]:
         PipelineError: there is none, or a name is twice in it.
     """
     with _lines(file, Place()) as lines:
-        return _Records(file, lines).header
+        return _records(file, lines).header
 
 
-class _Records:
-    """The records of a CSV file; each row as its fields, or as the reason why it is none."""
-
-    def __init__(self, file: InputFile, lines: _Lines) -> None:
-        self._lines = lines
-        self._undecodable: str | None = None
-        self._reader = csv.reader(self._decoded(), strict=True)
-        if lines.offset == 0:
-            self.header = self._read_header(file)
-
-    def __iter__(self) -> Iterator[list[str] | str]:
-        while True:
-            first_line = self._reader.line_num
-            try:
-                fields: list[str] | str = next(self._reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                lines = self._reader.line_num - first_line
-                fields = f"is no CSV: {error}" + (f" (in {lines:,} lines)" if lines > 1 else "")
-            if self._undecodable is not None:
-                fields, self._undecodable = self._undecodable, None
-            if fields:
-                yield fields
-
-    def _decoded(self) -> Iterator[str]:
-        for line in self._lines:
-            try:
-                yield line.decode()
-            except UnicodeDecodeError as error:
-                self._undecodable = f"is not UTF-8: {error.reason} at byte {error.start} of its line"
-                yield line.decode(errors="replace")
-
-    def _read_header(self, file: InputFile) -> list[str]:
-        fields = next(iter(self), None)
-        if fields is None:
-            raise PipelineError(f"{file.path} is empty; a CSV file needs a header.")
-        if isinstance(fields, str):
-            raise PipelineError(f"The header of {file.path} {fields}.")
-        fields[0] = fields[0].removeprefix("\ufeff")
-        twice = [name for name in fields if fields.count(name) > 1]
-        if twice:
-            raise PipelineError(f"{file.path} has two columns {twice[0]!r}.")
-        return fields
+def _records(file: InputFile, lines: _Lines) -> CsvRecords:
+    return CsvRecords(lines, file.path, has_header=lines.offset == 0)
 
 
 def csv_blocks(file: InputFile, columns: Columns, start: Place) -> Iterator[Block]:
@@ -152,11 +111,11 @@ def csv_blocks(file: InputFile, columns: Columns, start: Place) -> Iterator[Bloc
             table = pa.table([pa.array(column, pa.string()) for column in fields], schema=schema)
             return Block(table, list(fields[text_at]), rejected, lines.place(row), lines.fraction())
 
-        for record in _Records(file, lines):
+        for record in _records(file, lines):
             row += 1
             if row <= start.row:
                 continue  # of a compressed file
-            fault = record if isinstance(record, str) else _row_fault(record, header, text_at)
+            fault = record if isinstance(record, str) else row_fault(record, header, text_at)
             if fault is not None:
                 rejected.append(Rejected(row, fault))
             elif not isinstance(record, str):
@@ -178,7 +137,7 @@ def places(file: InputFile, every: int) -> list[Place]:
     with _lines(file, Place()) as lines:
         if file.kind.format is Format.CSV:
             csv.field_size_limit(LONGEST_FIELD)
-            rows: Iterator[object] = iter(_Records(file, lines))
+            rows: Iterator[object] = iter(_records(file, lines))
         else:
             rows = (line for line in lines if not line.isspace())
         row = 0
@@ -189,13 +148,6 @@ def places(file: InputFile, every: int) -> list[Place]:
             if row % every == 0:
                 start = lines.place(row)
         return [*(found or [Place()]), lines.place(row)]
-
-
-def _row_fault(record: list[str], header: list[str], text_at: int) -> str | None:
-    if len(record) != len(header):
-        return f"has {len(record)} fields; the header has {len(header)}"
-    fault = text_fault(record[text_at])
-    return f"{header[text_at]!r} {fault}" if fault else None
 
 
 def first_object(file: InputFile) -> dict[str, Any] | None:

@@ -1,6 +1,18 @@
 """The console's routes, and the headers of their answers."""
 
-from gateway.console import assets, changes, events, health, progress, quality, signing_in, trying, versions
+from gateway.console import (
+    assets,
+    changes,
+    events,
+    file_scoring,
+    health,
+    labelling,
+    progress,
+    quality,
+    signing_in,
+    trying,
+    versions,
+)
 from gateway.console.views import CONTENT_POLICY
 from gateway.deps import DirectRoute
 from gateway.security_headers import Header, security_headers
@@ -20,5 +32,5 @@ def headers(is_https: bool) -> dict[str, list[Header]]:
 
 
 def _pages() -> list[DirectRoute]:
-    pages = (trying, health, quality, versions, changes, progress, events, signing_in)
+    pages = (trying, file_scoring, labelling, health, quality, versions, changes, progress, events, signing_in)
     return [route for page in pages for route in page.routes]

@@ -10,11 +10,13 @@ from fastapi import Response
 
 from errors import PipelineError
 from gateway import feedback
+from gateway.console.file_scoring import MOST_ROWS
 from gateway.console.leave_one_out import MovedBy, Piece, moved, pieces
 from gateway.console.views import Visit, view
 from gateway.deadlines import unless_client_leaves
 from gateway.deps import get_limits, get_predictor
 from gateway.problems import FieldError, InvalidFieldsError
+from gateway.request_body import MAX_BODY_BYTES
 from serving.bundle import Bundle
 from serving.protocol import Phases
 from serving.repository import ModelRepository
@@ -28,6 +30,7 @@ TRY_PATH = "/console/try"
 FEEDBACK_PATH = "/console/feedback"
 SHOWN_TEXTS = 200
 """Most lines in one go: a page of more would be slow to show. Files are for `python app.py score`."""
+_FILES = {"most_bytes": MAX_BODY_BYTES, "most_rows": MOST_ROWS}
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ async def ask(visit: Visit) -> Response:
     if found:
         answers[0] = _explained(answers[0], calls, found)
     context = {
+        **_FILES,
         "typed": typed,
         "by_line": by_line,
         "answers": answers,
@@ -88,6 +92,16 @@ async def ask(visit: Visit) -> Response:
 
 async def tell(visit: Visit) -> Response:
     """Keep what a text's right label is."""
+    return visit.part("_told.html", "try.html", {**_nothing_asked(), "told": await keep_label(visit)})
+
+
+async def keep_label(visit: Visit) -> dict[str, object]:
+    """Keep the form's text and label as feedback; returns what to tell of it.
+
+    Raises:
+        InvalidFieldsError: they are none.
+        StorageUnavailableError: they cannot be kept now.
+    """
     text, label = visit.form.get("text", ""), visit.form.get("label", "")
     errors = [
         FieldError(name, fault) for name, value in (("text", text), ("label", label)) if (fault := text_fault(value))
@@ -97,12 +111,11 @@ async def tell(visit: Visit) -> Response:
     if errors:
         raise InvalidFieldsError(errors)
     await feedback.keep(visit.request, {"": LabelledText(text, label)}, "console")
-    told = {"label": label, "held_out": is_held_out(text_hash(text))}
-    return visit.part("_told.html", "try.html", {**_nothing_asked(), "told": told})
+    return {"label": label, "held_out": is_held_out(text_hash(text))}
 
 
 def _nothing_asked() -> dict[str, object]:
-    return {"typed": "", "by_line": False, "answers": None}
+    return {"typed": "", "by_line": False, "answers": None, **_FILES}
 
 
 def _texts(typed: str, by_line: bool) -> list[str]:

@@ -3,7 +3,7 @@
 import hmac
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
@@ -31,6 +31,7 @@ NAVIGATION = (
     ("/console/health", "Health"),
     ("/console/quality", "Quality"),
     ("/console/versions", "Versions"),
+    ("/console/label", "Label"),
     ("/console/events", "Events"),
 )
 CONTENT_POLICY = "; ".join(
@@ -76,6 +77,8 @@ class Visit:
     """What the visitor may: what everybody may, and what the key of the session allows."""
     form: dict[str, str] = field(default_factory=dict)
     """The fields that were sent, with the line ends that were typed."""
+    body: bytes = b""
+    """What was sent, as it came."""
 
     @property
     def loop(self) -> Loop:
@@ -127,8 +130,13 @@ def set_console(app: Any, console: Console) -> None:
     app.state.console = console
 
 
-def view(method: Literal["GET", "POST"], path: str, needed: Scope | None, endpoint: Endpoint) -> DirectRoute:
-    """Make a route of a page, for those whose key, or who without one, may do what needs `needed`."""
+def view(
+    method: Literal["GET", "POST"], path: str, needed: Scope | None, endpoint: Endpoint, media_type: str = _FORM
+) -> DirectRoute:
+    """Make a route of a page, for those whose key, or who without one, may do what needs `needed`.
+
+    What is posted is a form, or has another media type, and comes as it is.
+    """
 
     async def answer(request: Request) -> Response:
         console: Console = request.app.state.console
@@ -138,7 +146,8 @@ def view(method: Literal["GET", "POST"], path: str, needed: Scope | None, endpoi
         try:
             if method == "POST":
                 _check_origin(request)
-                visit.form.update(await _read_form(request))
+                body = await read_body(request, media_type)
+                visit = replace(visit, body=body, form=_read_form(body) if media_type == _FORM else {})
                 _check_token(visit)
             if needed is not None and needed not in visit.scopes:
                 raise _refusal(visit, needed)
@@ -177,8 +186,7 @@ def _refusal(visit: Visit, needed: Scope) -> ProblemError:
     return KeyNotAllowedError(f"The key {who.caller.name} is for {who.allowed}; this needs {needed.value}.")
 
 
-async def _read_form(request: Request) -> dict[str, str]:
-    body = await read_body(request, _FORM)
+def _read_form(body: bytes) -> dict[str, str]:
     try:
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS)
     except ValueError as error:

@@ -12,7 +12,7 @@ from tests.e2e.browser import chromium, opened, sign_in
 
 SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
 TEXT = "The screen is bright and the battery lasts all day, but it broke after a week and nobody answers my mails."
-VIEWS = ("health", "quality", "versions", "events")
+VIEWS = ("health", "quality", "versions", "label", "events")
 
 
 def main(url: str, key: str, directory: Path) -> None:
@@ -39,7 +39,13 @@ def take(browser: Browser, url: str, key: str, directory: Path, scheme: str, siz
             page.goto(f"/console/{name}")
             if name == "health":
                 page.wait_for_timeout(6_000)  # for a chart that shows something
+            if name == "label":
+                expect(page.locator(".label-card:visible")).to_have_count(1)
             shoot(name)
+        page.goto("/console/versions")
+        page.get_by_role("button", name="Compare").click()
+        expect(page.get_by_role("heading", name="Texts on which they differ")).to_be_visible()
+        shoot("compare")
         page.goto("/console/versions")
         page.get_by_role("link", name="Promote version").first.click()
         shoot("confirm")

@@ -16,13 +16,17 @@ from storage.jobs import Outcome
 from storage.tables import Feedback, Job
 from storage.versions import GateVerdict, add_verdicts
 from tests.e2e.browser import OTHER_NAME, chromium, needs_chromium, opened, sign_in
+from tests.e2e.conftest import wait_for
 from tests.lifecycle.conftest import ADMIN_KEY, Served, make_served, serving
 from tests.lifecycle.learning import learning_settings, write_data
+from tests.sampled_texts import asked, unlike
 
 pytestmark = needs_chromium
 
 INJECTED = "<img src=x onerror=\"document.title='broken in'\"><script>document.title='broken in'</script>'\"&"
-VIEWS = ["/", "/console/health", "/console/quality", "/console/versions", "/console/events", "/console/sign-in"]
+VIEWS = ["/", "/console/health", "/console/quality", "/console/versions", "/console/label", "/console/events"]
+VIEWS += ["/console/sign-in"]
+SUGGESTED = unlike(15, "My new phone:")
 MOST_BYTES = 300_000
 BEGINS_MS = 240_000
 """A process that has torch to import, on a machine that does other things too."""
@@ -35,6 +39,9 @@ def running(tmp_path_factory: pytest.TempPathFactory, bert_bundle: Path) -> Iter
     write_data(directory)
     served = make_served(directory, bert_bundle, versions=2, **learning_settings(directory))
     with serving(served):
+        database = served.database()
+        asked(database, SUGGESTED)
+        database.close()
         yield served
 
 
@@ -160,6 +167,9 @@ def test_axe_finds_nothing_serious(browser: Browser, running: Served, database: 
         for view in VIEWS:
             page.goto(view)
             assert_accessible(page, view)
+        page.goto("/console/label")
+        expect(page.locator(".label-card:visible")).to_have_count(1)
+        assert_accessible(page, "label")
         page.goto("/console/confirm?change=promote&version=2")
         assert_accessible(page, "confirm")
         page.goto("/console/versions/compare?left=1&right=2")
@@ -228,6 +238,80 @@ def test_all_can_be_reached_and_done_by_keyboard(page: Page) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.get_by_text("Thank you")).to_be_visible()
+
+
+def labels_told(database: Database) -> dict[str, str]:
+    with database.reading() as session:
+        return {row.text: row.label for row in session.scalars(select(Feedback)) if row.text in SUGGESTED}
+
+
+def test_texts_are_labelled_skipped_and_undone_with_a_key_each(page: Page, database: Database) -> None:
+    page.goto("/console/label")
+    card = page.locator(".label-card:visible")
+    text = card.locator("blockquote")
+    expect(card).to_have_count(1)
+    expect(card.locator("h2")).to_be_focused()
+    first = text.inner_text()
+    page.keyboard.press("2")
+    expect(text).not_to_have_text(first)
+    second = text.inner_text()
+    page.keyboard.press("u")
+    expect(text).to_have_text(first)
+    expect(page.get_by_text("Undone.")).to_be_visible()
+    page.keyboard.press("1")
+    expect(text).to_have_text(second)
+    page.keyboard.press("s")
+    expect(text).not_to_have_text(second)
+    third = text.inner_text()
+    assert not labels_told(database).get(second)
+    page.keyboard.press("2")
+    expect(text).not_to_have_text(third)
+    page.goto("/console/health")  # what is held back goes when the page does
+    expect(page.get_by_role("heading", name="Health")).to_be_visible()
+    wait_for(lambda: labels_told(database).get(third) == "Positive", 60, "the last label")
+    told = labels_told(database)
+    assert (told[first], second in told) == ("Negative", False), "the label that was undone was never told"
+    page.goto("/console/label")
+    expect(card).to_have_count(1)
+    left = [part.strip() for part in page.locator(".label-card blockquote").all_text_contents()]
+    assert second in left
+    assert not {first, third} & set(left)
+
+
+def test_a_label_that_is_not_kept_is_told_and_its_text_comes_again(page: Page, database: Database) -> None:
+    page.goto("/console/label")
+    text = page.locator(".label-card:visible blockquote")
+    first = text.inner_text()
+    page.route("**/console/label", lambda route: route.abort())
+    page.get_by_role("button", name="Positive").click()
+    page.get_by_role("button", name="Skip").click()
+    expect(page.get_by_role("alert")).to_contain_text("A label was not kept: The gateway cannot be reached.")
+    assert first not in labels_told(database)
+    page.unroute("**/console/label")
+    while text.inner_text() != first:
+        page.get_by_role("button", name="Skip").click()
+    page.get_by_role("button", name="Negative").click()
+    expect(page.get_by_text("That was all: 1 labelled.")).to_be_visible()
+    wait_for(lambda: labels_told(database).get(first) == "Negative", 60, "the label")
+
+
+def test_a_file_that_is_dropped_comes_back_scored_or_with_its_faults(page: Page) -> None:
+    page.goto("/")
+    chooser = page.get_by_label("A CSV file with a column text")
+    with page.expect_download() as download:
+        chooser.set_input_files({"name": "new.csv", "mimeType": "text/csv", "buffer": b"id,text\n7,good\n8,bad\n"})
+    assert download.value.suggested_filename == "scored-new.csv"
+    lines = Path(download.value.path()).read_text().splitlines()
+    assert lines[0] == "id,text,label,score,version"
+    assert [re.fullmatch(r"(7,good|8,bad),(Negative|Positive),0\.\d{4},1", line) is not None for line in lines[1:]] == [
+        True,
+        True,
+    ]
+    expect(page.get_by_text("2 rows, scored by version 1.")).to_be_visible()
+    wrong = f'text\n"{INJECTED.replace(chr(34), chr(34) * 2)}",2\n'.encode()
+    chooser.set_input_files({"name": "wrong.csv", "mimeType": "text/csv", "buffer": wrong})
+    expect(page.get_by_role("alert").filter(has_text="line 2")).to_contain_text("has 2 fields; the header has 1")
+    assert_accessible(page, "a file's faults")
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])
