@@ -1,10 +1,13 @@
 """Reads the records of a CSV file one by one, so that a bad one spoils no other."""
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from errors import PipelineError
 from serving.texts import text_fault
+
+_SHOWN_CHARACTERS = 100
 
 
 class CsvRecords:
@@ -58,9 +61,9 @@ class CsvRecords:
         if isinstance(fields, str):
             raise PipelineError(f"The header of {name} {fields}.")
         fields[0] = fields[0].removeprefix("\ufeff")
-        twice = [column for column in fields if fields.count(column) > 1]
-        if twice:
-            raise PipelineError(f"{name} has two columns {twice[0]!r}.")
+        column, count = Counter(fields).most_common(1)[0]
+        if count > 1:
+            raise PipelineError(f"{name} has two columns {column[:_SHOWN_CHARACTERS]!r}.")
         return fields
 
 

@@ -25,6 +25,7 @@ TEXT = "text"
 ADDED = ("label", "score", "version")
 MOST_ROWS = 5_000
 """What a slow model gets done in a minute; `python app.py score` takes files of any size."""
+MOST_COLUMNS = 1_000
 _TOLD = 20
 """Faulty rows; the others are counted."""
 
@@ -103,6 +104,10 @@ def read_rows(body: bytes) -> Rows:
 
 
 def _check_header(header: list[str]) -> None:
+    if len(header) > MOST_COLUMNS:
+        raise InvalidFieldsError(
+            [FieldError("line 1", f"has {len(header):,} columns; at most {MOST_COLUMNS} are read")]
+        )
     if TEXT not in header:
         near = difflib.get_close_matches(TEXT, header, n=1)
         advice = f"did you mean {near[0][:50]!r}? Name it {TEXT}" if near else f"the texts' column must be named {TEXT}"

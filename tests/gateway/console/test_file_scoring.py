@@ -83,6 +83,14 @@ def test_a_file_that_is_too_long_is_refused(console: Gateway, triton: FakeTriton
     assert not triton.calls
 
 
+@pytest.mark.parametrize(
+    "header", ["," * (MAX_BODY_BYTES - 10), ",".join(map(str, range(400_000)))], ids=["same", "many"]
+)
+def test_a_header_of_any_number_of_columns_is_told_at_once(console: Gateway, header: str) -> None:
+    text = refused(send(console, f"{header}\n"))
+    assert "two columns ''" in text or "has 400,000 columns; at most 1000 are read" in text
+
+
 def test_another_media_type_and_another_site_are_refused(console: Gateway) -> None:
     refused(send(console, "text\ngood\n", "application/x-www-form-urlencoded"), 415)
     headers = {"Content-Type": "text/csv", "Sec-Fetch-Site": "cross-site"}
