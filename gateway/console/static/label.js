@@ -17,6 +17,11 @@ function beginLabelling(section) {
 
   const say = (text) => (said.textContent = text);
 
+  function shortened(card) {
+    const text = card.querySelector("blockquote").textContent;
+    return text.length > 60 ? `${text.slice(0, 60)}…` : text;
+  }
+
   function show(takesFocus = true) {
     const current = waiting[0];
     for (const card of cards) card.hidden = card !== current;
@@ -69,7 +74,7 @@ function beginLabelling(section) {
       held = { card, label };
       timer = setTimeout(letGo, HELD_MS);
     }
-    say(label === undefined ? "Skipped." : `${label}.`);
+    say(label === undefined ? "Skipped." : `${label}, for “${shortened(card)}”`);
     show();
   }
 

@@ -228,10 +228,10 @@ def test_two_versions_beside_each_other_show_the_texts_on_which_they_differ(cons
     add_verdicts(console.database, 2, [GateVerdict("trial", True, "It answered.", differing)])
     page = Page(console.http.get(f"{VERSIONS}/compare", params={"left": 1, "right": 2}))
     assert "41 validation texts of 300 got another label" in page.text
-    assert re.search(r"Positive ✕ Negative says version 1 ✓ Positive says version 2", page.text)
+    assert re.search(r"Positive is right ✕ Negative says version 1 ✓ Positive says version 2", page.text)
     assert page.runs_nothing_but_files()
     turned = Page(console.http.get(f"{VERSIONS}/compare", params={"left": 2, "right": 1}))
-    assert re.search(r"Positive ✓ Positive says version 2 ✕ Negative says version 1", turned.text)
+    assert re.search(r"Positive is right ✓ Positive says version 2 ✕ Negative says version 1", turned.text)
 
 
 def test_of_versions_that_were_not_tried_beside_each_other_it_says_so(console: Gateway) -> None:
