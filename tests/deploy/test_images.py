@@ -22,7 +22,7 @@ from tests.lifecycle.conftest import make_served
 
 IMAGES = PROJECT / "deploy" / "images"
 DOCKERFILES = sorted(IMAGES.glob("*.Dockerfile"))
-NOT_IN_AN_IMAGE = ("benchmarks/", "deploy/", "tests/")
+NOT_IN_AN_IMAGE = ("reference.py", "benchmarks/", "deploy/", "tests/")
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
