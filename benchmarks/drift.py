@@ -6,7 +6,6 @@ from editorials, with one seed. Writes `drift.json`, `drift.md` and `drift.png`.
 """
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.simulation import Row, keep, rated_texts
 from errors import PipelineError
 from lifecycle.drift import Shift, TextDrift, feedback_shift, label_shift, length_shift, text_drift
 from lifecycle.estimation import Calibration, calibrate, estimate
@@ -36,7 +36,7 @@ from serving.repository import ModelRepository
 from settings import Settings
 from storage.feedback import is_held_out, text_hash
 from trainer.dataset import load_dataset
-from trainer.sample_data import CLEAR_RATING, Domain, read_ratings, write_sample_data
+from trainer.sample_data import Domain, write_sample_data
 
 SEED = 2026
 WINDOW = 500
@@ -107,11 +107,8 @@ def main() -> int:
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    (_RESULTS / "drift.json").write_text(json.dumps(results, indent=1) + "\n")
-    table = _table(results)
-    (_RESULTS / "drift.md").write_text(table)
     _draw(results)
-    print(table)
+    keep(_RESULTS, "drift", results, _table(results))
     return 0
 
 
@@ -184,21 +181,15 @@ def _load(settings: Settings) -> tuple[Known, dict[str, Traffic]]:
     learnt = {text_hash(text) for text in (*dataset.train.texts, *dataset.val.texts)}
     with Engine(directory, choose_variant(bundle, Wanted()).variant, usable_cores()) as engine:
         validation = _answered(engine, bundle, list(zip(dataset.val.texts, dataset.val.labels, strict=True)))
-        traffic = {name: _answered(engine, bundle, _rated(domains, learnt)) for name, domains in DOMAINS.items()}
+        traffic = {
+            name: _answered(engine, bundle, list(rated_texts(domains, learnt).values()))
+            for name, domains in DOMAINS.items()
+        }
     calibration = calibrate(validation.probabilities, validation.targets)
     return Known(known_texts(dataset), validation, bundle.labels, calibration), traffic
 
 
-def _rated(domains: Sequence[Domain], learnt: set[str]) -> list[tuple[str, str]]:
-    rows: dict[str, tuple[str, str]] = {}
-    for domain in domains:
-        for text, rating in read_ratings(domain):
-            if abs(rating) >= CLEAR_RATING and text_hash(text) not in learnt:
-                rows.setdefault(text_hash(text), (text, "Positive" if rating > 0 else "Negative"))
-    return list(rows.values())
-
-
-def _answered(engine: Engine, bundle: Bundle, rows: Sequence[tuple[str, str]]) -> Traffic:
+def _answered(engine: Engine, bundle: Bundle, rows: Sequence[Row]) -> Traffic:
     texts = [text for text, _ in rows]
     batches = [texts[start : start + MAX_BATCH_SIZE] for start in range(0, len(texts), MAX_BATCH_SIZE)]
     probabilities = np.concatenate([engine.classify(batch).values for batch in batches])

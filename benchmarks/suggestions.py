@@ -7,7 +7,6 @@ what is judged by. For each seed it draws a sample of the others, has 300 of the
 """
 
 import csv
-import json
 import shutil
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.simulation import LABELS, Row, keep, rated_texts
 from errors import PipelineError
 from lifecycle.drift import live_likeness
 from lifecycle.suggestions import choose, uncertainty_of, weigh
@@ -28,7 +28,7 @@ from storage.feedback import is_held_out, text_hash
 from trainer.dataset import Dataset, LabelledTexts, fingerprint
 from trainer.evaluation import fit_temperature
 from trainer.fine_tune import FineTuned, fine_tune
-from trainer.sample_data import CLEAR_RATING, read_ratings, write_sample_data
+from trainer.sample_data import write_sample_data
 
 SEED = 2026
 """Of the sample data, and of the model that is asked first."""
@@ -38,12 +38,8 @@ LEARNT_TEXTS = 2_000
 VALIDATION_TEXTS = 300
 SAMPLED = 2_000
 LABELLED = 300
-LABELS = ("Negative", "Positive")
 WANTED_GAIN = 0.01
 _RESULTS = Path("benchmarks/results/suggestions")
-
-Row = tuple[str, str]
-"""Text and label."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +58,7 @@ def main() -> int:
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    (_RESULTS / "suggestions.json").write_text(json.dumps(results, indent=1) + "\n")
-    table = told(results)
-    (_RESULTS / "suggestions.md").write_text(table)
-    print(table)
+    keep(_RESULTS, "suggestions", results, told(results))
     return 0
 
 
@@ -133,11 +126,7 @@ def _reviews() -> tuple[list[Row], list[Row]]:
 
 
 def _tweets(known: set[str]) -> Tweets:
-    rows: dict[str, Row] = {}
-    for text, rating in read_ratings("tweet"):
-        hash_ = text_hash(text)
-        if abs(rating) >= CLEAR_RATING and hash_ not in known:
-            rows.setdefault(hash_, (text, LABELS[rating > 0]))
+    rows = rated_texts(("tweet",), known)
     return Tweets(
         [row for hash_, row in rows.items() if not is_held_out(hash_)],
         [row for hash_, row in rows.items() if is_held_out(hash_)],

@@ -9,14 +9,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from errors import PipelineError
 from gateway.problems import StorageUnavailableError
-from lifecycle.suggesting import suggest_apart
+from lifecycle.suggesting import MOST_SUGGESTIONS, suggest_apart
 from settings import Settings
 from storage.feedback import text_hash, told_among
 from storage.storage import Storage
 from storage.tables import Figures
 
-MOST = 300
-"""Of suggestions, as in `lifecycle/suggestions.py`, which brings more than a gateway needs."""
 FRESH_S = 300.0
 LONGEST_WAIT_S = 25.0
 """For it to be found out. That goes on, and whoever asks again gets it."""
@@ -47,7 +45,7 @@ class Suggester:
             self._found = await self._find()
         left = await self._without_label(self._found)
         # Many were found, and are labelled now: there may be more.
-        if len(left["suggestions"]) < limit and len(self._found["suggestions"]) == MOST:
+        if len(left["suggestions"]) < limit and len(self._found["suggestions"]) == MOST_SUGGESTIONS:
             self._found = await self._find()
             left = await self._without_label(self._found)
         return {**left, "suggestions": left["suggestions"][:limit]}
@@ -59,7 +57,7 @@ class Suggester:
     async def _find(self) -> Figures:
         if self._finding is None:
             self._finding = asyncio.create_task(asyncio.to_thread(suggest_apart, self._settings, self._ended))
-            self._finding.add_done_callback(self._end)
+            self._finding.add_done_callback(self._keep)
         try:
             return await asyncio.wait_for(asyncio.shield(self._finding), LONGEST_WAIT_S)
         except asyncio.TimeoutError as error:
@@ -68,7 +66,7 @@ class Suggester:
         except PipelineError as error:
             raise StorageUnavailableError(str(error)) from error
 
-    def _end(self, done: "asyncio.Task[Figures]") -> None:
+    def _keep(self, done: "asyncio.Task[Figures]") -> None:
         self._finding = None
         if not done.cancelled() and done.exception() is None:
             self._found, self._found_at = done.result(), time.monotonic()

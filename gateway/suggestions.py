@@ -8,7 +8,7 @@ from gateway.deps import DirectRoute, get_suggester
 from gateway.openapi import parameter, problem_responses
 from gateway.problems import REFUSALS, InvalidFieldsError, StorageUnavailableError
 from gateway.schemas import Suggestions
-from gateway.suggester import MOST
+from lifecycle.suggesting import MOST_SUGGESTIONS
 from storage.api_keys import Scope
 
 DEFAULT = 30
@@ -20,7 +20,7 @@ async def get_suggestions(request: Request) -> Response:
     They are chosen among texts that have no label and are not held out, by how uncertain the model was of them and how
     typical they are of what has drifted, and so that no two are alike. They are found out at most every five minutes.
     """
-    limit = whole_number(request, "limit", DEFAULT, MOST)
+    limit = whole_number(request, "limit", DEFAULT, MOST_SUGGESTIONS)
     return Response(orjson.dumps(await get_suggester(request).suggest(limit)), media_type="application/json")
 
 
@@ -39,7 +39,7 @@ routes = [
                 parameter(
                     "query",
                     "limit",
-                    {"type": "integer", "minimum": 1, "maximum": MOST, "default": DEFAULT},
+                    {"type": "integer", "minimum": 1, "maximum": MOST_SUGGESTIONS, "default": DEFAULT},
                     "How many at most.",
                 )
             ]

@@ -14,6 +14,7 @@ from errors import PipelineError
 from lifecycle import alias, promotion
 from lifecycle.job_process import BusyError, run_job
 from lifecycle.models import describe_models
+from lifecycle.suggesting import MOST_SUGGESTIONS
 from serving.bundle import Bundle
 from serving.repository import ModelRepository
 from serving.texts import FORMULA_STARTS
@@ -155,8 +156,8 @@ def suggest(settings: Settings, options: argparse.Namespace) -> None:
     """Print what to label next, or write it to a CSV file for a person to fill in."""
     from lifecycle import suggestions
 
-    if not 1 <= options.limit <= suggestions.MOST_SUGGESTIONS:
-        raise PipelineError(f"--limit is {options.limit}; 1 to {suggestions.MOST_SUGGESTIONS} texts can be suggested.")
+    if not 1 <= options.limit <= MOST_SUGGESTIONS:
+        raise PipelineError(f"--limit is {options.limit}; 1 to {MOST_SUGGESTIONS} texts can be suggested.")
     found = suggestions.suggest(settings, _open(settings), options.limit)
     if options.out is not None:
         _write_to_label(options.out, [item.text for item in found.texts])

@@ -16,6 +16,8 @@ from serving.die_with_parent import command_dying_with_parent
 from settings import Settings
 from storage.tables import Figures
 
+MOST_SUGGESTIONS = 300
+"""An hour or two of labelling."""
 LONGEST_S = 120.0
 """Beside a gateway that needs all cores it gets little of them."""
 _NICENESS = 10

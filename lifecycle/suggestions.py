@@ -28,6 +28,7 @@ from errors import PipelineError
 from lifecycle.drift import live_likeness
 from lifecycle.live_drift import known_texts
 from lifecycle.live_quality import LEAST_TEXTS
+from lifecycle.suggesting import MOST_SUGGESTIONS
 from serving.repository import ModelRepository
 from serving.texts import text_fault
 from settings import Settings
@@ -39,8 +40,6 @@ from trainer.dataset import Dataset, load_dataset
 
 MOST_SAMPLED = 5_000
 """Texts of the sample, the newest, that are looked at."""
-MOST_SUGGESTIONS = 300
-"""An hour or two of labelling."""
 LEAST_DISTANCE = 0.3
 """Of two suggestions: what is nearer is the same but for a name, a number or a typing error."""
 _COMPARED_CHARACTERS = 500

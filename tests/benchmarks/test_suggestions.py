@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import suggestions
+from benchmarks import simulation, suggestions
 from storage.feedback import is_held_out, text_hash
 
 
@@ -20,7 +20,7 @@ def test_the_table_tells_the_gain_of_each_seed_its_mean_and_its_spread() -> None
 
 def test_what_is_judged_by_is_never_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
     ratings = [(f"tweet {number}", 1.0 if number % 2 else -1.0) for number in range(200)]
-    monkeypatch.setattr(suggestions, "read_ratings", lambda _: [*ratings, ("unclear", 0.1), ("Tweet  0", 1.0)])
+    monkeypatch.setattr(simulation, "read_ratings", lambda _: [*ratings, ("unclear", 0.1), ("Tweet  0", 1.0)])
     tweets = suggestions._tweets({text_hash("tweet 1")})
     assert len(tweets.pool) + len(tweets.judged) == 199
     assert all(is_held_out(text_hash(text)) for text, _ in tweets.judged)
