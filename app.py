@@ -247,13 +247,15 @@ def _export(settings: Settings, _: argparse.Namespace) -> None:
 
 
 def _serve(settings: Settings, _: argparse.Namespace) -> None:
+    import uvloop
+
     from serve import serve
     from serving.repository import ModelRepository
 
     _check_machine(settings)
     if settings.triton_url is None and not ModelRepository(settings.model_repository).has_record:
         raise PipelineError("No model is deployed; run `python app.py` to train, export and serve one.")
-    asyncio.run(serve(settings))
+    uvloop.run(serve(settings))
 
 
 def _triton(settings: Settings, _: argparse.Namespace) -> None:
@@ -270,11 +272,13 @@ def _triton(settings: Settings, _: argparse.Namespace) -> None:
 
 
 def _gateway(settings: Settings, _: argparse.Namespace) -> None:
+    import uvloop
+
     from serve import serve
 
     _check_external(settings, "gateway")
     _check_gateway(settings)
-    asyncio.run(serve(settings, schedules=False))
+    uvloop.run(serve(settings, schedules=False))
 
 
 def _scheduler(settings: Settings, _: argparse.Namespace) -> None:

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 
 import uvicorn
+from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from errors import PipelineError
 from gateway.admission import UnderWay
 from gateway.http_protocol import BoundedHttpProtocol
 from gateway.main import create_app
+from gateway.predictor import Predictor
 from lifecycle.bake import BakeWatch
 from lifecycle.promotion import reconcile, straighten
 from lifecycle.repair import replace_broken, restore_record
@@ -30,6 +32,7 @@ from settings import Settings
 from storage.storage import Storage
 
 _REMINDER_S = 30.0
+_LOOK_S = 0.1
 _STRAIGHTEN_S = 5.0
 _KEEP_ALIVE_S = 75
 """How long a connection may lie idle. Longer than balancers and clients keep theirs (nginx and AWS 60 s, httpx 5 s),
@@ -60,12 +63,13 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
         # Where neither the deployed version can serve nor one before it, there is nothing to wait for.
         ModelRepository(settings.model_repository).deployed()
         triton = TritonSupervisor(settings, partial(_replace_broken, settings, storage))
+    app = create_app(settings, storage, statistics, under_way)
     server = _Server(
         uvicorn.Config(
-            create_app(settings, storage, statistics, under_way),
+            app,
             host=settings.host,
             port=settings.port,
-            loop="uvloop",
+            loop="none",  # it runs in that of whoever calls this
             http=BoundedHttpProtocol,
             # Who asks is told by keys, never by headers that anyone can send.
             proxy_headers=False,
@@ -87,7 +91,7 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.stop)
     tasks = [
-        asyncio.create_task(_announce(settings.triton_address, _pages(settings), server.listening)),
+        asyncio.create_task(_announce_gateway(app, server.listening, settings)),
         asyncio.create_task(BakeWatch(settings, statistics).watch(storage)),
         asyncio.create_task(_keep_straight(settings, storage)),
     ]
@@ -145,7 +149,7 @@ async def serve_triton(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, supervisor.cancel)
-    announcing = asyncio.create_task(_announce(settings.bundled_triton, f"at {settings.bundled_triton} (gRPC)"))
+    announcing = asyncio.create_task(_announce_triton(settings.bundled_triton))
     try:
         with contextlib.suppress(asyncio.CancelledError):
             await supervisor
@@ -233,30 +237,45 @@ def _pages(settings: Settings) -> str:
     return f"at {scheme}://{settings.host}:{settings.port}{pages}"
 
 
-async def _announce(address: str, where: str, listening: asyncio.Event | None = None) -> None:
-    """Say when the first answer can be had, and where, which is not before `listening`."""
-    version = await _first_version(address)
-    if listening is not None:
-        await listening.wait()
-    log.info("Ready: version %d answers %s.", version, where)
+async def _announce_gateway(app: FastAPI, listening: asyncio.Event, settings: Settings) -> None:
+    """Say when the first answer can be had, and where: once the gateway listens, and itself knows that one can."""
+    reminder = _Reminder(settings.triton_address)
+    await listening.wait()
+    predictor: Predictor = app.state.predictor
+    while not predictor.ready:
+        reminder.tell(predictor.failure)
+        await asyncio.sleep(_LOOK_S)
+    log.info("Ready: version %d answers %s.", predictor.version, _pages(settings))
 
 
-async def _first_version(address: str) -> int:
-    """The version that answers, once one does."""
-    loop = asyncio.get_running_loop()
+async def _announce_triton(address: str) -> None:
+    """Say when the Triton at `address` answers, and which version does."""
+    reminder = _Reminder(address)
     tritons = Replicas(address)
-    told_at = loop.time()
     try:
         while True:
             try:
-                return (await tritons.classify([PROBE], timeout_s=10)).version
+                version = (await tritons.classify([PROBE], timeout_s=10)).version
+                break
             except (TritonUnavailableError, TritonTimeoutError) as error:
-                if loop.time() - told_at >= _REMINDER_S:
-                    told_at = loop.time()
-                    log.warning("Triton at %s does not answer yet: %s", address, error)
-                await asyncio.sleep(0.1)
+                reminder.tell(error)
+                await asyncio.sleep(_LOOK_S)
     finally:
         await tritons.close()
+    log.info("Ready: version %d answers at %s (gRPC).", version, address)
+
+
+class _Reminder:
+    """Says now and then that a Triton does not answer yet."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._told_at = time.monotonic()
+
+    def tell(self, reason: Exception | None) -> None:
+        if reason is not None and time.monotonic() - self._told_at >= _REMINDER_S:
+            self._told_at = time.monotonic()
+            log.warning("Triton at %s does not answer yet: %s", self._address, reason)
 
 
 class _Server(uvicorn.Server):

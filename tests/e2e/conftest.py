@@ -151,10 +151,7 @@ def running_pipeline(checkout: Path, timeout_s: float, **settings: str) -> Itera
         try:
             wait_for(ready_or_ended, timeout_s, "make run to be ready")
             assert process.poll() is None, log.read_text()
-            # A moment later, which a reader does not notice, the gateway knows too that the model answers.
-            wait_for(
-                lambda: httpx.get(f"http://127.0.0.1:{port}/health/ready").is_success, 60, "the gateway to be ready"
-            )
+            assert httpx.get(f"http://127.0.0.1:{port}/health/ready").is_success
             yield Pipeline(checkout, port, environment, process, log, mail_server)
         finally:
             if process.poll() is None:

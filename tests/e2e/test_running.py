@@ -47,6 +47,18 @@ def test_same_answer_over_http_and_triton_grpc(pipeline: Pipeline, http: httpx.C
     assert np.allclose(probabilities.max(axis=1), scores)
 
 
+def test_requests_are_answered_in_the_fast_event_loop(pipeline: Pipeline) -> None:
+    (gateway,) = (
+        process
+        for process in psutil.Process(pipeline.process.pid).children(recursive=True)
+        if any(
+            connection.status == psutil.CONN_LISTEN and connection.laddr.port == pipeline.port
+            for connection in process.net_connections()
+        )
+    )
+    assert any("/uvloop/" in mapped.path for mapped in gateway.memory_maps())
+
+
 def test_one_integer_names_the_model_everywhere(pipeline: Pipeline) -> None:
     version = pipeline.checkout / "triton_repo" / "sentiment" / "1"
     files = {path.name for path in version.iterdir()}
