@@ -212,11 +212,10 @@ def _is_too_far(due: datetime, interval: IntervalTrigger) -> bool:
 
 
 def _start(*arguments: str) -> "subprocess.Popen[bytes]":
-    # A session of its own: Ctrl-C in the terminal is not for it, which goes on when the pipeline does.
+    # In a process group of its own: Ctrl-C in the terminal is not for it, which goes on when the pipeline does.
     return subprocess.Popen(
-        command_dying_with_parent([sys.executable, str(_APP), *arguments]),
+        command_dying_with_parent([sys.executable, str(_APP), *arguments], own_group=True),
         stdin=subprocess.DEVNULL,
-        start_new_session=True,
     )
 
 

@@ -32,7 +32,7 @@ class TritonSupervisor:
         Raises:
             PipelineError: Triton cannot run on this machine, or cannot be fetched.
         """
-        self._command = command_dying_with_parent(triton.command(settings))
+        self._command = command_dying_with_parent(triton.command(settings), own_group=True)
         self._environment = triton.environment(settings)
         self._address = settings.bundled_triton
         self._shared_memory_prefix = triton.shared_memory_prefix(settings)
@@ -83,14 +83,13 @@ class TritonSupervisor:
     async def _start(self) -> asyncio.subprocess.Process:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as output:
-            # A session of its own: Ctrl-C in the terminal reaches this process alone, which ends Triton in order.
+            # In a process group of its own: Ctrl-C in the terminal reaches this process alone, which ends it in order.
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 env=self._environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,
             )
         log.info("Started Triton (process %d); it logs to %s.", self._process.pid, self.log_file)
         return self._process

@@ -72,12 +72,11 @@ def trial(settings: Settings, version: int, directory: Path) -> Iterator[Trial]:
     log_file = directory / "triton.log"
     with log_file.open("wb") as output:
         process = subprocess.Popen(
-            command_dying_with_parent(triton.command(own)),
+            command_dying_with_parent(triton.command(own), own_group=True),
             env=triton.environment(own),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,
         )
     try:
         if not asyncio.run(_becomes_ready(own.triton_address, process)):

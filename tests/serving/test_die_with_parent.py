@@ -1,6 +1,7 @@
 """A command that ends with the process that started it."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -52,6 +53,14 @@ def test_command_keeps_its_arguments_its_process_id_and_its_exit_status() -> Non
     output, _ = process.communicate(timeout=30)
     assert output == f"{process.pid} ['a b', '--c']\n"
     assert process.returncode == 7
+
+
+def test_command_leads_a_group_only_where_asked_and_stays_in_the_session() -> None:
+    code = "import os; print(os.getpgrp() == os.getpid(), os.getsid(0))"
+    for own_group in (True, False):
+        command = command_dying_with_parent([sys.executable, "-c", code], own_group=own_group)
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+        assert printed == f"{own_group} {os.getsid(0)}\n"
 
 
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "exits"])
