@@ -118,9 +118,7 @@ def _add_loop(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> No
     events.add_argument("--kind", help="only those of a kind, such as promoted")
     events.add_argument("--json", action="store_true", help="print JSON")
     suggest = add("suggest", run("suggest"), "show the sampled texts that would teach most if they had labels")
-    suggest.add_argument(
-        "--limit", type=int, default=30, help="how many, the most telling first (default: %(default)s)"
-    )
+    suggest.add_argument("--limit", type=int, default=30, help="how many at most (default: %(default)s)")
     output = suggest.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON")
     output.add_argument("--out", type=Path, metavar="FILE", help="write a CSV file to fill in and import as feedback")

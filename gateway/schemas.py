@@ -120,7 +120,7 @@ class Suggestions(BaseModel):
     """What to label next."""
 
     considered: Annotated[int, Field(description="Sampled texts that have no label and would be learnt from.")]
-    suggestions: Annotated[list[Suggestion], Field(description="The most telling first.")]
+    suggestions: Annotated[list[Suggestion], Field(description="Best labelled in this order.")]
 
 
 class Health(BaseModel):

@@ -15,9 +15,9 @@ DEFAULT = 30
 
 
 async def get_suggestions(request: Request) -> Response:
-    """The sampled texts that would teach most if they had labels, the most telling first.
+    """Sampled texts that would teach much if they had labels; the first ones of a list are the list of fewer.
 
-    They are chosen among texts that have no label and are not held out, by how uncertain the model was of them and how
+    They are drawn among texts that have no label and are not held out, by how uncertain the model was of them and how
     typical they are of what has drifted, and so that no two are alike. They are found out at most every five minutes.
     """
     limit = whole_number(request, "limit", DEFAULT, MOST_SUGGESTIONS)

@@ -45,14 +45,14 @@ def found(settings: Settings, database: Database, limit: int = 300) -> list[Sugg
     return suggest(settings, database, limit).texts
 
 
-def test_what_the_model_is_least_sure_of_comes_first(settings: Settings, database: Database) -> None:
-    texts = unlike(40)
-    asked(database, texts[:20], positive=0.97)
-    asked(database, texts[20:30], positive=0.55)
-    asked(database, texts[30:], positive=0.2)
-    suggested = [item.text for item in found(settings, database)]
-    assert set(suggested[:10]) == set(texts[20:30])
-    assert set(suggested[10:20]) == set(texts[30:])
+def test_the_less_sure_the_model_is_the_sooner_a_text_is_drawn(settings: Settings, database: Database) -> None:
+    texts = unlike(300)
+    asked(database, texts[:200], positive=0.98)
+    asked(database, texts[200:], positive=0.5)
+    suggested = [item.text for item in found(settings, database, 60)]
+    # 100 texts of the entropy 1, and 200 of 0.14: of those that are drawn first, nearly four in five.
+    unsure = sum(text in texts[200:] for text in suggested)
+    assert 40 <= unsure < 60, "drawn, and not taken from the top"
 
 
 def test_uncertainty_is_of_all_labels_and_between_0_and_1() -> None:
@@ -60,20 +60,23 @@ def test_uncertainty_is_of_all_labels_and_between_0_and_1() -> None:
     assert uncertainty_of(rows) == pytest.approx([1, 0, 1, 0.6309, 0.4690], abs=1e-4)
 
 
-def test_what_is_typical_of_the_drift_comes_before_what_is_known(settings: Settings, database: Database) -> None:
-    old, new = unlike(60, "the critics say:"), unlike(20, "omg lol haha")
-    write_data(Path(), old[20:], unlike(20, "the critics say:", held_out=True))
-    asked(database, old[:20] + new, positive=0.6)
+def test_what_is_typical_of_the_drift_is_drawn_sooner(settings: Settings, database: Database) -> None:
+    old, new = unlike(300, "the critics say:"), unlike(100, "omg lol haha")
+    write_data(Path(), old[100:], unlike(20, "the critics say:", held_out=True))
+    asked(database, old[:100] + new, positive=0.6)
     items = found(settings, database)
-    assert {item.text for item in items[:15]} < set(new)
+    assert sum(item.text in new for item in items[:50]) >= 35
     likeness = {item.text: item.drift for item in items}
-    assert min(likeness[text] or 0 for text in new) > max(likeness[text] or 1 for text in old[:20])
+    assert min(likeness[text] or 0 for text in new) > max(likeness[text] or 1 for text in old[:100])
 
 
-def test_one_who_is_sure_to_be_live_counts_no_more_than_one_who_is_nearly() -> None:
-    weights = weigh(np.ones(3), np.array([0.5, 0.95, 1.0]))
-    assert weights[0] == pytest.approx(1)
-    assert weights[1] == weights[2] > weights[0]
+def test_what_is_drawn_is_the_same_each_time_and_as_often_as_its_weight() -> None:
+    texts = unlike(2_000)
+    weights = np.where(np.arange(len(texts)) < 1_000, 3.0, 1.0)
+    drawn = choose(texts, weigh(weights, None), 200)
+    assert drawn == choose(texts, weigh(weights, np.full(len(texts), 0.5)), 200), "what is equal of all changes nothing"
+    # Three of four, but for those that are gone already; four standard deviations are 0.12.
+    assert np.mean([place < 1_000 for place in drawn]) == pytest.approx(0.74, abs=0.12)
 
 
 def test_no_two_are_near_duplicates(settings: Settings, database: Database) -> None:
@@ -92,7 +95,6 @@ def test_the_first_ones_are_the_list_of_fewer() -> None:
     many = choose(texts, weights, 40)
     assert choose(texts, weights, 10) == many[:10]
     assert len(set(many)) == len(many) == 40
-    assert many[0] == int(weights.argmax())
 
 
 def test_what_is_held_out_told_or_in_the_files_is_not_suggested(settings: Settings, database: Database) -> None:
