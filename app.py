@@ -233,9 +233,13 @@ def _check_data(settings: Settings) -> str:
 
 
 def _train(settings: Settings, _: argparse.Namespace) -> None:
-    from trainer.train import train
+    from trainer.processes import Processes
+    from trainer.train import take_part, train
 
-    train(settings)
+    if Processes.started().is_first:
+        train(settings)
+    else:
+        take_part(settings)
 
 
 def _export(settings: Settings, _: argparse.Namespace) -> None:

@@ -1,10 +1,10 @@
-"""Fine-tunes the base model on the checked data, and survives being killed."""
+"""Fine-tunes the base model on the checked data, in one process or several, and survives being killed."""
 
+import gc
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorWithPadding,
     EarlyStoppingCallback,
@@ -24,14 +27,15 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from errors import PipelineError
 from serving.processor import has_bf16, usable_cores
 from settings import Settings
 from trainer.base_model import load_base_model
-from trainer.dataset import Dataset, LabelledTexts
+from trainer.batches import NO_TARGET, EpochSampler, TokenizedTexts
+from trainer.dataset import Dataset
 from trainer.evaluation import evaluate
+from trainer.processes import Processes
 from trainer.progress import ProgressLine
 
 EVALUATIONS_PER_EPOCH = 2
@@ -39,7 +43,6 @@ PATIENCE = 2
 """Evaluations in a row without a better macro F1 before training stops: one epoch."""
 WARMUP_RATIO = 0.06
 WEIGHT_DECAY = 0.01
-_TOKENIZE_CHUNK = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -63,45 +66,17 @@ class FineTuned:
     """Where a killed training resumes from; to be removed once the result is safe."""
 
 
-class TokenizedTexts(torch.utils.data.Dataset[dict[str, Any]]):
-    """Texts as token ids in one flat array, so that a million of them fit in memory."""
-
-    def __init__(
-        self, data: LabelledTexts, labels: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> None:
-        """Tokenize `data`, each text cut to `max_length` tokens."""
-        index = {label: position for position, label in enumerate(labels)}
-        self.targets = np.array([index[label] for label in data.labels], dtype=np.int64)
-        chunks: list[npt.NDArray[np.int32]] = []
-        lengths: list[int] = []
-        for start in range(0, len(data.texts), _TOKENIZE_CHUNK):
-            encoded: Sequence[Sequence[int]] = tokenizer(
-                data.texts[start : start + _TOKENIZE_CHUNK], truncation=True, max_length=max_length
-            )["input_ids"]
-            lengths.extend(len(ids) for ids in encoded)
-            chunks.append(np.fromiter((token for ids in encoded for token in ids), dtype=np.int32))
-        self._tokens = np.concatenate(chunks)
-        self._ends = np.cumsum(lengths)
-        self.lengths = lengths
-        """Tokens of each text."""
-
-    def __len__(self) -> int:
-        """Number of texts."""
-        return len(self.targets)
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        """Token ids and target of one text."""
-        start = self._ends[position - 1] if position else 0
-        return {"input_ids": self._tokens[start : self._ends[position]].tolist(), "labels": int(self.targets[position])}
-
-
 def fine_tune(settings: Settings, dataset: Dataset) -> FineTuned:
     """Fine-tune; a training of the same data and settings that was killed goes on where it was.
 
+    Where `torchrun` has started several processes, each calls this and has the same result as the others, which is that
+    of one process but for the numbers' rounding and the dropped units.
+
     Raises:
-        PipelineError: the base model cannot be loaded, or the disk is full.
+        PipelineError: the base model cannot be loaded, the disk is full, or another process has ended.
     """
-    torch.set_num_threads(usable_cores())
+    processes = Processes.started()
+    torch.set_num_threads(max(1, usable_cores() // processes.here))
     set_seed(settings.seed)
     base = load_base_model(settings, dataset.labels)
     train = TokenizedTexts(dataset.train, dataset.labels, base.tokenizer, base.max_length)
@@ -118,21 +93,35 @@ def fine_tune(settings: Settings, dataset: Dataset) -> FineTuned:
         "bf16": _bf16(),
     }
     checkpoints = settings.state_dir / "training" / _key(dataset.fingerprint, hyperparameters)
-    trainer = _trainer(settings, checkpoints, base.model, base.tokenizer, train, val, dataset.labels)
     log.info(
-        "Fine-tuning %s (%.1fM parameters) on %d texts, validating on %d, with %d threads in %s.",
+        "Fine-tuning %s (%.1fM parameters) on %d texts, validating on %d, with %d threads%s in %s.",
         base.name,
         base.model.num_parameters() / 1e6,
         len(train),
         len(val),
         torch.get_num_threads(),
+        f" in each of {processes.count} processes" if processes.count > 1 else "",
         "bf16" if hyperparameters["bf16"] else "float32",
     )
-    checkpoint = _last_whole_checkpoint(checkpoints)
-    if checkpoint:
-        log.info("Resuming the training that was cut off, from %s.", checkpoint.name)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    prediction = trainer.predict(val)
+    with processes.together():
+        trainer = _trainer(settings, processes, checkpoints, base.model, base.tokenizer, train, val, dataset.labels)
+        if processes.as_first_finds(lambda: checkpoints.name) != checkpoints.name:
+            raise PipelineError(
+                f"Process {processes.rank} of the training has other data or settings than the first one; "
+                "all need the same files and the same SENTIMENT_… variables."
+            )
+        checkpoint = processes.as_first_finds(lambda: _last_whole_checkpoint(checkpoints))
+        if checkpoint:
+            log.info("Resuming the training that was cut off, from %s.", checkpoint.name)
+        if not processes.is_first:
+            set_seed(settings.seed + processes.rank)  # else all would drop the same units
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        prediction = trainer.predict(val)
+        history = [{key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history]
+        # What averages the gradients has to go before the process group does: it would wait for gloo's threads with
+        # Python's lock, which these need (github.com/pytorch/pytorch/issues/56297).
+        del trainer
+        gc.collect()
     return FineTuned(
         base_model=base.name,
         model=base.model,
@@ -141,28 +130,10 @@ def fine_tune(settings: Settings, dataset: Dataset) -> FineTuned:
         val_logits=np.asarray(prediction.predictions, dtype=np.float32),
         # Not val.targets: the evaluation groups texts by length too, and so changes their order.
         val_targets=np.asarray(prediction.label_ids, dtype=np.int64),
-        history=[{key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history],
+        history=history,
         hyperparameters=hyperparameters,
         checkpoints=checkpoints,
     )
-
-
-class _EpochSampler(LengthGroupedSampler):
-    """Draws the order of an epoch from the seed and the epoch's number alone.
-
-    So a training that resumes within an epoch passes over the texts that it has seen there; from the global random
-    state, which a checkpoint restores as it was then, it would draw another order, with some texts twice and some
-    not at all.
-    """
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self._seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Have the next pass be that of `epoch`; the trainer calls it."""
-        self.generator.manual_seed(self._seed + epoch)
 
 
 class _EarlyStopping(EarlyStoppingCallback):
@@ -178,10 +149,26 @@ class _EarlyStopping(EarlyStoppingCallback):
 class _ResumableTrainer(Trainer):
     """A trainer of `TokenizedTexts` whose checkpoints can be relied upon."""
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> _EpochSampler:
-        texts = train_dataset or self.train_dataset
+    def __init__(self, processes: Processes, **named: Any) -> None:
+        super().__init__(compute_loss_func=_loss, **named)
+        self._processes = processes
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """This process's share of each batch, which accelerate therefore is not to divide any more."""
+        texts = self.train_dataset
         assert isinstance(texts, TokenizedTexts)
-        return _EpochSampler(self.args.train_batch_size, texts.lengths, self.args.seed)
+        share = self.args.train_batch_size
+        loader = DataLoader(
+            texts,
+            batch_size=share,
+            sampler=EpochSampler(share * self._processes.count, texts.lengths, self.args.seed, self._processes),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        prepared: DataLoader[dict[str, Any]] = prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True
+        )
+        return prepared
 
     def _save_checkpoint(self, *arguments: Any, **named: Any) -> None:
         try:
@@ -194,12 +181,21 @@ class _ResumableTrainer(Trainer):
             ) from error
 
 
+def _loss(outputs: Any, targets: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+    """This process's part of the mean loss over the texts of a batch, which the trainer averages over the processes.
+
+    The models' own is the mean over a share, whatever its size, and the trainer would multiply it once too often.
+    """
+    return cross_entropy(outputs["logits"], targets, ignore_index=NO_TARGET, reduction="sum") / num_items_in_batch
+
+
 def _bf16() -> bool:
     return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else has_bf16()
 
 
 def _trainer(
     settings: Settings,
+    processes: Processes,
     checkpoints: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -217,11 +213,12 @@ def _trainer(
         return {"accuracy": figures.accuracy, "macro_f1": figures.macro_f1}
 
     trainer = _ResumableTrainer(
+        processes,
         model=model,
         args=TrainingArguments(
             output_dir=str(checkpoints),
             num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
+            per_device_train_batch_size=processes.share(settings.batch_size),
             per_device_eval_batch_size=64,
             learning_rate=settings.learning_rate,
             warmup_steps=WARMUP_RATIO,
@@ -229,7 +226,7 @@ def _trainer(
             seed=settings.seed,
             bf16=_bf16(),
             use_cpu=not torch.cuda.is_available(),
-            train_sampling_strategy="group_by_length",  # for the evaluation; see _EpochSampler for the training
+            train_sampling_strategy="group_by_length",  # for the evaluation; see EpochSampler for the training
             eval_strategy="steps",
             eval_steps=evaluate_every,
             save_strategy="steps",
@@ -244,12 +241,13 @@ def _trainer(
             report_to=[],
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
+            ddp_find_unused_parameters=False,
         ),
         train_dataset=train,
         eval_dataset=val,
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
         compute_metrics=metrics,
-        callbacks=[_EarlyStopping(early_stopping_patience=PATIENCE), ProgressLine()],
+        callbacks=[_EarlyStopping(early_stopping_patience=PATIENCE)] + [ProgressLine()] * processes.is_first,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

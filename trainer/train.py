@@ -85,6 +85,16 @@ def train(settings: Settings) -> TrainingRecord:
     return record
 
 
+def take_part(settings: Settings) -> None:
+    """Learn with the first process of a training, which does what `train` does.
+
+    Raises:
+        PipelineError: as `fine_tune` does.
+    """
+    logging.disable(logging.WARNING)  # the first one says what all would
+    fine_tune(settings, load_dataset(settings.train_data, settings.val_data))
+
+
 def _save_beside(model_dir: Path, tuned: FineTuned) -> Path:
     staging = model_dir.with_name(f".{model_dir.name}.new-{os.getpid()}")
     for left_over in model_dir.parent.glob(f".{model_dir.name}.new-*"):
