@@ -22,10 +22,11 @@ def test_calls_are_counted_by_the_version_that_answers(triton: FakeTriton, tmp_p
     with served(app) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
         until(lambda: http.get("/health/ready").is_success)
         before = statistics.of(1)
-        for number in range(5):
+        for number in range(20):
             assert http.post("/predict/live", json={"text": f"lone {number}"}).is_success
         lone = statistics.of(1)
-        assert lone.lone_calls - before.lone_calls >= 5
+        # A probe of whether Triton is well may fall beside some, which then are not lone.
+        assert lone.lone_calls - before.lone_calls >= 10
         assert lone.lone_ms > 0
 
         http.post("/predict/batch", json={"texts": ["one", "two"]})
