@@ -181,7 +181,10 @@ def suggest(settings: Settings, options: argparse.Namespace) -> None:
 
 def run_waiting_job(settings: Settings, options: argparse.Namespace) -> None:
     """Do a job that waits; the scheduler starts this."""
-    run_job(settings, _open(settings), options.job)
+    try:
+        run_job(settings, _open(settings), options.job)
+    except BusyError as busy:  # a command was quicker, which is no failure
+        log.info("%s", busy)
 
 
 def name_champion(settings: Settings, _: argparse.Namespace) -> None:

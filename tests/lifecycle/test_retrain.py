@@ -126,6 +126,9 @@ def test_a_retraining_that_is_killed_anywhere_goes_on(served: Served, database: 
         done = jobs.get(database, job.id)
         assert done is not None
         assert done.state == "succeeded", done.error
+        late = served.app("job", str(job.id))
+        assert (late.returncode, "error" in late.stderr) == (0, False), "to come second is no failure"
+        assert f"job {job.id} does not wait" in late.stderr
         version = done.result["version"]
         with database.reading() as session:
             known = deployments.serving(session)
