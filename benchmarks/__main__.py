@@ -13,12 +13,13 @@ from benchmarks.machine import describe_machine
 from benchmarks.models import MODEL_KINDS, make_model
 from benchmarks.results import Results
 from benchmarks.run import Run
-from benchmarks.sections import clients, cold, engine, lengths, overload, retraining, server
+from benchmarks.sections import clients, cold, engine, lengths, overload, retraining, scoring, server
 from benchmarks.tables import markdown
 from errors import PipelineError
 
 SECTIONS = {
-    section.SECTION: section.measure for section in (engine, server, clients, lengths, cold, overload, retraining)
+    section.SECTION: section.measure
+    for section in (engine, server, clients, lengths, cold, overload, retraining, scoring)
 }
 
 
@@ -84,7 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--model", choices=MODEL_KINDS, default="packaged", help="default: %(default)s")
     parser.add_argument(
-        "--only", type=_sections, default=list(SECTIONS), metavar="SECTION,…", help=f"of {', '.join(SECTIONS)}"
+        "--only",
+        type=_sections,
+        default=[name for name in SECTIONS if name != scoring.SECTION],
+        metavar="SECTION,…",
+        help=f"of {', '.join(SECTIONS)} (default: all but {scoring.SECTION}, which takes half an hour a repeat)",
     )
     parser.add_argument("--seconds", type=float, default=6.0, help="length of one repeat (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from benchmarks.batching import PACKED, PADDED
 from benchmarks.results import Measurement, Results, ratios
-from benchmarks.sections import clients, engine, lengths, overload, retraining, server
+from benchmarks.sections import clients, engine, lengths, overload, retraining, scoring, server
 from benchmarks.texts import FLAT_LONG, MIXED
 from serving.runtime import INT8
 
@@ -44,6 +44,7 @@ def claims(results: Results) -> list[Claim]:
         *_of_clients(results),
         *_of_overload(results),
         *_of_retraining(results),
+        *_of_scoring(results),
     ]
 
 
@@ -136,6 +137,22 @@ def _of_retraining(results: Results) -> Iterator[Claim]:
         yield Claim("99th percentile beside a retraining ÷ alone, at half of the best load", values, "at most", 1.5)
         failed = sum(count for item in steps for count in item.figures["failed"])
         yield Claim("requests that fail beside a retraining", [failed], "at most", 0)
+
+
+def _of_scoring(results: Results) -> Iterator[Claim]:
+    large = (scoring.SECTION, scoring.SCORE, scoring.LARGE)
+    in_process = (scoring.SECTION, server.ENGINE, PACKED)
+    text = f"{scoring.SCORE} ÷ engine, {scoring.LARGE} as {scoring.SMALL}"
+    yield from _ratio(results, text, large, in_process, "texts_per_s", "at least", 0.95)
+    few, many = (results.find(scoring.SECTION, scoring.SCORE, name) for name in (scoring.SMALL, scoring.LARGE))
+    if few and many:
+        more = [b - a for a, b in zip(few.figures["peak_mib"], many.figures["peak_mib"], strict=False)]
+        yield Claim(f"MiB more for {scoring.LARGE} as {scoring.SMALL}", more, "at most", 500)
+    killed = results.find(scoring.SECTION, scoring.SCORE, scoring.KILLED)
+    if killed:
+        yield Claim(
+            "rows of the output unlike the input's, after three kills", killed.figures["rows_unlike"], "at most", 0
+        )
 
 
 def _ratio(

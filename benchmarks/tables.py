@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.claims import claims
 from benchmarks.results import Measurement, Results, with_spread
-from benchmarks.sections import clients, cold, engine, lengths, overload, retraining, server
+from benchmarks.sections import clients, cold, engine, lengths, overload, retraining, scoring, server
 
 _HEADINGS = {
     "texts_per_s": "texts/s",
@@ -25,9 +25,13 @@ _HEADINGS = {
     "refused_p99_ms": "99th percentile of refusals, ms",
     "normal_after_s": "normal again after, s",
     "memory_first_half_mib": "most memory in the first half, MiB",
+    "seconds": "seconds",
+    "peak_mib": "most memory, MiB",
+    "kills": "kills",
+    "rows_unlike": "rows unlike the input's",
     "memory_second_half_mib": "in the second half",
 }
-_COUNTS = {"failed", "answered", "outlasted_the_requests", "refused"}
+_COUNTS = {"failed", "answered", "outlasted_the_requests", "refused", "kills", "rows_unlike"}
 
 
 def markdown(results: Results) -> str:
@@ -42,6 +46,7 @@ def markdown(results: Results) -> str:
         (cold.SECTION, "Cold"),
         (overload.SECTION, "Overload, reviews, every text new, offered at a fixed rate"),
         (retraining.SECTION, "Half of the best load, alone and beside a retraining, by its steps"),
+        (scoring.SECTION, "Files, reviews, every text new"),
     ):
         # Cases with other figures make another table.
         tables: dict[tuple[str, ...], list[Measurement]] = {}
