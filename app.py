@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     scoring.add_argument("--overwrite", action="store_true", help="replace the output, if there is one")
     scoring.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster that does the work")
     _add_loop(add)
+    _add_release(add)
     return parser
 
 
@@ -128,6 +129,29 @@ def _add_loop(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> No
     add("alias", run("name_champion"), "have MLflow's alias champion name the version that serves")
     _add_keys(add)
     add("job", run("run_waiting_job"), "do a job that waits; the scheduler runs this").add_argument("job", type=int)
+
+
+def _add_release(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
+    """Add the commands for a version that is tried on live texts."""
+
+    def run(name: str) -> Command:
+        def command(settings: Settings, options: argparse.Namespace) -> None:
+            from lifecycle import release_commands
+
+            function: Command = getattr(release_commands, name)
+            function(settings, options)
+
+        return command
+
+    for name, text in (
+        ("shadow", "put a share of the live texts to a version too, which answers nobody"),
+        ("canary", "have a version answer a growing share of the live texts, and serve if it does well"),
+        ("stop", "end the shadow or the canary of a version"),
+    ):
+        add(name, run(name), text).add_argument("version", type=int)
+    tried = add("release", run("show_release"), "show what is tried on live texts, or was last, and what was found")
+    tried.add_argument("--texts", type=int, default=0, metavar="N", help="list N texts on which the versions differ")
+    tried.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_keys(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:

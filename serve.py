@@ -21,6 +21,7 @@ from gateway.main import create_app
 from gateway.predictor import Predictor
 from lifecycle.bake import BakeWatch
 from lifecycle.promotion import reconcile, straighten
+from lifecycle.release_steering import ReleaseSteering
 from lifecycle.repair import replace_broken, restore_record
 from lifecycle.schedule import Scheduler
 from serving.call_statistics import CallStatistics
@@ -94,6 +95,7 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
         asyncio.create_task(_announce_gateway(app, server.listening, settings)),
         asyncio.create_task(BakeWatch(settings, statistics).watch(storage)),
         asyncio.create_task(_keep_straight(settings, storage)),
+        asyncio.create_task(ReleaseSteering(settings).watch(storage)),
     ]
     supervisor = [] if triton is None else [asyncio.create_task(triton.run())]
     if scheduler is not None:

@@ -155,6 +155,38 @@ class Settings(BaseSettings):
     bake_minutes: Annotated[float, Field(ge=0)] = 30
     """After a promotion, how long errors, latency or a failed check roll it back; 0 for never."""
 
+    release: Literal["at-once", "shadow", "canary"] = "at-once"
+    """How a retraining's version comes to serve: at once, by a canary, or once somebody has seen its shadow."""
+
+    release_steps: str = "5,25,50"
+    """Percent of live texts that a canary answers, step by step; after the last one all."""
+
+    @field_validator("release_steps")
+    @classmethod
+    def _ascends(cls, steps: str) -> str:
+        shares = [float(step) for step in steps.split(",")]
+        if shares != sorted(set(shares)) or shares[0] <= 0 or shares[-1] > 100:
+            raise ValueError("ascending percentages are needed, such as 5,25,50")
+        return steps
+
+    release_step_minutes: Annotated[float, Field(gt=0)] = 10
+    """How long each step lasts, at the least."""
+
+    release_compared: Share = 0.25
+    """Share of live texts that are put to both versions, beside what is answered, and only while there is time."""
+
+    release_max_errors: Share = 0.02
+    """A version that is tried is taken back where a larger share of its answers fails."""
+
+    release_max_slowdown: Annotated[float, Field(gt=1)] = 2
+    """Where most calls take so many times as long as those of the version that serves."""
+
+    release_max_disagreement: Share = 0.2
+    """Where it labels a larger share of texts, or of those of a length, otherwise."""
+
+    release_max_loss: Share = 0.02
+    """Where accuracy, estimated on the same texts, or on those of a length, is lower by more."""
+
     keep_versions: Annotated[int, Field(ge=2)] = 5
     """Versions that stay in the model repository, the newest first."""
 
@@ -190,6 +222,11 @@ class Settings(BaseSettings):
 
     notify_urls: SecretStr = SecretStr("")
     """Who is told besides: [apprise](https://appriseit.com) URLs, separated by blanks."""
+
+    @property
+    def canary_shares(self) -> list[float]:
+        """The steps of a canary, 0 to 1."""
+        return [float(step) / 100 for step in self.release_steps.split(",")]
 
     @property
     def database(self) -> str:

@@ -46,21 +46,21 @@ Result = TypeVar("Result")
 async def list_models(request: Request) -> Response:
     """Every version with its metrics, the gates' verdicts, and when it served."""
     loop = get_loop(request)
-    return _json(await in_thread(lambda: describe_models(loop.settings, loop.storage.open())))
+    return json_answer(await in_thread(lambda: describe_models(loop.settings, loop.storage.open())))
 
 
 async def promote(request: Request) -> Response:
     """Have a version serve, whatever the gates said of it; no request fails meanwhile."""
     loop = get_loop(request)
-    version = _path_number(request, "version")
+    version = path_number(request, "version")
     await in_thread(lambda: promotion.promote(loop.settings, loop.storage.open(), version, "by request"))
-    return _json({"version": version})
+    return json_answer({"version": version})
 
 
 async def roll_back(request: Request) -> Response:
     """Have the version serve that did before; no request fails meanwhile."""
     loop = get_loop(request)
-    return _json(
+    return json_answer(
         {"version": await in_thread(lambda: promotion.roll_back(loop.settings, loop.storage.open(), "by request"))}
     )
 
@@ -75,14 +75,14 @@ async def check(request: Request) -> Response:
         await asyncio.sleep(_POLL_S)
         found = await in_thread(lambda: jobs.get(loop.storage.open(), number))
         job = found or job
-    return _json(jobs.as_json(job), 200 if job.ended_at else 202)
+    return json_answer(jobs.as_json(job), 200 if job.ended_at else 202)
 
 
 async def retrain(request: Request) -> Response:
     """Ask for a retraining; the answer is the job, to be asked for how it goes."""
     loop = get_loop(request)
     job = await in_thread(lambda: jobs.enqueue(loop.storage.open(), jobs.RETRAIN, "by request"))
-    return _json(jobs.as_json(job), 202, {"Location": f"/jobs/{job.id}"})
+    return json_answer(jobs.as_json(job), 202, {"Location": f"/jobs/{job.id}"})
 
 
 async def get_job(request: Request) -> Response:
@@ -105,19 +105,24 @@ async def list_events(request: Request) -> Response:
     if kind is not None and kind not in kinds:
         raise InvalidFieldsError([FieldError("kind", f"is no kind of event; it is one of {', '.join(kinds)}")])
     found = await in_thread(lambda: events.newest(loop.storage.open(), limit, kind, before or None))
-    return _json([events.as_json(event) for event in found])
+    return json_answer([events.as_json(event) for event in found])
 
 
 async def _answer_job(request: Request, find: Callable[[Database, int], tables.Job | None]) -> Response:
     loop = get_loop(request)
-    number = _path_number(request, "job")
+    number = path_number(request, "job")
     job = await in_thread(lambda: find(loop.storage.open(), number))
     if job is None:
         raise NotFoundError(f"There is no job {number}.")
-    return _json(jobs.as_json(job))
+    return json_answer(jobs.as_json(job))
 
 
-def _path_number(request: Request, name: str) -> int:
+def path_number(request: Request, name: str) -> int:
+    """A number of the path.
+
+    Raises:
+        NotFoundError: it is none.
+    """
     number = parse_number(request.path_params[name])
     if number is None:
         raise NotFoundError(f"There is no {name} {request.path_params[name][:50]!r}.")
@@ -160,14 +165,15 @@ async def in_thread(work: Callable[[], Result]) -> Result:
         raise StorageUnavailableError("What this needs cannot be used now; the server's log says why.") from error
 
 
-def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_answer(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Answer with `value`."""
     return Response(orjson.dumps(value), status, headers=headers, media_type="application/json")
 
 
 _DESCRIPTIONS = {200: "Done.", 202: "Asked for; the job tells how it goes."}
 
 
-def _route(
+def route(
     method: str,
     path: str,
     endpoint: Endpoint,
@@ -177,6 +183,7 @@ def _route(
     parameters: Sequence[Json] = (),
     statuses: Sequence[int] = (200,),
 ) -> DirectRoute:
+    """A route of the loop, with what the API's description says of it."""
     return DirectRoute(
         path,
         endpoint,
@@ -194,13 +201,13 @@ def _route(
     )
 
 
-_WHOLE_NUMBER = {"type": "integer", "minimum": 1, "maximum": _LARGEST_ID}
-_VERSION = parameter("path", "version", _WHOLE_NUMBER, required=True)
-_JOB = parameter("path", "job", _WHOLE_NUMBER, required=True)
+WHOLE_NUMBER = {"type": "integer", "minimum": 1, "maximum": _LARGEST_ID}
+VERSION = parameter("path", "version", WHOLE_NUMBER, required=True)
+_JOB = parameter("path", "job", WHOLE_NUMBER, required=True)
 _EVENTS = (
-    parameter("query", "limit", {**_WHOLE_NUMBER, "maximum": MOST_EVENTS, "default": 100}, "How many."),
+    parameter("query", "limit", {**WHOLE_NUMBER, "maximum": MOST_EVENTS, "default": 100}, "How many."),
     parameter(
-        "query", "before", {**_WHOLE_NUMBER, "maximum": _LATEST}, "The id of an event that older ones are asked for."
+        "query", "before", {**WHOLE_NUMBER, "maximum": _LATEST}, "The id of an event that older ones are asked for."
     ),
     parameter(
         "query", "kind", {"type": "string", "enum": [kind.value for kind in events.EventKind]}, "Only of a kind."
@@ -208,8 +215,8 @@ _EVENTS = (
 )
 
 routes = [
-    _route("GET", "/models", list_models, "Every version", list[Model]),
-    _route(
+    route("GET", "/models", list_models, "Every version", list[Model]),
+    route(
         "POST",
         "/models/{version}/promote",
         promote,
@@ -217,12 +224,12 @@ routes = [
         Serving,
         NotFoundError,
         ConflictError,
-        parameters=[_VERSION],
+        parameters=[VERSION],
     ),
-    _route("POST", "/models/rollback", roll_back, "Go back to the version before", Serving, ConflictError),
-    _route("POST", "/check", check, "Is what serves good?", Job, statuses=(200, 202)),
-    _route("POST", "/retrain", retrain, "Learn anew", Job, statuses=(202,)),
-    _route("GET", "/jobs/{job}", get_job, "How a job goes", Job, NotFoundError, parameters=[_JOB]),
-    _route("POST", "/jobs/{job}/cancel", cancel_job, "End a job", Job, NotFoundError, parameters=[_JOB]),
-    _route("GET", "/events", list_events, "What the loop did", list[Event], InvalidFieldsError, parameters=_EVENTS),
+    route("POST", "/models/rollback", roll_back, "Go back to the version before", Serving, ConflictError),
+    route("POST", "/check", check, "Is what serves good?", Job, statuses=(200, 202)),
+    route("POST", "/retrain", retrain, "Learn anew", Job, statuses=(202,)),
+    route("GET", "/jobs/{job}", get_job, "How a job goes", Job, NotFoundError, parameters=[_JOB]),
+    route("POST", "/jobs/{job}/cancel", cancel_job, "End a job", Job, NotFoundError, parameters=[_JOB]),
+    route("GET", "/events", list_events, "What the loop did", list[Event], InvalidFieldsError, parameters=_EVENTS),
 ]

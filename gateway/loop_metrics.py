@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from settings import Settings
-from storage import deployments, jobs, leases
+from storage import deployments, jobs, leases, releases
 from storage.database import Database, now
 from storage.tables import Event, Feedback, Job, Mail
 
@@ -31,6 +31,7 @@ def loop_metrics(settings: Settings, database: Database) -> list[Metric]:
             *_job_metrics(session),
             *_outbox_metrics(session, time),
             *_other_metrics(session),
+            *_release_metrics(session),
             *_lease_metrics(database),
         ]
 
@@ -158,6 +159,25 @@ def _other_metrics(session: Session) -> Iterator[Metric]:
         )
         bakes = deployment.bakes_until is not None
         yield _gauge("sentiment_deployment_bakes", "Whether it is in its bake time.", bakes)
+
+
+def _release_metrics(session: Session) -> Iterator[Metric]:
+    """Of what is tried on live texts."""
+    release = releases.running(session)
+    yield _gauge(
+        "sentiment_release_version",
+        "The version that is tried on live texts; 0 for none.",
+        release.version if release else 0,
+    )
+    if release is None:
+        return
+    yield _gauge("sentiment_release_share", "Of live texts, those that it answers, 0 to 1.", releases.share_of(release))
+    texts = GaugeMetricFamily("sentiment_release_texts", "Texts put to both versions, by length.", labels=["part"])
+    differ = GaugeMetricFamily("sentiment_release_differing_texts", "Those with another label.", labels=["part"])
+    for name, part in release.figures.get("parts", {}).items():
+        texts.add_metric([name], part["texts"])
+        differ.add_metric([name], part["differ"])
+    yield from (texts, differ)
 
 
 def _lease_metrics(database: Database) -> Iterator[Metric]:

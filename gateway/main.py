@@ -9,12 +9,13 @@ from functools import partial
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from gateway import admin, docs, feedback, health, metrics_route, predictions, suggestions
+from gateway import admin, docs, feedback, health, metrics_route, predictions, releases, suggestions
 from gateway.access import AccessLayer, open_scopes
 from gateway.admin_key import load_admin_key
 from gateway.admission import Admission, Route, UnderWay
 from gateway.answer_cache import MAX_BYTES, AnswerCache
 from gateway.caller_limits import CallerLimits
+from gateway.challenger import Challenger
 from gateway.console import routes as console_routes
 from gateway.console.pulse import Pulse
 from gateway.console.sessions import Sessions
@@ -26,6 +27,7 @@ from gateway.observing import Observing
 from gateway.openapi import DocumentedAPI
 from gateway.predictor import Predictor
 from gateway.problems import answer_with_problems
+from gateway.release_watch import ReleaseWatch
 from gateway.sampling import Sampler
 from gateway.scrape import Scrape
 from gateway.security_headers import security_headers
@@ -35,6 +37,7 @@ from serving.replicas import Replicas
 from serving.repository import ModelRepository
 from settings import Settings
 from storage.storage import Storage
+from storage.tables import Release
 
 
 def create_app(settings: Settings, storage: Storage, statistics: CallStatistics, under_way: UnderWay) -> FastAPI:
@@ -67,6 +70,11 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
         predictor = Predictor(
             tritons, cache, statistics, metrics, settings.live_deadline_s, settings.batch_deadline_s, sampler
         )
+
+        def make_challenger(release: Release) -> Challenger:
+            return Challenger(settings, release, tritons, predictor.model, metrics)
+
+        tried = ReleaseWatch(storage, predictor, make_challenger, settings.sample_texts)
         bounded.update(predictions.bounded_routes(predictor))
         set_predictor(app, predictor)
         set_limits(app, limits)
@@ -75,10 +83,12 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
         set_suggester(app, suggester)
         set_metrics(app, metrics, scrape)
         await keys.first_look()
+        await tried.first_look()
         watches = [
             asyncio.create_task(tritons.watch()),
             asyncio.create_task(predictor.watch()),
             asyncio.create_task(keys.watch()),
+            asyncio.create_task(tried.watch()),
             asyncio.create_task(console.pulse.watch()),
         ]
         if sampler is not None:
@@ -93,13 +103,14 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
             for watch in watches:
                 watch.cancel()
             suggester.end()
+            await tried.end()
             if sampler is not None:
                 await sampler.end()
             await tritons.close()
             await scrape.close()
 
     routes = [*predictions.routes, *health.routes, *metrics_route.routes, *feedback.routes]
-    routes += [*suggestions.routes, *admin.routes]
+    routes += [*suggestions.routes, *admin.routes, *releases.routes]
     routes += console_routes.routes()
     if settings.docs:
         routes += docs.routes

@@ -91,6 +91,18 @@ class Metrics:
             ("outcome",),
             registry=self.registry,
         )
+        self.challenger = Counter(
+            "sentiment_challenger_texts",
+            "Live texts for which the version that is tried was asked: answered, or failed and answered by the other.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.compared = Counter(
+            "sentiment_compared_texts",
+            "Live texts of which the labels of both versions are the same or different, or dropped for want of time.",
+            ("outcome",),
+            registry=self.registry,
+        )
         self.feedback = Counter(
             "sentiment_feedback_received_rows",
             "Rows of feedback that this gateway took, by label.",

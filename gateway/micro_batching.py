@@ -63,15 +63,19 @@ class MicroBatcher:
     """Answers single texts through calls of up to `MOST_TEXTS`; make and use it within one event loop."""
 
     def __init__(self, model: Model, backlog: Backlog, metrics: Metrics) -> None:
-        """Answer by `model` what finds room in `backlog`; the queue is told in `metrics`."""
+        """Answer by `model` what finds room in `backlog`; how long requests wait is told in `metrics`."""
         self._model = model
         self._backlog = backlog
         self._queue: deque[_Waiting] = deque()
         self._observe_wait = metrics.micro_batch_wait.observe
-        metrics.micro_batch_queue.set_function(lambda: len(self._queue))
         self._calls: set[_Call] = set()
         self._call_s = 0.0
         self._start: asyncio.Handle | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their call."""
+        return len(self._queue)
 
     async def predict(self, text: str, deadline: float) -> Prediction:
         """Answer `text` until `deadline`, a time of the event loop's clock. Cancelled, it costs no inference.

@@ -5,11 +5,13 @@ import math
 from gateway.answer_cache import AnswerCache
 from gateway.backlog import Backlog
 from gateway.batch_splitting import BatchSplitter
+from gateway.challenger import Challenger
 from gateway.deployed_model import DeployedModel
 from gateway.examining import Examiner
 from gateway.inference import Prediction
 from gateway.metrics import Metrics
 from gateway.micro_batching import MicroBatcher
+from gateway.problems import ModelTimeoutError, OverloadedError
 from gateway.sampling import Sampler
 from serving.call_statistics import CallStatistics
 from serving.replicas import Replicas
@@ -51,16 +53,26 @@ class Predictor:
         self._micro_batcher = MicroBatcher(self._model, self.live_backlog, metrics)
         self._batch_splitter = BatchSplitter(self._model, self.batch_backlog)
         self._examiner = Examiner(self._model, self.batch_backlog)
+        self.challenger: Challenger | None = None
+        """The version that is tried on live texts, if one is."""
+        metrics.micro_batch_queue.set_function(self._waiting)
 
     def known(self, text: str) -> Prediction | None:
         """The answer for `text`, which is being asked for, if it is known."""
-        prediction = self._cache.get(text)
+        challenger = self.challenger
+        if challenger is not None and challenger.takes(text):
+            prediction = challenger.known(text)
+        else:
+            prediction = self._cache.get(text)
         if prediction is not None and self._sampler is not None:
             self._sampler.offer(text, prediction)
         return prediction
 
     def knows(self, text: str) -> bool:
         """Whether the answer for `text` is known; to ask does not count as its use."""
+        challenger = self.challenger
+        if challenger is not None and challenger.takes(text):
+            return challenger.knows(text)
         return text in self._cache
 
     async def predict_live(self, text: str, deadline: float) -> Prediction:
@@ -74,13 +86,17 @@ class Predictor:
             ModelTimeoutError: none can come in time.
         """
         self._model.check_circuit()
-        prediction = await self._micro_batcher.predict(text, deadline)
+        challenger = self.challenger
+        if challenger is None:
+            prediction = await self._micro_batcher.predict(text, deadline)
+        else:
+            prediction = await self._try_challenger(challenger, text, deadline)
         if self._sampler is not None:
             self._sampler.offer(text, prediction)
         return prediction
 
     async def predict_batch(self, texts: list[str], deadline: float) -> list[Prediction]:
-        """Answer all texts, by one version of the model, until `deadline`, a time of the event loop's clock.
+        """Answer all texts, by the version that serves, until `deadline`, a time of the event loop's clock.
 
         Raises:
             OverloadedError: too much is to be done before.
@@ -110,6 +126,26 @@ class Predictor:
         """
         self._model.check_circuit()
         return await self._examiner.examine(texts, deadline)
+
+    @property
+    def model(self) -> DeployedModel:
+        """The version that serves."""
+        return self._model
+
+    async def _try_challenger(self, challenger: Challenger, text: str, deadline: float) -> Prediction:
+        """Answer by the version that is tried, if the text is one of its own, and let it be compared."""
+        batcher = challenger if challenger.takes(text) else self._micro_batcher
+        try:
+            prediction = await batcher.predict(text, deadline)
+        except (OverloadedError, ModelTimeoutError):
+            if batcher is self._micro_batcher:
+                raise
+            prediction = await self._micro_batcher.predict(text, deadline)
+        challenger.offer(text)
+        return prediction
+
+    def _waiting(self) -> int:
+        return self._micro_batcher.waiting + (self.challenger.waiting if self.challenger else 0)
 
     @property
     def version(self) -> int | None:

@@ -150,6 +150,35 @@ class TimeServed(BaseModel):
     reason: str
 
 
+class Release(BaseModel):
+    """A version that is, or was, tried on live texts beside the one that serves."""
+
+    version: int
+    champion: Annotated[int, Field(description="What serves, or served, meanwhile.")]
+    mode: Annotated[str, Field(description="shadow or canary.")]
+    state: Annotated[str, Field(description="running, promoted, stopped or taken-back.")]
+    reason: Annotated[str, Field(description="Who or what asked for it.")]
+    outcome: Annotated[str, Field(description="Why it ended.")]
+    steps: Annotated[list[float], Field(description="Shares of live texts that it answers, one after another.")]
+    share: Annotated[float, Field(description="The share that it answers now, 0 to 1.")]
+    started_at: datetime
+    step_started_at: datetime
+    ended_at: datetime | None
+    figures: Annotated[dict[str, Any], Field(description="Sums of what all gateways counted.")]
+
+
+class Difference(BaseModel):
+    """A live text to which the two versions give different labels."""
+
+    at: datetime
+    text: Annotated[str | None, Field(description="None where texts are not kept.")]
+    text_hash: str
+    champion_label: str
+    champion_score: float
+    challenger_label: str
+    challenger_score: float
+
+
 class Model(BaseModel):
     """A version of the model."""
 
@@ -162,6 +191,7 @@ class Model(BaseModel):
     data_fingerprint: str
     mlflow_run: str
     gates: list[GateVerdict]
+    release: Annotated[Release | None, Field(description="When it was tried on live texts last.")]
     served: list[TimeServed]
 
 

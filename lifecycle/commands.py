@@ -2,10 +2,7 @@
 
 import argparse
 import csv
-import json
 import logging
-import shutil
-import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +11,7 @@ from errors import PipelineError
 from lifecycle import alias, promotion
 from lifecycle.job_process import BusyError, run_job
 from lifecycle.models import describe_models
+from lifecycle.printing import print_json, print_table
 from lifecycle.suggesting import MOST_SUGGESTIONS
 from serving.bundle import Bundle
 from serving.repository import ModelRepository
@@ -34,7 +32,7 @@ def check(settings: Settings, options: argparse.Namespace) -> None:
     """Check what is served; print its figures."""
     job = _do(settings, jobs.CHECK)
     if options.json:
-        _print_json(job.result)
+        print_json(job.result)
         return
     rows = [
         [name, str(found["texts"])]
@@ -43,7 +41,7 @@ def check(settings: Settings, options: argparse.Namespace) -> None:
         for name in ("validation", "feedback")
         if (found := job.result.get(name))
     ]
-    _print_table(["on", "texts", "accuracy", "macro F1", "calibration error", "F1 by label"], rows)
+    print_table(["on", "texts", "accuracy", "macro F1", "calibration error", "F1 by label"], rows)
     if live := job.result.get("live"):
         print(f"Estimated without labels, on live texts from {live['from']} to {live['to']}, with intervals:")
         rows = [
@@ -56,7 +54,7 @@ def check(settings: Settings, options: argparse.Namespace) -> None:
             ]
             for name, part in live["parts"].items()
         ]
-        _print_table(["on", "texts", "accuracy", "macro F1", "F1 by label"], rows)
+        print_table(["on", "texts", "accuracy", "macro F1", "F1 by label"], rows)
         if job.result["drift"].get("texts", {}).get("alarm"):
             print("These texts are unlike those that the model learnt from, so the estimate may be far off.")
         for problem in live["problems"]:
@@ -73,7 +71,9 @@ def retrain(settings: Settings, options: argparse.Namespace) -> None:
     """Retrain now; promotes what passes every gate."""
     job = _do(settings, jobs.RETRAIN)
     if options.json:
-        _print_json(jobs.as_json(job))
+        print_json(jobs.as_json(job))
+    elif "tried" in job.result:
+        print(f"Version {job.result['version']} passed every gate and is tried on live texts ({job.result['tried']}).")
     elif job.state == jobs.SUCCEEDED:
         print(f"Version {job.result['version']} passed every gate and serves.")
     elif job.state == jobs.REJECTED:
@@ -111,7 +111,7 @@ def models(settings: Settings, options: argparse.Namespace) -> None:
     """Print every version."""
     found = describe_models(settings, _open(settings))
     if options.json:
-        _print_json(found)
+        print_json(found)
         return
     rows = [
         [
@@ -125,16 +125,16 @@ def models(settings: Settings, options: argparse.Namespace) -> None:
         ]
         for model in found
     ]
-    _print_table(["version", "alias", "accuracy", "macro F1", "gates", "served (UTC)", "on disk"], rows)
+    print_table(["version", "alias", "accuracy", "macro F1", "gates", "served (UTC)", "on disk"], rows)
 
 
 def list_events(settings: Settings, options: argparse.Namespace) -> None:
     """Print what the loop did, the newest last."""
     found = events.newest(_open(settings), options.limit, options.kind)[::-1]
     if options.json:
-        _print_json([events.as_json(event) for event in found])
+        print_json([events.as_json(event) for event in found])
         return
-    _print_table(
+    print_table(
         ["when (UTC)", "event", "what happened"],
         [[f"{event.at:%m-%d %H:%M:%S}", event.kind, event.message.partition("\n")[0]] for event in found],
     )
@@ -164,7 +164,7 @@ def suggest(settings: Settings, options: argparse.Namespace) -> None:
         counted = f"{len(found.texts):,} texts are" if len(found.texts) != 1 else "One text is"
         print(f"{counted} in {options.out}: fill in the labels, then `python app.py feedback {options.out}`.")
     elif options.json:
-        _print_json(found.figures())
+        print_json(found.figures())
     else:
         rows = [
             [
@@ -175,7 +175,7 @@ def suggest(settings: Settings, options: argparse.Namespace) -> None:
             ]
             for item in found.texts
         ]
-        _print_table(["uncertain", "new", "the model says", "text"], rows)
+        print_table(["uncertain", "new", "the model says", "text"], rows)
         print(f"Of {found.considered:,} sampled texts that have no label and are not held out.")
 
 
@@ -260,22 +260,3 @@ def _interval(estimate: Sequence[float]) -> str:
 
 def _short(time_: str | None) -> str:
     return time_[5:16].replace("T", " ") if time_ else "now"
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns as wide as what they hold; the last one is wrapped to what the terminal leaves."""
-    if not rows:
-        print("Nothing yet.")
-        return
-    widths = [max(len(row[column]) for row in [columns, *rows]) for column in range(len(columns) - 1)]
-    left = max(shutil.get_terminal_size((120, 40)).columns - sum(widths) - 2 * len(widths), 30)
-    for row in [columns, *rows]:
-        lines = textwrap.wrap(row[-1], left) or [""]
-        start = "".join(f"{cell:<{width}}  " for cell, width in zip(row, widths, strict=False))
-        print(start + lines[0])
-        for line in lines[1:]:
-            print(" " * len(start) + line)

@@ -5,7 +5,7 @@ from datetime import datetime
 from serving.bundle import Bundle
 from serving.repository import ModelRepository
 from settings import Settings
-from storage import deployments, versions
+from storage import deployments, releases, versions
 from storage.database import Database
 from storage.tables import Figures
 
@@ -45,6 +45,7 @@ def describe_models(settings: Settings, database: Database) -> list[Figures]:
                     }
                     for verdict in versions.verdicts_of(session, known.version)
                 ],
+                "release": releases.as_json(tried) if (tried := releases.last_of(session, known.version)) else None,
                 "served": [
                     {"from": _told(start), "to": _told(end), "reason": reason}
                     for start, end, reason in deployments.of_version(session, known.version)

@@ -17,7 +17,7 @@ from serving.bundle import Bundle
 from serving.repository import ModelRepository
 from serving.switch import Switch
 from settings import Settings
-from storage import deployments, events, leases
+from storage import deployments, events, leases, releases
 from storage.database import Database
 from storage.events import EventKind
 from storage.tables import Deployment, Figures
@@ -44,7 +44,7 @@ def promote(settings: Settings, database: Database, version: int, reason: str, f
         UnknownVersionError: it is not published.
         DeploymentError: it serves already, is damaged, or does not load.
     """
-    with _deploying(database):
+    with deploying(database):
         repository = ModelRepository(settings.model_repository)
         previous = repository.deployed()
         if version not in repository.published():
@@ -63,7 +63,7 @@ def roll_back(settings: Settings, database: Database, reason: str, only_from: in
         DeploymentError: there is none, it does not load, or what serves is not `only_from`, where that is given:
             several may find at once that a version does badly, and one is to go back.
     """
-    with _deploying(database):
+    with deploying(database):
         repository = ModelRepository(settings.model_repository)
         current = repository.deployed()
         if only_from not in (None, current):
@@ -166,7 +166,12 @@ def _settle(
 
 
 @contextmanager
-def _deploying(database: Database) -> Iterator[None]:
+def deploying(database: Database) -> Iterator[None]:
+    """Hold the right to change what is deployed, or tried.
+
+    Raises:
+        DeploymentError: another process has it for long.
+    """
     with leases.held(database, leases.DEPLOYING, LEASE_S, LEASE_WAIT_S) as is_held:
         if not is_held:
             raise DeploymentError("Another version is being deployed at this moment; try again.")
@@ -208,6 +213,7 @@ def _switch(
     with database.transaction() as session:
         deployments.finish(session, intention.id, bake_s)
         events.record(session, kind, message, figures, version=version)
+        releases.follow(session, version)
     log.info("%s", message)
     if not serving:
         log.warning("Triton does not run; it will load version %d when it does.", version)

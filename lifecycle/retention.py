@@ -6,7 +6,7 @@ from pathlib import Path
 
 from serving.repository import ModelRepository
 from settings import Settings
-from storage import deployments, events, versions
+from storage import deployments, events, releases, versions
 from storage.database import Database
 from storage.events import EventKind
 
@@ -16,13 +16,15 @@ log = logging.getLogger(__name__)
 def remove_old_versions(settings: Settings, database: Database, aliased: set[int]) -> list[int]:
     """Keep the newest versions up to the number of the settings, rejected ones going first; returns what is removed.
 
-    The version that serves, the one to go back to, those being deployed and those that an alias names (`aliased`)
-    stay, whatever the number.
+    The version that serves, the one to go back to, those being deployed or tried, and those that an alias names
+    (`aliased`) stay, whatever the number.
     """
     repository = ModelRepository(settings.model_repository)
     published = repository.published()
     with database.reading() as session:
         needed = {repository.deployed(), deployments.rollback_target(session)}
+        tried = releases.running(session)
+        needed |= {tried.version, tried.champion} if tried else set()
         for deployment in deployments.intended(session):
             needed |= {deployment.version, deployment.previous}
         rejected = {

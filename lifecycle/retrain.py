@@ -1,4 +1,4 @@
-"""A retraining: from the data as they are now to a promoted or a rejected version. Begun again, it goes on."""
+"""A retraining: from the data as they are now to a promoted, tried or rejected version. Begun again, it goes on."""
 
 import json
 import logging
@@ -14,14 +14,16 @@ from lifecycle.check import learnt_before, retraining_key
 from lifecycle.evaluation_data import evaluation_data
 from lifecycle.judge import judge
 from lifecycle.promotion import promote, reconcile
+from lifecycle.release import start, stop
 from lifecycle.retention import remove_old_versions
 from lifecycle.training_data import TRAIN_FILE, VAL_FILE, merge, write
 from serving.bundle import Bundle
 from serving.repository import ModelRepository
 from settings import Settings
-from storage import events, jobs
+from storage import events, jobs, releases
 from storage.database import Database
 from storage.events import EventKind
+from storage.releases import Mode
 from storage.tables import Figures, Job
 from storage.versions import GateVerdict, add_verdicts, add_version
 from trainer.dataset import Dataset, load_dataset
@@ -73,10 +75,15 @@ def retrain(settings: Settings, database: Database, job: Job, step: Callable[[st
         failed = [verdict for verdict in verdicts if not verdict.passed]
         if failed:
             return _reject(settings, database, job, record.version, champion, failed, directory)
+        reason = f"job {job.id} passed every gate"
+        if settings.release != "at-once":
+            step(f"trying version {record.version} on live texts")
+            _try_live(settings, database, record.version, settings.release, reason)
+            return _finish(settings, database, own.model_dir, record.version, directory, mode=settings.release)
         step(f"promoting version {record.version}")
         before = Bundle.load(repository.version_directory(champion)).metrics
         figures: Figures = {"before": before, "after": _figures(verdicts)}
-        promote(settings, database, record.version, f"job {job.id} passed every gate", figures)
+        promote(settings, database, record.version, reason, figures)
     return _finish(settings, database, own.model_dir, record.version, directory)
 
 
@@ -150,8 +157,25 @@ def _reject(
     return jobs.Outcome(jobs.REJECTED, {"version": version, "gates": [verdict.gate for verdict in failed]})
 
 
-def _finish(settings: Settings, database: Database, model_dir: Path, version: int, directory: Path) -> jobs.Outcome:
-    """What follows a promotion, and can be done again: the model's files, the alias, old versions, a check."""
+def _try_live(settings: Settings, database: Database, version: int, mode: Mode, reason: str) -> None:
+    """Begin to try the version, unless an earlier attempt of the job has; it takes the place of another that is tried.
+
+    Raises:
+        PipelineError: it does not load.
+    """
+    with database.reading() as session:
+        running, tried = releases.running(session), releases.last_of(session, version)
+    if tried is not None:
+        return
+    if running is not None:
+        stop(database, running.version, f"version {version} is tried instead")
+    start(settings, database, version, mode, reason)
+
+
+def _finish(
+    settings: Settings, database: Database, model_dir: Path, version: int, directory: Path, mode: Mode | None = None
+) -> jobs.Outcome:
+    """What follows, and can be done again: the model's files, the alias, old versions, a check where it serves."""
     if model_dir.exists():
         replace_directory(settings.model_dir, model_dir)
     try:
@@ -159,9 +183,10 @@ def _finish(settings: Settings, database: Database, model_dir: Path, version: in
         remove_old_versions(settings, database, Tracking(settings).aliased())
     except PipelineError as error:
         log.warning("MLflow's alias will be set later: %s", error)
-    jobs.enqueue(database, jobs.CHECK, f"version {version} was promoted")
+    if mode is None:
+        jobs.enqueue(database, jobs.CHECK, f"version {version} was promoted")
     shutil.rmtree(directory)
-    return jobs.Outcome(jobs.SUCCEEDED, {"version": version})
+    return jobs.Outcome(jobs.SUCCEEDED, {"version": version, **({"tried": mode} if mode else {})})
 
 
 def _figures(verdicts: list[GateVerdict]) -> Figures:

@@ -26,6 +26,7 @@ from settings import Settings, load_settings
 from storage import deployments, events, jobs, leases
 from storage.database import Database
 from storage.events import EventKind
+from storage.releases import purge_differences
 from storage.sampled_predictions import purge_sample
 from storage.storage import Storage
 
@@ -199,6 +200,7 @@ class Scheduler:
     def _look_after_sample(self, database: Database) -> None:
         settings = self._settings
         purge_sample(database, settings.sample_days, settings.sample_rows, settings.sample_texts)
+        purge_differences(database, settings.sample_days, settings.sample_texts)
 
 
 def _wall_clock() -> float:

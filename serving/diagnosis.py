@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import psutil
 
+from serving.protocol import CHALLENGER_NAME
 from serving.triton_client import TextRefusedError, TritonClient, TritonTimeoutError, TritonUnavailableError
 
 PROBE_INTERVAL_S = 2.0
@@ -33,6 +34,7 @@ async def until_broken(client: TritonClient, process_id: int, on_life: Callable[
     was_live = False
     failed = stuck = 0
     dead: set[int] = set()
+    needed: set[int] = set()
     while True:
         if was_live:
             await asyncio.sleep(PROBE_INTERVAL_S)
@@ -40,7 +42,9 @@ async def until_broken(client: TritonClient, process_id: int, on_life: Callable[
             was_live, heard_at = True, time.monotonic()
         # Where one instance of several has died, the others answer most probes. Triton reaps those that it ends itself
         # within the interval.
-        dead_before, dead = dead, _dead_children(process_id)
+        # One of a challenger is no reason to end what serves: its calls fail, and by that it is taken back.
+        needed |= _children_but_challengers(process_id)
+        dead_before, dead = dead, _dead_children(process_id) & needed
         if dead & dead_before:
             return "one of its Python processes has died"
         if await client.is_live():
@@ -82,6 +86,17 @@ async def _comes_alive(client: TritonClient) -> bool:
 def _dead_children(process_id: int) -> set[int]:
     """Children of a process that have ended, and that it has not noticed."""
     return {child.pid for child in _children(process_id) if _is_dead(child)}
+
+
+def _children_but_challengers(process_id: int) -> set[int]:
+    """Children that run, but for those of a challenger, which are told by the command line; a dead one has lost it."""
+    found = set()
+    for child in _children(process_id):
+        with contextlib.suppress(psutil.Error):
+            words = child.cmdline()
+            if words and not any(CHALLENGER_NAME in word for word in words):
+                found.add(child.pid)
+    return found
 
 
 def _is_dead(process: psutil.Process) -> bool:

@@ -5,6 +5,10 @@ from typing import NamedTuple
 MODEL_NAME = "sentiment"
 """Triton's name of the model; MLflow's name of the registered model too."""
 
+CHALLENGER_NAME = "sentiment_challenger"
+"""Triton's name of the version that is being tried beside the one that serves; a model of its own, so that whoever asks
+Triton for `sentiment` gets the version that serves, and nothing of it is touched when the other comes or goes."""
+
 MAX_BATCH_SIZE = 64
 """Most texts in one Triton request, and in one batch of the dynamic batcher."""
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from errors import PipelineError
 from serving import addresses
+from serving.protocol import MODEL_NAME
 from serving.triton_client import Classification, TritonClient, TritonTimeoutError, TritonUnavailableError
 
 WATCH_INTERVAL_S = 1.0
@@ -24,8 +25,8 @@ log = logging.getLogger(__name__)
 class _Replica:
     """What is known of one Triton."""
 
-    def __init__(self, address: str, *, answers: bool) -> None:
-        self.client = TritonClient(address)
+    def __init__(self, address: str, model: str, *, answers: bool) -> None:
+        self.client = TritonClient(address, model)
         self.answers = answers
         self.version: int | None = None
         self.under_way = 0
@@ -47,14 +48,15 @@ class Replicas:
     that answers by another version than the deployed one is asked again when it agrees.
     """
 
-    def __init__(self, url: str, deployed: Callable[[], int | None] = lambda: None) -> None:
-        """Ask the Tritons of `url`, as `addresses` reads it.
+    def __init__(self, url: str, deployed: Callable[[], int | None] = lambda: None, model: str = MODEL_NAME) -> None:
+        """Ask the Tritons of `url`, as `addresses` reads it, for `model`.
 
         `deployed` tells the version that they should answer by, or none where that is not known; it is called in
         threads, and may raise a PipelineError.
         """
         self._url = url
         self._deployed = deployed
+        self._model = model
         self._expected: int | None = None
         self._turn = 0
         self._replicas: list[_Replica] = []
@@ -64,7 +66,7 @@ class Replicas:
         self._surprise = asyncio.Event()
         """That something changed, and is to be looked at now."""
         if addresses.is_fixed(url):
-            self._replicas = [_Replica(address, answers=True) for address in addresses.find(url)]
+            self._replicas = [_Replica(address, model, answers=True) for address in addresses.find(url)]
 
     async def classify(self, texts: Sequence[str], timeout_s: float) -> Classification:
         """Classify as `TritonClient.classify` does.
@@ -176,7 +178,8 @@ class Replicas:
         is_first = not self._replicas
         # Later ones are asked when they have answered a probe.
         self._replicas = [
-            known.pop(address) if address in known else _Replica(address, answers=is_first) for address in found
+            known.pop(address) if address in known else _Replica(address, self._model, answers=is_first)
+            for address in found
         ]
         self._retiring = [task for task in self._retiring if not task.done()]
         self._retiring += [asyncio.create_task(gone.client.close(_RETIRING_S)) for gone in known.values()]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from errors import PipelineError
 from serving.bundle import Bundle
-from serving.protocol import MAX_BATCH_SIZE, MODEL_NAME, TICKET
+from serving.protocol import CHALLENGER_NAME, MAX_BATCH_SIZE, MODEL_NAME, TICKET
 
 BACKEND = "packed_onnx"
 
@@ -39,6 +39,7 @@ class ModelRepository:
         self.root = root
         self.model = root / MODEL_NAME
         self._config = self.model / "config.pbtxt"
+        self._challenger = root / CHALLENGER_NAME
 
     def published(self) -> set[int]:
         """Versions that are in the repository, deployed or not."""
@@ -125,14 +126,43 @@ class ModelRepository:
             temporary.unlink(missing_ok=True)
             raise PipelineError(f"{self._config} could not be written: {error.strerror}.") from error
 
-    def configuration(self, version: int, ticket: str | None = None) -> str:
+    @property
+    def has_challenger(self) -> bool:
+        """Whether something lies where Triton loads a challenger from."""
+        return self._challenger.exists()
+
+    def has_challenger_of(self, version: int) -> bool:
+        """Whether that is `version`, and whole."""
+        return (self._challenger / str(version)).exists() and (self._challenger / self._config.name).exists()
+
+    def lay_challenger(self, version: int) -> None:
+        """Have `version` lie where Triton loads a challenger from, beside what is deployed.
+
+        Raises:
+            PipelineError: the version is not published, or not complete, or the disk does not take it.
+        """
+        configuration = self.configuration(version, name=CHALLENGER_NAME)
+        self.remove_challenger()
+        try:
+            self._challenger.mkdir()
+            # Not a copy, for weights are large; relative, for a Triton elsewhere sees the repository at another path.
+            (self._challenger / str(version)).symlink_to(Path("..", MODEL_NAME, str(version)))
+            (self._challenger / self._config.name).write_text(configuration, encoding="utf-8")
+        except OSError as error:
+            raise PipelineError(f"{self._challenger} could not be written: {error.strerror}.") from error
+
+    def remove_challenger(self) -> None:
+        """Take that away; the version itself stays."""
+        shutil.rmtree(self._challenger, ignore_errors=True)
+
+    def configuration(self, version: int, ticket: str | None = None, name: str = MODEL_NAME) -> str:
         """The configuration that has Triton load `version`, with a ticket of `serving.switch` when it is to wait.
 
         Raises:
             PipelineError: the version is not published, or not complete.
         """
         configuration = _CONFIG.format(
-            name=MODEL_NAME,
+            name=name,
             backend=BACKEND,
             max_batch_size=MAX_BATCH_SIZE,
             labels=len(Bundle.load(self.version_directory(version)).labels),

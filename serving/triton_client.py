@@ -1,4 +1,4 @@
-"""Asks Triton's model `sentiment` over gRPC, with as little work a call as the protocol allows."""
+"""Asks a model of Triton's over gRPC, with as little work a call as the protocol allows."""
 
 import asyncio
 import struct
@@ -82,11 +82,12 @@ class Classification:
 
 
 class TritonClient:
-    """An asyncio client of one Triton; make and use it within one running event loop."""
+    """An asyncio client of one model of one Triton; make and use it within one running event loop."""
 
-    def __init__(self, address: str) -> None:
-        """Connect lazily to `address`, the `host:port` of Triton's gRPC."""
+    def __init__(self, address: str, model: str = MODEL_NAME) -> None:
+        """Connect lazily to `address`, the `host:port` of Triton's gRPC, to ask for `model`."""
         self.address = address
+        self._model = model
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
@@ -102,7 +103,9 @@ class TritonClient:
         """
         try:
             metadata = tuple(tracing.headers().items())
-            response = await self._stub.ModelInfer(_request(texts, timeout_s), timeout=timeout_s, metadata=metadata)
+            response = await self._stub.ModelInfer(
+                _request(self._model, texts, timeout_s), timeout=timeout_s, metadata=metadata
+            )
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from error
         return _classification(response)
@@ -116,7 +119,7 @@ class TritonClient:
 
     async def is_loaded(self, timeout_s: float = 1.0) -> bool:
         """Whether Triton says that a version of the model is ready; it also does when its Python has died."""
-        request = service_pb2.ModelReadyRequest(name=MODEL_NAME)
+        request = service_pb2.ModelReadyRequest(name=self._model)
         try:
             return bool((await self._stub.ModelReady(request, timeout=timeout_s)).ready)
         except grpc.aio.AioRpcError:
@@ -150,7 +153,7 @@ class TritonClient:
             LoadRefusedError: Triton could not load it.
             TritonUnavailableError: Triton is down.
         """
-        request = service_pb2.RepositoryModelLoadRequest(model_name=MODEL_NAME)
+        request = service_pb2.RepositoryModelLoadRequest(model_name=self._model)
         if configuration is not None:
             parsed = text_format.Parse(configuration, model_config_pb2.ModelConfig())
             request.parameters["config"].string_param = MessageToJson(parsed, preserving_proto_field_name=True)
@@ -159,6 +162,18 @@ class TritonClient:
         except grpc.aio.AioRpcError as error:
             is_lost = error.code() is grpc.StatusCode.UNAVAILABLE
             raise (TritonUnavailableError if is_lost else LoadRefusedError)(error.details()) from error
+
+    async def unload_model(self, timeout_s: float) -> None:
+        """Have Triton forget the model, loaded or not; what it was asked before is answered.
+
+        Raises:
+            TritonUnavailableError: Triton is down.
+        """
+        try:
+            request = service_pb2.RepositoryModelUnloadRequest(model_name=self._model)
+            await self._stub.RepositoryModelUnload(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise TritonUnavailableError(error.details()) from error
 
     async def loaded_versions(self, timeout_s: float = 2.0) -> set[int]:
         """The versions that Triton says it would answer with: one, and two for a moment while it turns to another.
@@ -170,15 +185,15 @@ class TritonClient:
             index = await self._stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise TritonUnavailableError(error.details()) from error
-        return {int(model.version) for model in index.models if model.name == MODEL_NAME and model.version}
+        return {int(model.version) for model in index.models if model.name == self._model and model.version}
 
     async def close(self, grace_s: float | None = None) -> None:
         """Close the connection; calls under way are cancelled, after `grace_s` where it is given."""
         await self._channel.close(grace_s)
 
 
-def _request(texts: Sequence[str], timeout_s: float) -> service_pb2.ModelInferRequest:
-    request = service_pb2.ModelInferRequest(model_name=MODEL_NAME, id=current_request.get())
+def _request(model: str, texts: Sequence[str], timeout_s: float) -> service_pb2.ModelInferRequest:
+    request = service_pb2.ModelInferRequest(model_name=model, id=current_request.get())
     # Besides the call's own deadline, of which Triton tells the model only when it is asked.
     request.parameters["timeout"].int64_param = max(1, int(1e6 * timeout_s))
     text = request.inputs.add(name="TEXT", datatype="BYTES")

@@ -34,6 +34,11 @@ class EventKind(str, Enum):
     JOB_CANCELLED = "job-cancelled"
     JOB_RESUMED = "job-resumed"
     FEEDBACK_IMPORTED = "feedback-imported"
+    SHADOW_STARTED = "shadow-started"
+    CANARY_STARTED = "canary-started"
+    CANARY_STEP = "canary-step"
+    TAKEN_BACK = "taken-back"
+    RELEASE_STOPPED = "release-stopped"
     VERSION_REMOVED = "version-removed"
     KEY_ADDED = "key-added"
     KEY_REVOKED = "key-revoked"
@@ -48,6 +53,8 @@ MAILED = {
     EventKind.PROMOTED,
     EventKind.PROMOTION_FAILED,
     EventKind.ROLLED_BACK,
+    EventKind.CANARY_STARTED,
+    EventKind.TAKEN_BACK,
     EventKind.JOB_FAILED,
 }
 

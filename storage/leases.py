@@ -24,6 +24,8 @@ from storage.tables import Lease
 
 SCHEDULER = "scheduler"
 DEPLOYING = "deploying"
+RELEASING = "releasing"
+"""Of whoever steers what is tried on live texts."""
 
 
 def take(database: Database, name: str, holder: str, seconds: float) -> bool:

@@ -186,6 +186,58 @@ class Deployment(Table):
     """Whether MLflow's alias is known to name the version."""
 
 
+class Release(Table):
+    """A version that is tried on live texts beside the one that serves, from the beginning to what came of it."""
+
+    __tablename__ = "releases"
+    __table_args__ = (
+        Index(
+            "ix_releases_running",
+            "state",
+            unique=True,
+            sqlite_where=text("state = 'running'"),
+            postgresql_where=text("state = 'running'"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    version: Mapped[int]
+    champion: Mapped[int]
+    """What serves meanwhile."""
+    mode: Mapped[str] = mapped_column(String(20))
+    state: Mapped[str] = mapped_column(String(20))
+    """One at most is running."""
+    reason: Mapped[str] = mapped_column(Text)
+    """Who or what asked for it."""
+    outcome: Mapped[str] = mapped_column(Text, default="")
+    """Why it ended."""
+    steps: Mapped[list[float]] = mapped_column(JSON)
+    """Shares of live texts that the version answers, one after another; none in the shadow."""
+    step: Mapped[int] = mapped_column(default=0)
+    figures: Mapped[Figures] = mapped_column(default=dict)
+    """Sums of what all gateways counted."""
+    started_at: Mapped[datetime]
+    step_started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
+class Difference(Table):
+    """A live text to which the two versions of a release give different labels; the newest are kept."""
+
+    __tablename__ = "differences"
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    release_id: Mapped[int] = mapped_column(ForeignKey("releases.id"), index=True)
+    at: Mapped[datetime]
+    text: Mapped[str | None] = mapped_column(Text)
+    """As that of a sampled prediction."""
+    text_hash: Mapped[str] = mapped_column(String(64))
+    champion_label: Mapped[str] = mapped_column(Text)
+    champion_score: Mapped[float]
+    challenger_label: Mapped[str] = mapped_column(Text)
+    challenger_score: Mapped[float]
+
+
 class ApiKey(Table):
     """A key with which somebody may ask; the key itself is nowhere, only its hash. Rows are only ever added."""
 

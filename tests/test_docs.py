@@ -26,6 +26,7 @@ RUN_BY = {
     "docs/operations.md": "tests/e2e/test_pages.py",
     "docs/quality.md": "tests/lifecycle/test_suggestions.py",
     "docs/training.md": "tests/trainer/test_processes.py",
+    "docs/releases.md": "tests/lifecycle/test_release.py",
     # Its first steps are those of the fixture that test_pages.py stands on.
     "docs/tutorial.md": "tests/e2e/conftest.py",
 }

@@ -3,7 +3,7 @@
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from serving.protocol import MAX_BATCH_SIZE
+from serving.protocol import CHALLENGER_NAME, MAX_BATCH_SIZE
 from serving.replicas import PROBE
 
 SCORE = 0.98754
@@ -34,6 +34,13 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self.score = SCORE
         self.refused: set[str] = set()
         self.error: grpc.StatusCode | None = None
+        self.challenger = 2
+        """The version that is loaded beside; it answers as the other one does, but for `otherwise`."""
+        self.challenger_error: grpc.StatusCode | None = None
+        self.challenger_delay_s = 0.0
+        self.challenger_calls: list[list[str]] = []
+        self.otherwise: set[str] = set()
+        """Texts to which the challenger gives the other label."""
         self.delay_s = 0.0
         self.phases: tuple[float, float, float] | None = None
         """Seconds of tokenizing, queue and graph; an older build tells none."""
@@ -66,6 +73,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         texts = _texts(request.raw_input_contents[0])
         assert 0 < len(texts) <= MAX_BATCH_SIZE
+        if request.model_name == CHALLENGER_NAME:
+            return self._challenge(texts, context)
         with self.lock:
             if texts == [PROBE]:
                 self.probes += 1
@@ -85,6 +94,14 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the model cannot read {text!r}")
         return _response(texts, version, score, phases)
 
+    def _challenge(self, texts: list[str], context: Any) -> Any:
+        with self.lock:
+            self.challenger_calls.append(texts)
+        time.sleep(self.challenger_delay_s)
+        if self.challenger_error is not None:
+            context.abort(self.challenger_error, "the challenger fails")
+        return _response(texts, self.challenger, self.score, None, self.otherwise)
+
 
 def _texts(data: bytes) -> list[str]:
     texts = []
@@ -95,9 +112,15 @@ def _texts(data: bytes) -> list[str]:
     return texts
 
 
-def _response(texts: list[str], version: int, score: float, phases: tuple[float, float, float] | None) -> Any:
+def _response(
+    texts: list[str],
+    version: int,
+    score: float,
+    phases: tuple[float, float, float] | None,
+    otherwise: Collection[str] = (),
+) -> Any:
     response = service_pb2.ModelInferResponse(model_name="sentiment", model_version=str(version))
-    labels = [b"Negative" if "terrible" in text else b"Positive" for text in texts]
+    labels = [b"Negative" if ("terrible" in text) != (text in otherwise) else b"Positive" for text in texts]
     response.outputs.add(name="LABEL", datatype="BYTES")
     response.raw_output_contents.append(b"".join(struct.pack("<I", len(label)) + label for label in labels))
     response.outputs.add(name="SCORE", datatype="FP32")

@@ -9,12 +9,13 @@ import pytest
 from pydantic import TypeAdapter
 
 import gateway.admin
-from gateway.schemas import Event, Job, Model, Serving
+from gateway.schemas import Difference, Event, Job, Model, Release, Serving
 from lifecycle import promotion
 from serving.bundle import DESCRIPTION
 from settings import Settings
-from storage import events, jobs
+from storage import events, jobs, releases
 from storage.events import EventKind
+from storage.releases import DifferingText
 from storage.versions import GateVerdict, add_verdicts
 from tests.gateway.conftest import ADMIN_KEY, make_app, served, until
 from tests.gateway.fake_triton import FakeTriton
@@ -22,7 +23,16 @@ from tests.gateway.test_feedback import Gateway, gateway_with_models
 from tests.gateway.test_wrong_requests import assert_problem
 
 KEY = {"X-API-Key": ADMIN_KEY}
-CHANGING = ["/models/2/promote", "/models/rollback", "/check", "/retrain", "/jobs/1/cancel"]
+CHANGING = [
+    "/models/2/promote",
+    "/models/2/shadow",
+    "/models/2/canary",
+    "/models/2/stop",
+    "/models/rollback",
+    "/check",
+    "/retrain",
+    "/jobs/1/cancel",
+]
 READING = ["/models", "/events", "/jobs/1"]
 NUMBERS_OF_NOTHING = ["0", "9", str(2**63 - 1), str(2**63), "9" * 30, "1" * 5_000]
 KINDS = ", ".join(kind.value for kind in EventKind)
@@ -31,6 +41,10 @@ ANSWERS: dict[tuple[str, str], tuple[str, set[str], set[str]]] = {
     ("get", "/models"): ("Model", {"200"}, set()),
     ("post", "/models/{version}/promote"): ("Serving", {"200"}, {"404", "409"}),
     ("post", "/models/rollback"): ("Serving", {"200"}, {"409"}),
+    ("post", "/models/{version}/shadow"): ("Release", {"200"}, {"404", "409"}),
+    ("post", "/models/{version}/canary"): ("Release", {"200"}, {"404", "409"}),
+    ("post", "/models/{version}/stop"): ("Release", {"200"}, {"404", "409"}),
+    ("get", "/models/{version}/differences"): ("Difference", {"200"}, {"404", "422"}),
     ("post", "/check"): ("Job", {"200", "202"}, set()),
     ("post", "/retrain"): ("Job", {"202"}, set()),
     ("get", "/jobs/{job}"): ("Job", {"200"}, {"404"}),
@@ -104,6 +118,35 @@ def test_what_changes_something_needs_the_key(looped: Gateway, headers: list[tup
 def test_what_only_tells_needs_no_key(looped: Gateway) -> None:
     jobs.enqueue(looped.database, jobs.RETRAIN, "a test")
     assert [looped.http.get(path).status_code for path in READING] == [200] * len(READING)
+
+
+def test_a_version_is_tried_on_live_texts_and_what_differs_is_told(without_triton: Gateway) -> None:
+    looped = without_triton
+    begun = posted(looped, "/models/2/shadow", 200, Release)
+    assert (begun["version"], begun["champion"], begun["mode"], begun["share"]) == (2, 1, "shadow", 0)
+    assert posted(looped, "/models/2/canary", 200, Release)["share"] == 0.05
+    with looped.database.reading() as session:
+        running = releases.running(session)
+    assert running is not None
+    differing = DifferingText("fine", ("Positive", 0.91), ("Negative", 0.72))
+    releases.add_findings(looped.database, running.id, {"answered": 1}, [differing], True)
+    (item,) = told(looped.http.get("/models/2/differences", headers=KEY), 200, list[Difference])
+    assert (item["text"], item["champion_label"], item["challenger_score"]) == ("fine", "Positive", 0.72)
+    assert_problem(looped.http.get("/models/2/differences?limit=0", headers=KEY), 422, "invalid-fields")
+    assert_problem(looped.http.get("/models/1/differences", headers=KEY), 404, "not-found")
+
+    refused = assert_problem(looped.http.post("/models/2/canary", headers=KEY), 409, "conflict")
+    assert "Version 2 is being tried (canary)" in refused["detail"]
+    models = {model["version"]: model for model in told(looped.http.get("/models"), 200, list[Model])}
+    assert models[1]["release"] is None
+    assert (models[2]["release"]["state"], models[2]["release"]["figures"]) == (
+        "running",
+        {"answered": 1, "failed_in_a_row": 0},
+    )
+    assert posted(looped, "/models/2/stop", 200, Release)["state"] == "stopped"
+    assert_problem(looped.http.post("/models/2/stop", headers=KEY), 409, "conflict")
+    assert_problem(looped.http.post("/models/1/canary", headers=KEY), 409, "conflict")
+    assert_problem(looped.http.post("/models/9/canary", headers=KEY), 404, "not-found")
 
 
 def test_versions_are_promoted_and_rolled_back(without_triton: Gateway) -> None:
@@ -294,10 +337,10 @@ def test_each_route_is_documented(document: dict[str, Any], method: str, path: s
     assert set(responses) == statuses | problems | {"401", "403", "421", "429", "503", "default"}
     for status in statuses:
         schema = responses[status]["content"]["application/json"]["schema"]
-        assert ("items" in schema) == (path in {"/models", "/events"})
+        assert ("items" in schema) == (path in {"/models", "/events", "/models/{version}/differences"})
         assert schema.get("items", schema) == {"$ref": f"#/components/schemas/{model}"}
     for name in {"version", "job"} & set(path.replace("{", "/").replace("}", "/").split("/")):
-        (parameter,) = operation["parameters"]
+        (parameter,) = [item for item in operation["parameters"] if item["in"] == "path"]
         assert (parameter["in"], parameter["name"], parameter["required"]) == ("path", name, True)
         assert parameter["schema"] == {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}
 

@@ -4,11 +4,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from storage import deployments, events, jobs, leases
+from storage import deployments, events, jobs, leases, releases
 from storage.database import Database
 from storage.feedback import LabelledText, add_feedback
 from tests.e2e.conftest import PROJECT
@@ -92,6 +93,20 @@ def test_what_was_told_is_learnt_and_serves_and_is_not_learnt_twice(served: Serv
     assert set(load.statuses) == {200}
     assert Tracking(served.settings).aliased() == {2}
     assert (served.directory / "model" / "training.json").read_text().count('"version": 2')
+
+
+def test_what_passed_begins_as_a_canary_where_that_is_wanted(served: Served, database: Database) -> None:
+    tell(database)
+    careful = replace(served, environment={**served.environment, "SENTIMENT_RELEASE": "canary"})
+    ended = careful.app("retrain", timeout_s=300)
+    assert "Version 2 passed every gate and is tried on live texts (canary)." in ended.stdout, ended.stderr
+    assert served.repository.deployed() == 1
+    with database.reading() as session:
+        release = releases.running(session)
+    assert release is not None
+    assert (release.version, release.champion, release.mode) == (2, 1, "canary")
+    assert release.reason.endswith("passed every gate")
+    assert Tracking(served.settings).aliased() == {1}
 
 
 def test_shuffled_labels_are_rejected_and_the_champion_serves(served: Served, database: Database) -> None:

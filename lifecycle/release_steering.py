@@ -1,0 +1,138 @@
+"""Takes back what does badly on live texts, goes on with what does well, and keeps the Tritons loaded with it.
+
+Each process that serves looks after the Tritons that it asks, since others may not reach them. One at a time decides.
+"""
+
+import asyncio
+import logging
+from datetime import timedelta
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from errors import PipelineError
+from lifecycle import challenger, promotion
+from lifecycle.promotion import LEASE_S, DeploymentError
+from lifecycle.release_alarms import alarms, is_proven
+from serving import addresses
+from serving.repository import ModelRepository
+from settings import Settings
+from storage import events, leases, releases
+from storage.database import Database, now
+from storage.events import EventKind
+from storage.storage import Storage
+from storage.tables import Release
+
+INTERVAL_S = 1.0
+"""Between two looks."""
+
+log = logging.getLogger(__name__)
+
+
+class ReleaseSteering:
+    """Looks at what is tried."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Nothing is known yet; a process before may have left a version loaded."""
+        self._settings = settings
+        self._repository = ModelRepository(settings.model_repository)
+        self._may_be_loaded = True
+
+    async def watch(self, storage: Storage) -> None:
+        """Look every `INTERVAL_S` seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            try:
+                await asyncio.to_thread(lambda: self.look(storage.open()))
+            except (PipelineError, SQLAlchemyError, OSError) as error:
+                log.error("The look at what is tried failed: %s", str(error).partition("\n")[0])
+
+    def look(self, database: Database) -> None:
+        """Do what is to be done now.
+
+        Raises:
+            PipelineError: the repository is damaged, or the Tritons' addresses cannot be found.
+        """
+        with database.reading() as session:
+            release = releases.running(session)
+        if release is None:
+            if self._may_be_loaded:
+                self._unload(database)
+            return
+        self._may_be_loaded = True
+        with leases.held(database, leases.RELEASING, LEASE_S) as is_held:
+            is_promoted = is_held and self._decide(database, release.id)
+        if not is_promoted:
+            self._load(database, release)
+
+    def _decide(self, database: Database, release_id: int) -> bool:
+        """Take back, go on a step, or promote; returns whether nothing more is to be done now."""
+        deployed = self._repository.deployed()
+        with database.transaction() as session:
+            if deployed is not None:
+                releases.follow(session, deployed)
+            release = releases.locked(session, release_id)
+            if release is None:
+                return True
+            found = alarms(
+                self._settings, release.champion, release.figures, releases.told_by_feedback(session, release_id)
+            )
+            if found:
+                _take_back(session, release, "; ".join(found))
+                return True
+            if not release.steps or not self._is_step_over(session, release):
+                return False
+            if release.step + 1 < len(release.steps):
+                _go_on(session, release)
+                return False
+        try:
+            reason = f"its canary did well on up to {release.steps[-1]:.0%} of the live texts"
+            promotion.promote(self._settings, database, release.version, reason, release.figures)
+        except DeploymentError as error:
+            _take_back_for(database, release_id, error)
+        return True
+
+    def _is_step_over(self, session: Session, release: Release) -> bool:
+        ends_at = release.step_started_at + timedelta(minutes=self._settings.release_step_minutes)
+        return now(session) >= ends_at and is_proven(release.figures)
+
+    def _load(self, database: Database, release: Release) -> None:
+        """Have a Triton that has started meanwhile, or that nobody else reaches, load the version too."""
+        try:
+            challenger.load(addresses.find(self._settings.triton_address), self._repository, release.version)
+        except challenger.ChallengerError as error:
+            _take_back_for(database, release.id, error)
+
+    def _unload(self, database: Database) -> None:
+        # Whoever begins a release holds this lease until it is written down.
+        with leases.held(database, leases.DEPLOYING, LEASE_S) as is_held:
+            if not is_held:
+                return
+            with database.reading() as session:
+                if releases.running(session) is not None:
+                    return
+            challenger.unload(addresses.find(self._settings.triton_address), self._repository)
+            self._may_be_loaded = False
+
+
+def _go_on(session: Session, release: Release) -> None:
+    release.step += 1
+    release.step_started_at = now(session)
+    share = release.steps[release.step]
+    message = f"Version {release.version} answers {share:.0%} of the live texts now; nothing speaks against it."
+    events.record(session, EventKind.CANARY_STEP, message, release.figures, version=release.version)
+    log.info("%s", message)
+
+
+def _take_back_for(database: Database, release_id: int, error: PipelineError) -> None:
+    with database.transaction() as session:
+        release = releases.locked(session, release_id)
+        if release is not None:
+            _take_back(session, release, f"errors: {error}")
+
+
+def _take_back(session: Session, release: Release, alarm: str) -> None:
+    releases.end(session, release, releases.TAKEN_BACK, alarm)
+    message = f"The {release.mode} of version {release.version} was taken back, {release.champion} serves: {alarm}."
+    events.record(session, EventKind.TAKEN_BACK, message, release.figures, version=release.version)
+    log.error("%s", message)

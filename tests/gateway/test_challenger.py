@@ -1,0 +1,199 @@
+"""A version that is tried on live texts, as a gateway asks it: who is answered by which, and what is counted."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from gateway import challenger, comparing, release_watch
+from gateway.challenger import position_of
+from settings import Settings
+from storage import releases
+from storage.database import Database
+from storage.releases import CANARY, SHADOW, Mode
+from storage.tables import Figures
+from tests.e2e.conftest import wait_for
+from tests.gateway.conftest import make_app, served
+from tests.gateway.fake_triton import FakeTriton
+
+CHAMPION, CHALLENGER = 1, 2
+TEXTS = [f"{'terrible' if number % 3 else 'fine'} text {number}" for number in range(120)]
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release_watch, "INTERVAL_S", 0.1)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database(Settings(state_dir=tmp_path / "state").database)
+    yield opened
+    opened.close()
+
+
+@contextmanager
+def gateway(triton: FakeTriton, directory: Path, **settings: Any) -> Iterator[httpx.Client]:
+    with (
+        served(make_app(triton, directory, **{"release_compared": 1, **settings})) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+    ):
+        yield client
+
+
+def begin(database: Database, mode: Mode, *steps: float) -> int:
+    with database.transaction() as session:
+        return releases.begin(session, CHALLENGER, CHAMPION, mode, steps, "by the test").id
+
+
+def end(database: Database, release_id: int) -> None:
+    with database.transaction() as session:
+        release = releases.locked(session, release_id)
+        assert release is not None
+        releases.end(session, release, releases.STOPPED, "by the test")
+
+
+def figures(database: Database) -> Figures:
+    with database.reading() as session:
+        release = releases.last(session)
+    assert release is not None
+    return release.figures
+
+
+def versions(http: httpx.Client, texts: list[str]) -> list[int]:
+    answers = [http.post("/predict/live", json={"text": text}) for text in texts]
+    assert {answer.status_code for answer in answers} == {200}
+    return [int(answer.headers["x-model-version"]) for answer in answers]
+
+
+def chosen(texts: list[str], share: float) -> list[int]:
+    return [CHALLENGER if position_of(text) < share else CHAMPION for text in texts]
+
+
+def test_a_share_is_right_within_a_point_and_a_larger_one_has_those_of_the_smaller() -> None:
+    positions = [position_of(f"a live text, the {number}th of many") for number in range(50_000)]
+    for share in (0.05, 0.25, 0.5):
+        assert sum(position < share for position in positions) / len(positions) == pytest.approx(share, abs=0.01)
+    # For ever: a gateway of another release, or on another machine, must decide alike.
+    assert position_of("I love this product!") == pytest.approx(0.0357, abs=1e-4)
+
+
+def test_a_canary_answers_the_same_texts_each_time_and_each_answer_names_its_version(
+    triton: FakeTriton, tmp_path: Path, database: Database
+) -> None:
+    begin(database, CANARY, 0.3, 0.6)
+    with gateway(triton, tmp_path) as http:
+        for _ in range(2):  # the second time the answers are known
+            assert versions(http, TEXTS) == chosen(TEXTS, 0.3)
+        with database.transaction() as session:
+            release = releases.running(session)
+            assert release is not None
+            release.step = 1
+        wait_for(lambda: versions(http, TEXTS) == chosen(TEXTS, 0.6), 60, "the share to grow")
+        batch = http.post("/predict/batch", json={"texts": TEXTS})
+        assert batch.headers["x-model-version"] == str(CHAMPION)
+
+
+def test_a_text_keeps_its_version_when_a_gateway_starts_and_is_the_champions_when_the_canary_ends(
+    triton: FakeTriton, tmp_path: Path, database: Database
+) -> None:
+    release = begin(database, CANARY, 0.5)
+    with gateway(triton, tmp_path) as http:
+        assert versions(http, TEXTS) == chosen(TEXTS, 0.5)
+    with gateway(triton, tmp_path) as http:
+        assert versions(http, TEXTS) == chosen(TEXTS, 0.5)
+        end(database, release)
+        wait_for(lambda: set(versions(http, TEXTS)) == {CHAMPION}, 60, "the canary to end")
+
+
+@pytest.mark.parametrize(
+    "error", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INVALID_ARGUMENT]
+)
+def test_what_a_challenger_fails_to_answer_the_champion_does_and_it_is_counted(
+    triton: FakeTriton, tmp_path: Path, database: Database, error: grpc.StatusCode
+) -> None:
+    begin(database, CANARY, 0.5)
+    triton.challenger_error = error
+    with gateway(triton, tmp_path, release_compared=0) as http:
+        assert set(versions(http, TEXTS)) == {CHAMPION}
+        failed = chosen(TEXTS, 0.5).count(CHALLENGER)
+        wait_for(lambda: figures(database).get("failed") == failed, 60, "failures to be counted")
+    assert figures(database)["failed_in_a_row"] == failed
+    assert "answered" not in figures(database)
+
+
+def test_a_challenger_that_hangs_holds_nobody_up_for_long(
+    triton: FakeTriton, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(challenger, "LONGEST_CALL_S", 0.2)
+    begin(database, CANARY, 1.0)
+    triton.challenger_delay_s = 5
+    with gateway(triton, tmp_path, release_compared=0) as http:
+        answer = http.post("/predict/live", json={"text": "fine"})
+        assert (answer.status_code, answer.headers["x-model-version"]) == (200, str(CHAMPION))
+        wait_for(lambda: figures(database).get("failed") == 1, 60, "the failure to be counted")
+        triton.challenger_delay_s = 0
+
+
+def test_a_model_that_nobody_answers_for_is_no_fault_of_the_challenger(
+    triton: FakeTriton, tmp_path: Path, database: Database
+) -> None:
+    begin(database, CANARY, 1.0)
+    triton.challenger_error = triton.error = grpc.StatusCode.UNAVAILABLE
+    with gateway(triton, tmp_path, release_compared=0) as http:
+        assert http.post("/predict/live", json={"text": "fine"}).status_code == 503
+        triton.challenger_error = triton.error = None
+        wait_for(lambda: http.get("/health/ready").is_success, 60, "the model to be ready")
+        assert versions(http, ["fine too"]) == [CHALLENGER]
+        wait_for(lambda: figures(database).get("answered") == 1, 60, "the answer to be counted")
+    assert "failed" not in figures(database)
+
+
+def test_a_shadow_answers_nobody_and_its_answers_are_held_against_the_champions(
+    triton: FakeTriton, tmp_path: Path, database: Database
+) -> None:
+    long = " ".join(["fine"] * 20)
+    triton.otherwise = {TEXTS[0], long}
+    release = begin(database, SHADOW)
+    with gateway(triton, tmp_path) as http:
+        assert set(versions(http, [*TEXTS[:20], long])) == {CHAMPION}
+        wait_for(lambda: figures(database).get("answered") == 21, 60, "all to be compared")
+    found = figures(database)
+    assert found["calls"] > 0
+    assert min(found["champion_ms"], found["challenger_ms"]) > 0
+    parts = {name: (part["texts"], part["differ"]) for name, part in found["parts"].items()}
+    assert parts == {"all": (21, 2), "up to 8 words": (20, 1), "17 to 32 words": (1, 1)}
+    assert found["parts"]["all"]["champion"] == pytest.approx(21 * triton.score, rel=1e-4)
+    differing = releases.differences(database, release, 10)
+    assert Counter(item.text for item in differing) == {TEXTS[0]: 1, long: 1}
+    assert {(item.champion_label, item.challenger_label) for item in differing} == {("Positive", "Negative")}
+
+
+def test_without_texts_a_difference_is_kept_by_its_hash(triton: FakeTriton, tmp_path: Path, database: Database) -> None:
+    triton.otherwise = {"fine"}
+    release = begin(database, SHADOW)
+    with gateway(triton, tmp_path, sample_texts=False) as http:
+        versions(http, ["fine"])
+        wait_for(lambda: releases.differences(database, release, 10) != [], 60, "the difference to be kept")
+    (item,) = releases.differences(database, release, 10)
+    assert item.text is None
+    assert len(item.text_hash) == 64
+
+
+def test_a_shadow_that_hangs_delays_nobody_and_what_comes_meanwhile_is_dropped(
+    triton: FakeTriton, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparing, "MOST_WAITING", 4)
+    begin(database, SHADOW)
+    triton.challenger_delay_s = 4
+    with gateway(triton, tmp_path) as http:
+        assert set(versions(http, TEXTS)) == {CHAMPION}
+        metrics = http.get("/metrics").text
+        triton.challenger_delay_s = 0
+    dropped = next(line for line in metrics.splitlines() if 'compared_texts_total{outcome="dropped"}' in line)
+    assert float(dropped.split()[1]) > 0
