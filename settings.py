@@ -165,14 +165,14 @@ class Settings(BaseSettings):
     @classmethod
     def _ascends(cls, steps: str) -> str:
         shares = [float(step) for step in steps.split(",")]
-        if shares != sorted(set(shares)) or shares[0] <= 0 or shares[-1] > 100:
+        if not (shares == sorted(set(shares)) and shares[0] > 0 and shares[-1] <= 100):
             raise ValueError("ascending percentages are needed, such as 5,25,50")
         return steps
 
     release_step_minutes: Annotated[float, Field(gt=0)] = 10
     """How long each step lasts, at the least."""
 
-    release_compared: Share = 0.25
+    release_compared: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of live texts that are put to both versions, beside what is answered, and only while there is time."""
 
     release_max_errors: Share = 0.02

@@ -52,12 +52,17 @@ class AnswerCache:
         """Return the answer for `text`, if it is known."""
         # Not looked up, for hashing a long text takes longer than all the rest.
         prediction = self._answers.get(text) if len(text) <= MAX_CHARACTERS else None
-        if prediction is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._answers.move_to_end(text)
+        self.count(is_hit=prediction is not None)
+        if prediction is not None:
+            self._answers.move_to_end(text)
         return prediction
+
+    def count(self, *, is_hit: bool) -> None:
+        """Count a text that was asked for, here or of another version beside this one."""
+        if is_hit:
+            self.hits += 1
+        else:
+            self.misses += 1
 
     def __contains__(self, text: str) -> bool:
         """Whether the answer for `text` is known; to ask does not count as its use."""

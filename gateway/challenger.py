@@ -4,15 +4,15 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from gateway.answer_cache import AnswerCache
 from gateway.backlog import Backlog
 from gateway.comparing import Comparer, Findings
-from gateway.deployed_model import DeployedModel
 from gateway.inference import Outcomes, Prediction, infer
 from gateway.metrics import Metrics
 from gateway.micro_batching import MicroBatcher
+from gateway.problems import ModelTimeoutError, OverloadedError
 from gateway.server_timing import current_timings
 from serving.protocol import CHALLENGER_NAME
 from serving.replicas import Replicas
@@ -30,56 +30,29 @@ log = logging.getLogger(__name__)
 
 
 class ChallengerModel:
-    """Answers by the challenger, and by the champion what that fails to answer."""
+    """The version that is tried, in Triton; make and use it within one event loop."""
 
-    def __init__(
-        self, version: int, tritons: Replicas, champion: DeployedModel, findings: Findings, metrics: Metrics
-    ) -> None:
+    def __init__(self, version: int, tritons: Replicas, metrics: Metrics) -> None:
         """Ask `tritons` for `version`."""
         self._version = version
         self._tritons = tritons
-        self._champion = champion
-        self._findings = findings
         self._metrics = metrics
         self.cache = AnswerCache(MAX_BYTES)
         self.cache.turn_to(version)
 
     async def infer(self, texts: list[str], deadline: float) -> Outcomes:
-        """Answer as `DeployedModel.infer` does; each answer names the version that gave it.
+        """Answer as `DeployedModel.infer` does.
 
         Raises:
-            TritonUnavailableError: nobody can answer now.
+            TritonUnavailableError: it cannot answer now.
             TritonTimeoutError: no answer came in time.
         """
-        now = asyncio.get_running_loop().time()
-        # What is left is for the champion.
-        allowed_s = min(LONGEST_CALL_S, (deadline - now) / 2)
-        outcomes: Outcomes = {}
-        is_to_blame = True
-        try:
-            outcomes = await infer(self._classify, texts, now + allowed_s)
-        except NotLoadedError:
-            is_to_blame = False  # Triton has just started
-        except TritonTimeoutError:
-            is_to_blame = allowed_s == LONGEST_CALL_S
-        except Exception as error:
-            log.debug("The version that is tried did not answer: %s", error)
-        answered = {text: outcome for text, outcome in outcomes.items() if isinstance(outcome, Prediction)}
-        for text, prediction in answered.items():
-            self.cache.put(text, prediction)
-            self._metrics.answers.labels(prediction.label).inc()
-        if answered:
-            self._findings.answered(len(answered))
-            self._metrics.challenger.labels("answered").inc(len(answered))
-        failed = [text for text in texts if text not in answered]
-        if not failed:
-            return outcomes
-        instead = await self._champion.infer(failed, deadline)
-        rescued = sum(isinstance(outcome, Prediction) for outcome in instead.values())
-        self._metrics.challenger.labels("failed").inc(rescued)
-        if rescued and is_to_blame:
-            self._findings.failed(rescued)
-        return outcomes | instead
+        outcomes = await infer(self._classify, texts, deadline)
+        for text, outcome in outcomes.items():
+            if isinstance(outcome, Prediction):
+                self.cache.put(text, outcome)
+                self._metrics.answers.labels(outcome.label).inc()
+        return outcomes
 
     async def _classify(self, texts: Sequence[str], timeout_s: float) -> Classification:
         started = time.perf_counter()
@@ -94,14 +67,7 @@ class ChallengerModel:
 class Challenger:
     """A release, for one gateway, from when it hears of it until it hears of its end."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        release: Release,
-        tritons: Replicas,
-        champion: DeployedModel,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, settings: Settings, release: Release, tritons: Replicas, metrics: Metrics) -> None:
         """Of `release`; `tritons` are the champion's."""
         self.release_id = release.id
         self.version = release.version
@@ -109,9 +75,10 @@ class Challenger:
         """Of the live texts that it answers."""
         self.findings = Findings()
         self._tritons = Replicas(settings.triton_address, lambda: release.version, CHALLENGER_NAME)
-        self._model = ChallengerModel(release.version, self._tritons, champion, self.findings, metrics)
+        self._model = ChallengerModel(release.version, self._tritons, metrics)
         # Of its own, for one that hangs must not have others refused.
         self._micro_batcher = MicroBatcher(self._model, Backlog(LONGEST_CALL_S), metrics)
+        self._counted = metrics.challenger
         comparer = Comparer(
             release,
             tritons,
@@ -119,7 +86,6 @@ class Challenger:
             self.findings,
             settings.release_compared,
             settings.release_max_slowdown,
-            champion.is_busy,
             metrics,
         )
         self.offer: Callable[[str], None] = comparer.offer
@@ -143,15 +109,51 @@ class Challenger:
         """Requests that wait for their call."""
         return self._micro_batcher.waiting
 
-    async def predict(self, text: str, deadline: float) -> Prediction:
-        """Answer a text that it takes, as `MicroBatcher.predict` does; where it has no time, the champion may."""
-        return await self._micro_batcher.predict(text, deadline)
+    async def predict(
+        self, text: str, deadline: float, instead: Callable[[str, float], Awaitable[Prediction]]
+    ) -> Prediction:
+        """Answer a text that it takes, or have `instead`, which asks the champion, answer what it does not.
+
+        It gets half of the time until `deadline` at most, a time of the event loop's clock; what is left is for the
+        champion.
+
+        Raises:
+            Exception: what `instead` raises.
+        """
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        allowed_s = min(LONGEST_CALL_S, (deadline - started) / 2)
+        try:
+            prediction = await self._micro_batcher.predict(text, started + allowed_s)
+        except (OverloadedError, ModelTimeoutError):
+            return await instead(text, deadline)  # it was not asked
+        except Exception as error:
+            log.debug("The version that is tried did not answer: %s", error)
+            failure = error
+        else:
+            self.findings.answered(1)
+            self._counted.labels("answered").inc()
+            return prediction
+        turned_at = clock()
+        prediction = await instead(text, deadline)
+        self._counted.labels("failed").inc()
+        # Where it is not loaded, Triton has just started. Of time it had too little where the champion needs as much.
+        was_short = isinstance(failure, TritonTimeoutError) and clock() - turned_at > allowed_s
+        if not was_short and not isinstance(failure, NotLoadedError):
+            self.findings.failed(1)
+        return prediction
 
     def retire(self) -> "asyncio.Task[None]":
         """End, when what is under way is answered."""
         for task in self._tasks:
             task.cancel()
         return asyncio.create_task(self._close_after(2 * LONGEST_CALL_S))
+
+    async def close(self) -> None:
+        """End at once."""
+        for task in self._tasks:
+            task.cancel()
+        await self._tritons.close()
 
     async def _close_after(self, seconds: float) -> None:
         try:

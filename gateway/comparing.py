@@ -5,21 +5,22 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from gateway.metrics import Metrics
 from serving.replicas import Replicas
 from serving.triton_client import Classification, NotLoadedError
-from storage.releases import DifferingText
+from storage.releases import DifferingText, summed
 from storage.tables import Figures, Release
 
 MOST_TEXTS = 16
 """In a call, as in a call of live requests."""
 MOST_WAITING = 64
 """Texts; when there are more, the newest are passed over."""
-BUSY_SHARE = 0.02
-"""Of the time, while live requests are under way. What is left of a core then is not much, and theirs."""
-LONGEST_PAUSE_S = 10.0
+TIME_SHARE = 0.02
+"""Of the time that both versions take for it; the rest is for live requests, which may come at any moment."""
+PAUSE_S = 10.0
+"""After a comparison that failed."""
 CALL_TIMEOUT_S = 5.0
 MOST_DIFFERING = 100
 """Texts that are kept until the database has them."""
@@ -69,6 +70,11 @@ class Findings:
             self.differing.append(DifferingText(text, champion, challenger))
         return differ
 
+    def put_back(self, taken: "Findings") -> None:
+        """Take what was handed out, and could not be told."""
+        self.figures = summed(taken.figures, self.figures)
+        self.differing = (taken.differing + self.differing)[:MOST_DIFFERING]
+
     def take(self) -> "Findings":
         """Hand out what was found, and begin anew."""
         taken = Findings()
@@ -98,17 +104,15 @@ class Comparer:
         findings: Findings,
         share: float,
         largest_slowdown: float,
-        is_busy: Callable[[], bool],
         metrics: Metrics,
     ) -> None:
-        """Compare a `share` of what is offered; `is_busy` tells whether live requests are under way."""
+        """Compare a `share` of what is offered."""
         self._release = release
         self._champion = champion
         self._challenger = challenger
         self._findings = findings
         self._share = share
         self._largest_slowdown = largest_slowdown
-        self._is_busy = is_busy
         self._compared = metrics.compared
         self._waiting: deque[str] = deque()
         self._has_some = asyncio.Event()
@@ -130,17 +134,17 @@ class Comparer:
             texts = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_TEXTS))]
             if not self._waiting:
                 self._has_some.clear()
-            was_busy = self._is_busy()
             started = time.perf_counter()
             try:
-                await self._compare(texts)
+                is_done = await self._compare(texts)
             except Exception as error:
                 log.debug("Texts could not be compared: %s", error)
-            took = time.perf_counter() - started
-            if was_busy or self._is_busy():
-                await asyncio.sleep(min(took * (1 / BUSY_SHARE - 1), LONGEST_PAUSE_S))
+                is_done = False
+            took_s = time.perf_counter() - started
+            await asyncio.sleep(took_s * (1 / TIME_SHARE - 1) if is_done else PAUSE_S)
 
-    async def _compare(self, texts: Sequence[str]) -> None:
+    async def _compare(self, texts: Sequence[str]) -> bool:
+        """Put texts to both; returns whether both answered."""
         # In turns, for the second finds the processor's caches as the first has left them.
         if random.random() < 0.5:
             champion, champion_ms = await self._ask(self._champion, texts, self._release.champion)
@@ -151,7 +155,7 @@ class Comparer:
         # A challenger is to blame for what the champion can do.
         if asked is None:
             self._findings.failed(len(texts))
-            return
+            return False
         challenger, challenger_ms = asked
         self._findings.answered(len(texts))
         self._findings.compared(champion_ms, challenger_ms, self._largest_slowdown)
@@ -162,6 +166,7 @@ class Comparer:
                 (challenger.labels[position], challenger.scores[position]),
             )
             self._compared.labels("different" if differ else "same").inc()
+        return True
 
     async def _ask_challenger(self, texts: Sequence[str]) -> tuple[Classification, float] | None:
         """Its answer; none where it failed."""
@@ -174,10 +179,14 @@ class Comparer:
             return None
 
     async def _ask(self, tritons: Replicas, texts: Sequence[str], version: int) -> tuple[Classification, float]:
-        """An answer of `version`, and the milliseconds that it took."""
+        """An answer of `version`, and the milliseconds that it took, once its turn had come.
+
+        How long it waits for that is the live requests' doing, of which one version has more than the other.
+        """
         started = time.perf_counter()
         answer = await tritons.classify(texts, CALL_TIMEOUT_S)
-        took_ms = 1_000 * (time.perf_counter() - started)
+        queue_s = answer.phases.queue_s if answer.phases is not None else 0.0
+        took_ms = 1_000 * max(time.perf_counter() - started - queue_s, 0.0)
         if answer.version != version:
             raise _OtherVersionError(f"version {answer.version} answered, not {version}")
         return answer, took_ms

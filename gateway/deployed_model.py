@@ -66,10 +66,6 @@ class DeployedModel:
         """The version that answered last; none before the first answer."""
         return self._version
 
-    def is_busy(self) -> bool:
-        """Whether calls are under way."""
-        return bool(self._under_way)
-
     def check_circuit(self) -> None:
         """Raise a TritonUnavailableError where it is known that nobody can answer now."""
         if self.failure is not None:

@@ -72,7 +72,7 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
         )
 
         def make_challenger(release: Release) -> Challenger:
-            return Challenger(settings, release, tritons, predictor.model, metrics)
+            return Challenger(settings, release, tritons, metrics)
 
         tried = ReleaseWatch(storage, predictor, make_challenger, settings.sample_texts)
         bounded.update(predictions.bounded_routes(predictor))

@@ -11,7 +11,6 @@ from gateway.examining import Examiner
 from gateway.inference import Prediction
 from gateway.metrics import Metrics
 from gateway.micro_batching import MicroBatcher
-from gateway.problems import ModelTimeoutError, OverloadedError
 from gateway.sampling import Sampler
 from serving.call_statistics import CallStatistics
 from serving.replicas import Replicas
@@ -62,6 +61,7 @@ class Predictor:
         challenger = self.challenger
         if challenger is not None and challenger.takes(text):
             prediction = challenger.known(text)
+            self._cache.count(is_hit=prediction is not None)
         else:
             prediction = self._cache.get(text)
         if prediction is not None and self._sampler is not None:
@@ -87,10 +87,12 @@ class Predictor:
         """
         self._model.check_circuit()
         challenger = self.challenger
-        if challenger is None:
-            prediction = await self._micro_batcher.predict(text, deadline)
+        if challenger is not None and challenger.takes(text):
+            prediction = await challenger.predict(text, deadline, self._micro_batcher.predict)
         else:
-            prediction = await self._try_challenger(challenger, text, deadline)
+            prediction = await self._micro_batcher.predict(text, deadline)
+        if challenger is not None:
+            challenger.offer(text)
         if self._sampler is not None:
             self._sampler.offer(text, prediction)
         return prediction
@@ -126,23 +128,6 @@ class Predictor:
         """
         self._model.check_circuit()
         return await self._examiner.examine(texts, deadline)
-
-    @property
-    def model(self) -> DeployedModel:
-        """The version that serves."""
-        return self._model
-
-    async def _try_challenger(self, challenger: Challenger, text: str, deadline: float) -> Prediction:
-        """Answer by the version that is tried, if the text is one of its own, and let it be compared."""
-        batcher = challenger if challenger.takes(text) else self._micro_batcher
-        try:
-            prediction = await batcher.predict(text, deadline)
-        except (OverloadedError, ModelTimeoutError):
-            if batcher is self._micro_batcher:
-                raise
-            prediction = await self._micro_batcher.predict(text, deadline)
-        challenger.offer(text)
-        return prediction
 
     def _waiting(self) -> int:
         return self._micro_batcher.waiting + (self.challenger.waiting if self.challenger else 0)

@@ -52,7 +52,9 @@ class ReleaseWatch:
 
     async def end(self) -> None:
         """Close all connections, at once."""
-        self._turn_to(None)
+        challenger, self._predictor.challenger = self._predictor.challenger, None
+        if challenger is not None:
+            await challenger.close()
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
@@ -60,20 +62,33 @@ class ReleaseWatch:
     async def _look(self) -> None:
         loop = asyncio.get_running_loop()
         challenger = self._predictor.challenger
+        found = Findings() if challenger is None else challenger.findings.take()
+        release_id = None if challenger is None else challenger.release_id
+        looking = asyncio.create_task(asyncio.to_thread(self._tell_and_read, release_id, found))
+        # A database that hangs may hold it for long.
+        await asyncio.wait({looking}, timeout=max(self._seen_at + LONGEST_BLIND_S - loop.time(), 0))
+        if not looking.done():
+            self._give_up("it does not answer")
         try:
-            if challenger is not None:
-                await asyncio.to_thread(self._tell, challenger.release_id, challenger.findings.take())
-            release = await asyncio.to_thread(self._read)
+            release = await looking
         except (PipelineError, SQLAlchemyError) as error:
-            if challenger is not None and loop.time() - self._seen_at > LONGEST_BLIND_S:
-                log.warning("Version %d is not tried while the database is away: %s", challenger.version, error)
-                self._turn_to(None)
+            if challenger is not None:
+                challenger.findings.put_back(found)
+            if loop.time() - self._seen_at > LONGEST_BLIND_S:
+                self._give_up(error)
             return
         self._seen_at = loop.time()
+        challenger = self._predictor.challenger
         if challenger is not None and release is not None and release.id == challenger.release_id:
             challenger.share = releases.share_of(release)
         elif challenger is not None or release is not None:
             self._turn_to(release)
+
+    def _give_up(self, reason: object) -> None:
+        challenger = self._predictor.challenger
+        if challenger is not None:
+            log.warning("Version %d is not tried while the database is away: %s", challenger.version, reason)
+            self._turn_to(None)
 
     def _turn_to(self, release: Release | None) -> None:
         before = self._predictor.challenger
@@ -84,10 +99,9 @@ class ReleaseWatch:
         if before is not None:
             self._retiring.append(before.retire())
 
-    def _read(self) -> Release | None:
-        with self._storage.open().reading() as session:
+    def _tell_and_read(self, release_id: int | None, found: Findings) -> Release | None:
+        database = self._storage.open()
+        if release_id is not None and found.figures:
+            releases.add_findings(database, release_id, found.figures, found.differing, self._keeps_texts)
+        with database.reading() as session:
             return releases.running(session)
-
-    def _tell(self, release_id: int, found: Findings) -> None:
-        if found.figures:
-            releases.add_findings(self._storage.open(), release_id, found.figures, found.differing, self._keeps_texts)

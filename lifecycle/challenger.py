@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
 from typing import Any
 
 from errors import PipelineError
@@ -18,41 +17,55 @@ class ChallengerError(PipelineError):
     """A Triton cannot load the version, and says why."""
 
 
-def load(addresses: Sequence[str], repository: ModelRepository, version: int) -> int:
-    """Have each Triton that runs, and has not loaded `version` as its challenger, do so; returns how many have it then.
+class EndedLoadingError(ChallengerError):
+    """A Triton ended while it loaded the version, because of it or not."""
+
+
+def load(addresses: Sequence[str], repository: ModelRepository, version: int) -> None:
+    """Have each Triton that runs, and has not loaded `version` as its challenger, do so.
 
     Raises:
-        ChallengerError: one refuses, or the version is not whole.
+        ChallengerError: one refuses, or ends meanwhile, or the version is not whole.
     """
 
-    async def load_one(client: TritonClient) -> bool:
+    async def lacks(client: TritonClient) -> bool:
         try:
-            if await client.loaded_versions() != {version}:
-                await client.load_model(LOAD_TIMEOUT_S)
+            return await client.loaded_versions() != {version}
+        except TritonUnavailableError:
+            return False  # it is given the version when it runs
+
+    async def load_one(client: TritonClient) -> None:
+        try:
+            await client.load_model(LOAD_TIMEOUT_S)
         except LoadRefusedError as error:
             raise ChallengerError(f"Triton at {client.address} cannot load version {version}: {error}") from error
+        except TritonUnavailableError as error:
+            raise EndedLoadingError(f"Triton at {client.address} ended while it loaded version {version}") from error
+
+    lacking = [address for address, is_so in zip(addresses, _for_each(addresses, lacks), strict=True) if is_so]
+    if not lacking and repository.has_challenger_of(version):
+        return
+    try:
+        repository.lay_challenger(version)
+    except PipelineError as error:
+        raise ChallengerError(str(error)) from error
+    _for_each(lacking, load_one)
+
+
+def unload(addresses: Sequence[str], repository: ModelRepository) -> bool:
+    """Have each Triton forget its challenger, when what it was asked before is answered; returns whether all did."""
+
+    async def unload_one(client: TritonClient) -> bool:
+        try:
+            if await client.loaded_versions():
+                await client.unload_model(_UNLOAD_TIMEOUT_S)
         except TritonUnavailableError:
             return False
         return True
 
-    if not repository.has_challenger_of(version):
-        try:
-            repository.lay_challenger(version)
-        except PipelineError as error:
-            raise ChallengerError(str(error)) from error
-    return sum(_for_each(addresses, load_one))
-
-
-def unload(addresses: Sequence[str], repository: ModelRepository) -> None:
-    """Have each Triton that runs forget its challenger; what it was asked before is answered."""
-
-    async def unload_one(client: TritonClient) -> None:
-        with suppress(TritonUnavailableError):  # one that starts loads none
-            if await client.loaded_versions():
-                await client.unload_model(_UNLOAD_TIMEOUT_S)
-
-    _for_each(addresses, unload_one)
+    is_done = all(_for_each(addresses, unload_one))
     repository.remove_challenger()
+    return is_done
 
 
 def _for_each(addresses: Sequence[str], do: Callable[[TritonClient], Coroutine[Any, Any, Any]]) -> list[Any]:

@@ -33,16 +33,28 @@ class DeploymentError(PipelineError):
     """What was asked for cannot be deployed; what served before serves still."""
 
 
+class BusyDeployingError(DeploymentError):
+    """Another version is being deployed at this moment."""
+
+
 class UnknownVersionError(DeploymentError):
     """There is no such version in the repository."""
 
 
-def promote(settings: Settings, database: Database, version: int, reason: str, figures: Figures | None = None) -> None:
+def promote(
+    settings: Settings,
+    database: Database,
+    version: int,
+    reason: str,
+    figures: Figures | None = None,
+    only_from: int | None = None,
+) -> None:
     """Have `version` serve; the one that it follows can be gone back to.
 
     Raises:
         UnknownVersionError: it is not published.
-        DeploymentError: it serves already, is damaged, or does not load.
+        DeploymentError: it serves already, is damaged, or does not load, or what serves is not `only_from`, where that
+            is given: the version was tried beside that one.
     """
     with deploying(database):
         repository = ModelRepository(settings.model_repository)
@@ -51,6 +63,8 @@ def promote(settings: Settings, database: Database, version: int, reason: str, f
             raise UnknownVersionError(f"There is no version {version} in {repository.model}.")
         if version == previous:
             raise DeploymentError(f"Version {version} serves already.")
+        if only_from not in (None, previous):
+            raise DeploymentError(f"Version {only_from} serves no longer; version {previous} does.")
         message = f"Version {version} was promoted{f' in the place of {previous}' if previous else ''}: {reason}."
         bake_s = settings.bake_minutes * 60
         _switch(settings, database, version, previous, reason, EventKind.PROMOTED, message, figures or {}, bake_s)
@@ -170,11 +184,11 @@ def deploying(database: Database) -> Iterator[None]:
     """Hold the right to change what is deployed, or tried.
 
     Raises:
-        DeploymentError: another process has it for long.
+        BusyDeployingError: another process has it for long.
     """
     with leases.held(database, leases.DEPLOYING, LEASE_S, LEASE_WAIT_S) as is_held:
         if not is_held:
-            raise DeploymentError("Another version is being deployed at this moment; try again.")
+            raise BusyDeployingError("Another version is being deployed at this moment; try again.")
         yield
 
 

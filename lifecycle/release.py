@@ -9,11 +9,11 @@ import logging
 
 from errors import PipelineError
 from lifecycle import challenger
-from lifecycle.promotion import DeploymentError, UnknownVersionError, deploying
+from lifecycle.promotion import LEASE_S, LEASE_WAIT_S, DeploymentError, UnknownVersionError, deploying
 from serving import addresses
 from serving.repository import ModelRepository
 from settings import Settings
-from storage import events, releases
+from storage import events, leases, releases
 from storage.database import Database
 from storage.events import EventKind
 from storage.releases import Mode
@@ -59,6 +59,8 @@ def start(settings: Settings, database: Database, version: int, mode: Mode, reas
         steps = settings.canary_shares if mode == releases.CANARY else []
         with database.transaction() as session:
             shadow = None if running is None else releases.locked(session, running.id)
+            if running is not None and shadow is None:
+                raise DeploymentError(f"The shadow of version {version} has just ended.")
             if shadow is not None:
                 releases.end(session, shadow, releases.STOPPED, "it goes on as a canary")
                 session.flush()
@@ -74,8 +76,16 @@ def stop(database: Database, version: int, reason: str) -> Release:
     """End the trial of `version`; the one that serves answers everything again.
 
     Raises:
-        DeploymentError: it is not being tried.
+        DeploymentError: it is not being tried, or is being promoted by itself at this moment.
     """
+    # Whoever promotes it holds this until it serves.
+    with leases.held(database, leases.RELEASING, LEASE_S, LEASE_WAIT_S) as is_held:
+        if not is_held:
+            raise DeploymentError(f"Version {version} is being promoted at this moment; roll back when it serves.")
+        return _stop(database, version, reason)
+
+
+def _stop(database: Database, version: int, reason: str) -> Release:
     with database.transaction() as session:
         found = releases.running(session)
         release = None if found is None or found.version != version else releases.locked(session, found.id)

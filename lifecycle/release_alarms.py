@@ -23,9 +23,11 @@ LEAST_FAILURES = 5
 FAILURES_IN_A_ROW = 20
 """Without an answer between them; however good the version was before."""
 ALL = "all"
+COMPARED_BEFORE = "compared_before_step"
+"""Among the figures, how many texts had been put to both versions when the step began."""
 _ERRORS = 3.0
 """Standard errors on each side."""
-_CHANCE = 0.005
+_CHANCE = 0.001
 """Of feedback that speaks against a version which is as good as the other."""
 
 
@@ -45,9 +47,14 @@ def alarms(settings: Settings, champion: int, figures: Figures, feedback: tuple[
     return [alarm for alarm in found if alarm]
 
 
+def compared(figures: Figures) -> int:
+    """How many texts were put to both versions."""
+    return int(figures.get("parts", {}).get(ALL, {}).get("texts", 0))
+
+
 def is_proven(figures: Figures) -> bool:
-    """Whether enough texts were put to both versions that an alarm could have come."""
-    return bool(figures.get("parts", {}).get(ALL, {}).get("texts", 0) >= LEAST_TEXTS)
+    """Whether, in this step, enough texts were put to both versions that an alarm could have come."""
+    return compared(figures) - int(figures.get(COMPARED_BEFORE, 0)) >= LEAST_TEXTS
 
 
 def _errors(settings: Settings, figures: Figures) -> str:
@@ -55,7 +62,7 @@ def _errors(settings: Settings, figures: Figures) -> str:
     in_a_row = figures.get("failed_in_a_row", 0)
     if in_a_row >= FAILURES_IN_A_ROW:
         return f"errors: it failed to answer {in_a_row} texts in a row"
-    if failed >= LEAST_FAILURES and failed / (failed + answered) > settings.release_max_errors:
+    if failed >= LEAST_FAILURES and _interval(failed, failed + answered)[0] > settings.release_max_errors:
         return f"errors: it failed to answer {failed} of {failed + answered} texts"
     return ""
 

@@ -5,6 +5,7 @@ Each process that serves looks after the Tritons that it asks, since others may 
 
 import asyncio
 import logging
+import time
 from datetime import timedelta
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -12,8 +13,8 @@ from sqlalchemy.orm import Session
 
 from errors import PipelineError
 from lifecycle import challenger, promotion
-from lifecycle.promotion import LEASE_S, DeploymentError
-from lifecycle.release_alarms import alarms, is_proven
+from lifecycle.promotion import LEASE_S, BusyDeployingError, DeploymentError
+from lifecycle.release_alarms import COMPARED_BEFORE, alarms, compared, is_proven
 from serving import addresses
 from serving.repository import ModelRepository
 from settings import Settings
@@ -25,6 +26,10 @@ from storage.tables import Release
 
 INTERVAL_S = 1.0
 """Between two looks."""
+_UNLOAD_S = 30.0
+"""Until Tritons are told again to forget what one of them, which could not be reached, may have loaded still."""
+_MOST_ENDED = 2
+"""Times in a row that a Triton may end while it loads a version, as it does when a machine is switched off."""
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +42,8 @@ class ReleaseSteering:
         self._settings = settings
         self._repository = ModelRepository(settings.model_repository)
         self._may_be_loaded = True
+        self._unload_due = 0.0
+        self._ended = 0
 
     async def watch(self, storage: Storage) -> None:
         """Look every `INTERVAL_S` seconds, until cancelled."""
@@ -56,10 +63,11 @@ class ReleaseSteering:
         with database.reading() as session:
             release = releases.running(session)
         if release is None:
-            if self._may_be_loaded:
+            self._ended = 0
+            if self._may_be_loaded and time.monotonic() >= self._unload_due:
                 self._unload(database)
             return
-        self._may_be_loaded = True
+        self._may_be_loaded, self._unload_due = True, 0.0
         with leases.held(database, leases.RELEASING, LEASE_S) as is_held:
             is_promoted = is_held and self._decide(database, release.id)
         if not is_promoted:
@@ -87,7 +95,11 @@ class ReleaseSteering:
                 return False
         try:
             reason = f"its canary did well on up to {release.steps[-1]:.0%} of the live texts"
-            promotion.promote(self._settings, database, release.version, reason, release.figures)
+            promotion.promote(
+                self._settings, database, release.version, reason, release.figures, only_from=release.champion
+            )
+        except BusyDeployingError:
+            pass  # the next look will
         except DeploymentError as error:
             _take_back_for(database, release_id, error)
         return True
@@ -100,6 +112,12 @@ class ReleaseSteering:
         """Have a Triton that has started meanwhile, or that nobody else reaches, load the version too."""
         try:
             challenger.load(addresses.find(self._settings.triton_address), self._repository, release.version)
+            self._ended = 0
+        except challenger.EndedLoadingError as error:
+            # The version may be what ends it, with all that it serves.
+            self._ended += 1
+            if self._ended >= _MOST_ENDED:
+                _take_back_for(database, release.id, error)
         except challenger.ChallengerError as error:
             _take_back_for(database, release.id, error)
 
@@ -111,13 +129,14 @@ class ReleaseSteering:
             with database.reading() as session:
                 if releases.running(session) is not None:
                     return
-            challenger.unload(addresses.find(self._settings.triton_address), self._repository)
-            self._may_be_loaded = False
+            self._may_be_loaded = not challenger.unload(addresses.find(self._settings.triton_address), self._repository)
+            self._unload_due = time.monotonic() + _UNLOAD_S
 
 
 def _go_on(session: Session, release: Release) -> None:
     release.step += 1
     release.step_started_at = now(session)
+    release.figures = {**release.figures, COMPARED_BEFORE: compared(release.figures)}
     share = release.steps[release.step]
     message = f"Version {release.version} answers {share:.0%} of the live texts now; nothing speaks against it."
     events.record(session, EventKind.CANARY_STEP, message, release.figures, version=release.version)

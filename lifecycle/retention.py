@@ -25,6 +25,8 @@ def remove_old_versions(settings: Settings, database: Database, aliased: set[int
         needed = {repository.deployed(), deployments.rollback_target(session)}
         tried = releases.running(session)
         needed |= {tried.version, tried.champion} if tried else set()
+        # Between that it is loaded and that it is written down.
+        needed |= {version for version in published if repository.has_challenger_of(version)}
         for deployment in deployments.intended(session):
             needed |= {deployment.version, deployment.previous}
         rejected = {

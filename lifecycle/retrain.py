@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from errors import PipelineError
@@ -13,7 +14,7 @@ from lifecycle import alias
 from lifecycle.check import learnt_before, retraining_key
 from lifecycle.evaluation_data import evaluation_data
 from lifecycle.judge import judge
-from lifecycle.promotion import promote, reconcile
+from lifecycle.promotion import DeploymentError, promote, reconcile
 from lifecycle.release import start, stop
 from lifecycle.retention import remove_old_versions
 from lifecycle.training_data import TRAIN_FILE, VAL_FILE, merge, write
@@ -168,7 +169,8 @@ def _try_live(settings: Settings, database: Database, version: int, mode: Mode, 
     if tried is not None:
         return
     if running is not None:
-        stop(database, running.version, f"version {version} is tried instead")
+        with suppress(DeploymentError):  # it has just ended by itself
+            stop(database, running.version, f"version {version} is tried instead")
     start(settings, database, version, mode, reason)
 
 

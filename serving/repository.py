@@ -2,7 +2,9 @@
 
 import os
 import re
+import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from errors import PipelineError
@@ -142,12 +144,18 @@ class ModelRepository:
             PipelineError: the version is not published, or not complete, or the disk does not take it.
         """
         configuration = self.configuration(version, name=CHALLENGER_NAME)
-        self.remove_challenger()
+        temporary = self._challenger / f".{secrets.token_hex(4)}"
         try:
-            self._challenger.mkdir()
+            # Another process may be doing the same.
+            self._challenger.mkdir(exist_ok=True)
+            for entry in self._challenger.iterdir():
+                if entry.name not in (str(version), self._config.name):
+                    entry.unlink(missing_ok=True)
             # Not a copy, for weights are large; relative, for a Triton elsewhere sees the repository at another path.
-            (self._challenger / str(version)).symlink_to(Path("..", MODEL_NAME, str(version)))
-            (self._challenger / self._config.name).write_text(configuration, encoding="utf-8")
+            with suppress(FileExistsError):
+                (self._challenger / str(version)).symlink_to(Path("..", MODEL_NAME, str(version)))
+            temporary.write_text(configuration, encoding="utf-8")
+            temporary.replace(self._challenger / self._config.name)
         except OSError as error:
             raise PipelineError(f"{self._challenger} could not be written: {error.strerror}.") from error
 

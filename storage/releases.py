@@ -92,7 +92,8 @@ def end(session: Session, release: Release, state: str, outcome: str) -> None:
 
 def follow(session: Session, deployed: int) -> None:
     """End what is being tried where another version serves than it was tried beside, in whatever way that came."""
-    release = running(session)
+    found = running(session)
+    release = None if found is None else locked(session, found.id)
     if release is None or deployed == release.champion:
         return
     if deployed == release.version:
@@ -119,10 +120,7 @@ def add_findings(
         release = locked(session, release_id)
         if release is None:
             return
-        release.figures = _summed(release.figures, figures)
-        # An answer of whichever gateway ends failures in a row.
-        if figures.get("answered"):
-            release.figures["failed_in_a_row"] = figures.get("failed_in_a_row", 0)
+        release.figures = summed(release.figures, figures)
         if not differing:
             return
         time = now(session)
@@ -218,6 +216,14 @@ def difference_as_json(item: Difference) -> Figures:
             )
         },
     }
+
+
+def summed(first: Figures, second: Figures) -> Figures:
+    """Sums of what was counted first and then; an answer, of whichever gateway, ends failures in a row."""
+    figures = _summed(first, second)
+    if second.get("answered"):
+        figures["failed_in_a_row"] = second.get("failed_in_a_row", 0)
+    return figures
 
 
 def _summed(first: Figures, second: Figures) -> Figures:

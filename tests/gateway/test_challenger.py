@@ -2,26 +2,33 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
 import pytest
+from sqlalchemy import update
 
-from gateway import challenger, comparing, release_watch
+from gateway import challenger, comparing, release_watch, sampling
 from gateway.challenger import position_of
+from gateway.comparing import Findings
 from settings import Settings
 from storage import releases
 from storage.database import Database
 from storage.releases import CANARY, SHADOW, Mode
-from storage.tables import Figures
+from storage.sampled_predictions import newest_sample
+from storage.tables import Figures, Release
 from tests.e2e.conftest import wait_for
 from tests.gateway.conftest import make_app, served
 from tests.gateway.fake_triton import FakeTriton
 
 CHAMPION, CHALLENGER = 1, 2
+NONE = 1e-9
+"""As good as no share."""
 TEXTS = [f"{'terrible' if number % 3 else 'fine'} text {number}" for number in range(120)]
 
 
@@ -119,7 +126,7 @@ def test_what_a_challenger_fails_to_answer_the_champion_does_and_it_is_counted(
 ) -> None:
     begin(database, CANARY, 0.5)
     triton.challenger_error = error
-    with gateway(triton, tmp_path, release_compared=0) as http:
+    with gateway(triton, tmp_path, release_compared=NONE) as http:
         assert set(versions(http, TEXTS)) == {CHAMPION}
         failed = chosen(TEXTS, 0.5).count(CHALLENGER)
         wait_for(lambda: figures(database).get("failed") == failed, 60, "failures to be counted")
@@ -133,7 +140,7 @@ def test_a_challenger_that_hangs_holds_nobody_up_for_long(
     monkeypatch.setattr(challenger, "LONGEST_CALL_S", 0.2)
     begin(database, CANARY, 1.0)
     triton.challenger_delay_s = 5
-    with gateway(triton, tmp_path, release_compared=0) as http:
+    with gateway(triton, tmp_path, release_compared=NONE) as http:
         answer = http.post("/predict/live", json={"text": "fine"})
         assert (answer.status_code, answer.headers["x-model-version"]) == (200, str(CHAMPION))
         wait_for(lambda: figures(database).get("failed") == 1, 60, "the failure to be counted")
@@ -145,7 +152,7 @@ def test_a_model_that_nobody_answers_for_is_no_fault_of_the_challenger(
 ) -> None:
     begin(database, CANARY, 1.0)
     triton.challenger_error = triton.error = grpc.StatusCode.UNAVAILABLE
-    with gateway(triton, tmp_path, release_compared=0) as http:
+    with gateway(triton, tmp_path, release_compared=NONE) as http:
         assert http.post("/predict/live", json={"text": "fine"}).status_code == 503
         triton.challenger_error = triton.error = None
         wait_for(lambda: http.get("/health/ready").is_success, 60, "the model to be ready")
@@ -197,3 +204,76 @@ def test_a_shadow_that_hangs_delays_nobody_and_what_comes_meanwhile_is_dropped(
         triton.challenger_delay_s = 0
     dropped = next(line for line in metrics.splitlines() if 'compared_texts_total{outcome="dropped"}' in line)
     assert float(dropped.split()[1]) > 0
+
+
+def test_a_challenger_that_hangs_fails_no_request_whatever_its_deadline(
+    triton: FakeTriton, tmp_path: Path, database: Database
+) -> None:
+    begin(database, CANARY, 1.0)
+    triton.challenger_delay_s = 6
+    with gateway(triton, tmp_path, release_compared=NONE) as http, ThreadPoolExecutor(8) as callers:
+
+        def ask(number: int) -> httpx.Response:
+            deadline = {"X-Request-Timeout-Ms": "900"} if number % 2 else {}
+            return http.post("/predict/live", json={"text": f"fine {number}"}, headers=deadline)
+
+        answers = list(callers.map(ask, range(8)))
+        assert {(answer.status_code, answer.headers["x-model-version"]) for answer in answers} == {(200, str(CHAMPION))}
+        # The champion needed less time than the challenger was given, whatever that was.
+        wait_for(lambda: figures(database).get("failed") == 8, 60, "the failures to be counted")
+        triton.challenger_delay_s = 0
+
+
+def test_while_the_database_hangs_the_champion_answers_all_and_nothing_that_was_counted_is_lost(
+    triton: FakeTriton, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_watch, "LONGEST_BLIND_S", 0.5)
+    begin(database, CANARY, 1.0)
+    with gateway(triton, tmp_path, release_compared=NONE) as http:
+        with database.transaction() as session:
+            session.execute(update(Release).values(reason="by a test that holds whoever writes now up"))
+            assert versions(http, ["fine"]) == [CHALLENGER]
+            texts = (f"fine {number}" for number in count())
+            wait_for(lambda: versions(http, [next(texts)]) == [CHAMPION], 60, "the champion to answer all")
+        wait_for(lambda: versions(http, [next(texts)]) == [CHALLENGER], 60, "the canary to go on")
+    assert figures(database)["answered"] >= 1
+    assert "failed" not in figures(database)
+
+
+def test_what_the_database_did_not_take_is_told_with_what_comes_after() -> None:
+    findings = Findings()
+    findings.failed(3)
+    findings.compare("fine", ("Positive", 0.9), ("Negative", 0.8))
+    taken = findings.take()
+    findings.failed(2)
+    findings.put_back(taken)
+    assert (findings.figures["failed"], findings.figures["failed_in_a_row"]) == (5, 5)
+    assert [item.text for item in findings.differing] == ["fine"]
+    taken = findings.take()
+    findings.answered(1)
+    findings.put_back(taken)
+    assert (findings.figures["failed"], findings.figures["failed_in_a_row"]) == (5, 0)
+
+
+def test_the_time_for_which_live_texts_have_one_version_wait_counts_for_neither(
+    triton: FakeTriton, tmp_path: Path, database: Database
+) -> None:
+    triton.phases = (0.0, 60.0, 0.0)
+    begin(database, SHADOW)
+    with gateway(triton, tmp_path) as http:
+        versions(http, ["fine"])
+        wait_for(lambda: figures(database).get("calls") == 1, 60, "the versions to be compared")
+    assert figures(database)["champion_ms"] == 0
+
+
+def test_the_sample_and_the_caches_metrics_know_of_texts_that_it_answers(
+    triton: FakeTriton, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "INTERVAL_S", 0.1)
+    begin(database, CANARY, 1.0)
+    with gateway(triton, tmp_path, release_compared=NONE, sample_per_minute=60_000) as http:
+        assert versions(http, ["fine", "fine"]) == [CHALLENGER] * 2
+        metrics = http.get("/metrics").text
+    assert "sentiment_cache_hits_total 1.0" in metrics
+    assert "sentiment_cache_misses_total 1.0" in metrics
+    assert {item.version for item in newest_sample(database, 10)} == {CHALLENGER}

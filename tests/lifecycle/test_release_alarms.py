@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lifecycle.release_alarms import LEAST_TEXTS, alarms, is_proven
+from lifecycle.release_alarms import COMPARED_BEFORE, LEAST_TEXTS, alarms, is_proven
 from settings import Settings
 from storage.tables import Figures
 
@@ -35,8 +35,9 @@ def calls(count: int, slower: int) -> Figures:
         ({}, ""),
         ({"failed": 4}, ""),
         ({"failed": 5}, "errors: it failed to answer 5 of 5 texts"),
-        ({"failed": 5, "answered": 245}, ""),
-        ({"failed": 6, "answered": 244}, "errors: it failed to answer 6 of 250 texts"),
+        ({"failed": 6, "answered": 94}, ""),
+        ({"failed": 7, "answered": 93}, "errors: it failed to answer 7 of 100 texts"),
+        ({"failed": 12, "answered": 388}, ""),
         ({"failed": 19, "answered": 10_000, "failed_in_a_row": 19}, ""),
         ({"failed": 20, "answered": 10_000, "failed_in_a_row": 20}, "errors: it failed to answer 20 texts in a row"),
         (calls(29, 29), ""),
@@ -65,7 +66,7 @@ def test_each_alarm_comes_with_its_numbers(figures: Figures, alarm: str) -> None
 
 @pytest.mark.parametrize(
     ("feedback", "speaks"),
-    [((7, 0), False), ((8, 0), True), ((0, 30), False), ((20, 10), False), ((40, 15), True)],
+    [((9, 0), False), ((10, 0), True), ((0, 30), False), ((20, 10), False), ((40, 15), True)],
 )
 def test_feedback_on_texts_that_differ_is_held_against_chance(feedback: tuple[int, int], speaks: bool) -> None:
     alarm = found({}, feedback)
@@ -87,6 +88,9 @@ def test_enough_texts_are_needed_before_silence_means_anything() -> None:
     assert not is_proven({})
     assert not is_proven({"parts": {"all": part(LEAST_TEXTS - 1, 0)}})
     assert is_proven({"parts": {"all": part(LEAST_TEXTS, 0)}})
+    # Each step needs its own.
+    assert not is_proven({"parts": {"all": part(300 + LEAST_TEXTS - 1, 0)}, COMPARED_BEFORE: 300})
+    assert is_proven({"parts": {"all": part(300 + LEAST_TEXTS, 0)}, COMPARED_BEFORE: 300})
 
 
 def test_a_version_as_good_as_the_other_gives_no_alarm_however_often_it_is_looked_at() -> None:
