@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from gateway.metrics import Metrics
 from serving.replicas import Replicas
 from serving.triton_client import Classification, NotLoadedError
-from storage.releases import DifferingText, summed
+from storage.releases import ALL, DifferingText, summed
 from storage.tables import Figures, Release
 
 MOST_TEXTS = 16
@@ -26,7 +26,6 @@ MOST_DIFFERING = 100
 """Texts that are kept until the database has them."""
 _BANDS = ((8, "up to 8 words"), (16, "9 to 16 words"), (32, "17 to 32 words"), (64, "33 to 64 words"))
 _LONGEST = "over 64 words"
-ALL = "all"
 
 log = logging.getLogger(__name__)
 

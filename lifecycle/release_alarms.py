@@ -14,6 +14,7 @@ import math
 from scipy.stats import binomtest
 
 from settings import Settings
+from storage.releases import ALL
 from storage.tables import Figures
 
 LEAST_TEXTS = 50
@@ -22,7 +23,6 @@ LEAST_CALLS = 30
 LEAST_FAILURES = 5
 FAILURES_IN_A_ROW = 20
 """Without an answer between them; however good the version was before."""
-ALL = "all"
 COMPARED_BEFORE = "compared_before_step"
 """Among the figures, how many texts had been put to both versions when the step began."""
 _ERRORS = 3.0

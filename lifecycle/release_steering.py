@@ -64,7 +64,9 @@ class ReleaseSteering:
             release = releases.running(session)
         if release is None:
             self._ended = 0
-            if self._may_be_loaded and time.monotonic() >= self._unload_due:
+            # Whoever begins a release may be killed before it is written down.
+            is_due = time.monotonic() >= self._unload_due
+            if is_due and (self._may_be_loaded or self._repository.has_challenger):
                 self._unload(database)
             return
         self._may_be_loaded, self._unload_due = True, 0.0
@@ -147,7 +149,7 @@ def _take_back_for(database: Database, release_id: int, error: PipelineError) ->
     with database.transaction() as session:
         release = releases.locked(session, release_id)
         if release is not None:
-            _take_back(session, release, f"errors: {error}")
+            _take_back(session, release, f"errors: {str(error).rstrip('.')}")
 
 
 def _take_back(session: Session, release: Release, alarm: str) -> None:

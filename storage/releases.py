@@ -28,6 +28,8 @@ STOPPED = "stopped"
 TAKEN_BACK = "taken-back"
 """There was an alarm."""
 
+ALL = "all"
+"""Among the parts of the figures, that of texts of all lengths."""
 MOST_DIFFERENCES = 1_000
 """That are kept of a release, the newest; also those from which feedback tells which version is right."""
 

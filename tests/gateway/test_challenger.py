@@ -277,3 +277,36 @@ def test_the_sample_and_the_caches_metrics_know_of_texts_that_it_answers(
     assert "sentiment_cache_hits_total 1.0" in metrics
     assert "sentiment_cache_misses_total 1.0" in metrics
     assert {item.version for item in newest_sample(database, 10)} == {CHALLENGER}
+
+
+def test_gateways_answer_alike_and_what_they_count_is_summed(
+    triton: FakeTriton, tmp_path: Path, database: Database
+) -> None:
+    begin(database, CANARY, 0.3, 0.6)
+    with (
+        gateway(triton, tmp_path, release_compared=NONE) as first,
+        gateway(triton, tmp_path, release_compared=NONE) as second,
+    ):
+        assert versions(first, TEXTS) == versions(second, TEXTS) == chosen(TEXTS, 0.3)
+        answered = 2 * chosen(TEXTS, 0.3).count(CHALLENGER)
+        wait_for(lambda: figures(database).get("answered") == answered, 60, "the counts of both")
+        with database.transaction() as session:
+            release = releases.running(session)
+            assert release is not None
+            release.step = 1
+        for http in (first, second):
+            wait_for(lambda http=http: versions(http, TEXTS) == chosen(TEXTS, 0.6), 60, "the share to grow")  # type: ignore[misc]
+
+
+def test_a_client_that_leaves_is_no_fault_of_the_challenger(
+    triton: FakeTriton, tmp_path: Path, database: Database
+) -> None:
+    begin(database, CANARY, 1.0)
+    triton.challenger_delay_s = 1
+    with gateway(triton, tmp_path, release_compared=NONE) as http:
+        with pytest.raises(httpx.ReadTimeout):
+            http.post("/predict/live", json={"text": "fine"}, timeout=0.3)
+        triton.challenger_delay_s = 0
+        assert versions(http, ["fine too"]) == [CHALLENGER]
+        wait_for(lambda: figures(database).get("answered") == 1, 60, "the answer to be counted")
+    assert "failed" not in figures(database)
