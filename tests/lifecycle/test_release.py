@@ -143,7 +143,7 @@ def test_a_canary_is_taken_back_where_it_is_broken_on_long_texts_and_promoted_wh
     database = settled.database()
     with Traffic(settled.url) as traffic:
         assert settled.ask("POST", "/models/2/canary").json()["share"] == STEPS[0]
-        wait_for(lambda: tried(settled, 2)["state"] != "running", 120, "the broken version to be taken back")
+        wait_for(lambda: tried(settled, 2)["state"] != "running", 300, "the broken version to be taken back")
         assert tried(settled, 2)["state"] == "taken-back"
         assert "disagreement" in tried(settled, 2)["outcome"]
         assert "33 to 64 words" in tried(settled, 2)["outcome"]
