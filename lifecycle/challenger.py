@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from errors import PipelineError
@@ -21,18 +22,18 @@ class EndedLoadingError(ChallengerError):
     """A Triton ended while it loaded the version, because of it or not."""
 
 
-def load(addresses: Sequence[str], repository: ModelRepository, version: int) -> None:
-    """Have each Triton that runs, and has not loaded `version` as its challenger, do so.
+def load(addresses: Sequence[str], repository: ModelRepository, version: int) -> bool:
+    """Have each Triton that runs, and has not loaded `version` as its challenger, do so; returns whether all have it.
 
     Raises:
         ChallengerError: one refuses, or ends meanwhile, or the version is not whole.
     """
 
-    async def lacks(client: TritonClient) -> bool:
+    async def has_it(client: TritonClient) -> bool | None:
         try:
-            return await client.loaded_versions() != {version}
+            return await client.loaded_versions() == {version}
         except TritonUnavailableError:
-            return False  # it is given the version when it runs
+            return None  # it is given the version when it runs
 
     async def load_one(client: TritonClient) -> None:
         try:
@@ -42,30 +43,38 @@ def load(addresses: Sequence[str], repository: ModelRepository, version: int) ->
         except TritonUnavailableError as error:
             raise EndedLoadingError(f"Triton at {client.address} ended while it loaded version {version}") from error
 
-    lacking = [address for address, is_so in zip(addresses, _for_each(addresses, lacks), strict=True) if is_so]
-    if not lacking and repository.has_challenger_of(version):
-        return
-    try:
-        repository.lay_challenger(version)
-    except PipelineError as error:
-        raise ChallengerError(str(error)) from error
-    _for_each(lacking, load_one)
-
-
-def unload(addresses: Sequence[str], repository: ModelRepository) -> bool:
-    """Have each Triton forget its challenger, when what it was asked before is answered; returns whether all did."""
-
-    async def unload_one(client: TritonClient) -> bool:
+    found = _for_each(addresses, has_it)
+    if False in found or not repository.has_challenger_of(version):
         try:
-            if await client.loaded_versions():
-                await client.unload_model(_UNLOAD_TIMEOUT_S)
+            repository.lay_challenger(version)
+        except PipelineError as error:
+            raise ChallengerError(str(error)) from error
+    _for_each([address for address, has in zip(addresses, found, strict=True) if has is False], load_one)
+    return None not in found
+
+
+def is_loaded(addresses: Sequence[str]) -> bool:
+    """Whether a Triton that runs has loaded a challenger, whichever."""
+
+    async def has_any(client: TritonClient) -> bool:
+        try:
+            return bool(await client.loaded_versions())
         except TritonUnavailableError:
             return False
-        return True
 
-    is_done = all(_for_each(addresses, unload_one))
+    return any(_for_each(addresses, has_any))
+
+
+def unload(addresses: Sequence[str], repository: ModelRepository) -> None:
+    """Have each Triton that runs forget its challenger; what it was asked before is answered."""
+
+    async def unload_one(client: TritonClient) -> None:
+        with suppress(TritonUnavailableError):  # one that starts loads none
+            if await client.loaded_versions():
+                await client.unload_model(_UNLOAD_TIMEOUT_S)
+
+    _for_each(addresses, unload_one)
     repository.remove_challenger()
-    return is_done
 
 
 def _for_each(addresses: Sequence[str], do: Callable[[TritonClient], Coroutine[Any, Any, Any]]) -> list[Any]:

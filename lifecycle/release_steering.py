@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from datetime import timedelta
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -26,8 +27,9 @@ from storage.tables import Release
 
 INTERVAL_S = 1.0
 """Between two looks."""
-_UNLOAD_S = 30.0
-"""Until Tritons are told again to forget what one of them, which could not be reached, may have loaded still."""
+_IDLE_INTERVAL_S = 30.0
+"""The same while nothing is tried: somebody may be killed who has loaded a version and not written it down yet, and a
+Triton may have been out of reach when a release ended."""
 _MOST_ENDED = 2
 """Times in a row that a Triton may end while it loads a version, as it does when a machine is switched off."""
 
@@ -38,11 +40,11 @@ class ReleaseSteering:
     """Looks at what is tried."""
 
     def __init__(self, settings: Settings) -> None:
-        """Nothing is known yet; a process before may have left a version loaded."""
+        """Nothing is known yet."""
         self._settings = settings
         self._repository = ModelRepository(settings.model_repository)
-        self._may_be_loaded = True
-        self._unload_due = 0.0
+        self._addresses = partial(addresses.find, settings.triton_address)
+        self._idle_until = 0.0
         self._ended = 0
 
     async def watch(self, storage: Storage) -> None:
@@ -64,12 +66,10 @@ class ReleaseSteering:
             release = releases.running(session)
         if release is None:
             self._ended = 0
-            # Whoever begins a release may be killed before it is written down.
-            is_due = time.monotonic() >= self._unload_due
-            if is_due and (self._may_be_loaded or self._repository.has_challenger):
+            if time.monotonic() >= self._idle_until:
                 self._unload(database)
             return
-        self._may_be_loaded, self._unload_due = True, 0.0
+        self._idle_until = 0.0
         with leases.held(database, leases.RELEASING, LEASE_S) as is_held:
             is_promoted = is_held and self._decide(database, release.id)
         if not is_promoted:
@@ -113,8 +113,8 @@ class ReleaseSteering:
     def _load(self, database: Database, release: Release) -> None:
         """Have a Triton that has started meanwhile, or that nobody else reaches, load the version too."""
         try:
-            challenger.load(addresses.find(self._settings.triton_address), self._repository, release.version)
-            self._ended = 0
+            if challenger.load(self._addresses(), self._repository, release.version):
+                self._ended = 0
         except challenger.EndedLoadingError as error:
             # The version may be what ends it, with all that it serves.
             self._ended += 1
@@ -124,15 +124,16 @@ class ReleaseSteering:
             _take_back_for(database, release.id, error)
 
     def _unload(self, database: Database) -> None:
-        # Whoever begins a release holds this lease until it is written down.
-        with leases.held(database, leases.DEPLOYING, LEASE_S) as is_held:
-            if not is_held:
-                return
-            with database.reading() as session:
-                if releases.running(session) is not None:
+        if self._repository.has_challenger or challenger.is_loaded(self._addresses()):
+            # Whoever begins a release holds this lease until it is written down.
+            with leases.held(database, leases.DEPLOYING, LEASE_S) as is_held:
+                if not is_held:
                     return
-            self._may_be_loaded = not challenger.unload(addresses.find(self._settings.triton_address), self._repository)
-            self._unload_due = time.monotonic() + _UNLOAD_S
+                with database.reading() as session:
+                    if releases.running(session) is not None:
+                        return
+                challenger.unload(self._addresses(), self._repository)
+        self._idle_until = time.monotonic() + _IDLE_INTERVAL_S
 
 
 def _go_on(session: Session, release: Release) -> None:
