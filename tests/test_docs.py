@@ -25,8 +25,8 @@ RUN_BY = {
     "docs/many-machines.md": "tests/lifecycle/test_many_machines.py",
     "docs/operations.md": "tests/e2e/test_pages.py",
     "docs/quality.md": "tests/lifecycle/test_suggestions.py",
-    "docs/training.md": "tests/trainer/test_processes.py",
     "docs/releases.md": "tests/lifecycle/test_release.py",
+    "docs/training.md": "tests/trainer/test_processes.py",
     # Its first steps are those of the fixture that test_pages.py stands on.
     "docs/tutorial.md": "tests/e2e/conftest.py",
 }
