@@ -8,9 +8,9 @@ from gateway.admin import in_thread, parse_number
 from gateway.console.versions import PATH as VERSIONS
 from gateway.console.views import Endpoint, Visit, view
 from gateway.problems import ConflictError, FieldError, InvalidFieldsError, NotFoundError
-from lifecycle import promotion
+from lifecycle import promotion, release
 from lifecycle.models import describe_models
-from storage import jobs
+from storage import jobs, releases
 from storage.api_keys import Scope
 
 CONFIRM_PATH = "/console/confirm"
@@ -30,7 +30,7 @@ async def confirm(visit: Visit) -> Response:
     by_alias = {alias: model for model in models for alias in model["aliases"]}
     version = parse_number(asked.get("version", ""))
     chosen = next((model for model in models if model["version"] == version), None)
-    if change == "promote" and (chosen is None or not chosen["published"]):
+    if change in _OF_A_VERSION and (chosen is None or not chosen["published"]):
         raise NotFoundError("There is no such version in the repository.")
     if change == "roll-back" and "previous" not in by_alias:
         raise ConflictError("There is no version to go back to.")
@@ -40,6 +40,9 @@ async def confirm(visit: Visit) -> Response:
         "champion": by_alias.get("champion"),
         "previous": by_alias.get("previous"),
         "bake_minutes": loop.settings.bake_minutes,
+        "shares": loop.settings.canary_shares,
+        "step_minutes": loop.settings.release_step_minutes,
+        "compared": loop.settings.release_compared,
     }
     return visit.page("confirm.html", context)
 
@@ -55,6 +58,26 @@ async def _roll_back(visit: Visit) -> str:
     # Only from what the page said: another may have gone back meanwhile, and twice would be one too far.
     await in_thread(lambda: promotion.roll_back(loop.settings, loop.storage.open(), _reason(visit), only_from=seen))
     return "rolled-back"
+
+
+async def _shadow(visit: Visit) -> str:
+    return await _try(visit, releases.SHADOW)
+
+
+async def _canary(visit: Visit) -> str:
+    return await _try(visit, releases.CANARY)
+
+
+async def _try(visit: Visit, mode: releases.Mode) -> str:
+    loop, version = visit.loop, _number(visit, "version")
+    await in_thread(lambda: release.start(loop.settings, loop.storage.open(), version, mode, _reason(visit)))
+    return mode
+
+
+async def _stop(visit: Visit) -> str:
+    loop, version = visit.loop, _number(visit, "version")
+    await in_thread(lambda: release.stop(loop.storage.open(), version, _reason(visit)))
+    return "stop"
 
 
 async def _retrain(visit: Visit) -> str:
@@ -98,7 +121,17 @@ def _then_show(change: Callable[[Visit], Awaitable[str]]) -> Endpoint:
     return answer
 
 
-_CHANGES = {"promote": _promote, "roll-back": _roll_back, "retrain": _retrain, "check": _check, "cancel": _cancel}
+_CHANGES = {
+    "promote": _promote,
+    "roll-back": _roll_back,
+    "shadow": _shadow,
+    "canary": _canary,
+    "stop": _stop,
+    "retrain": _retrain,
+    "check": _check,
+    "cancel": _cancel,
+}
+_OF_A_VERSION = ("promote", "shadow", "canary", "stop")
 
 routes = [
     view("GET", CONFIRM_PATH, Scope.ADMIN, confirm),

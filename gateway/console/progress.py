@@ -17,9 +17,9 @@ from gateway.console.views import Visit, view
 from gateway.deps import Loop
 from gateway.observing import PROGRESS_PATH
 from gateway.problems import OverloadedError, StorageUnavailableError
-from storage import deployments, jobs
+from storage import deployments, jobs, releases
 from storage.api_keys import Scope
-from storage.tables import Job
+from storage.tables import Job, Release
 
 INTERVAL_S = 1.0
 LONGEST_S = 300.0
@@ -52,12 +52,15 @@ class Progress:
     last: Job | None
     """The job that ended last."""
     deployed: int | None
+    release: Release | None
+    """What is being tried on live texts."""
 
     @property
     def state(self) -> str:
         """Names what the list of versions depends on."""
         last = (self.last.id, self.last.state) if self.last else ()
-        return hashlib.sha256(repr((self.deployed, self.deploying, last)).encode()).hexdigest()[:16]
+        tried = (self.release.id, self.release.step) if self.release else ()
+        return hashlib.sha256(repr((self.deployed, self.deploying, last, tried)).encode()).hexdigest()[:16]
 
 
 async def follow(visit: Visit) -> Response:
@@ -105,6 +108,7 @@ def read(loop: Loop) -> Progress:
             [intention.version for intention in deployments.intended(session)],
             session.scalars(select(Job).where(Job.ended_at.is_not(None)).order_by(Job.ended_at.desc())).first(),
             serving.version if serving else None,
+            releases.running(session),
         )
 
 

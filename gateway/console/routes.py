@@ -9,6 +9,7 @@ from gateway.console import (
     labelling,
     progress,
     quality,
+    releases,
     signing_in,
     trying,
     versions,
@@ -32,5 +33,17 @@ def headers(is_https: bool) -> dict[str, list[Header]]:
 
 
 def _pages() -> list[DirectRoute]:
-    pages = (trying, file_scoring, labelling, health, quality, versions, changes, progress, events, signing_in)
+    pages = (
+        trying,
+        file_scoring,
+        labelling,
+        health,
+        quality,
+        versions,
+        releases,
+        changes,
+        progress,
+        events,
+        signing_in,
+    )
     return [route for page in pages for route in page.routes]

@@ -4,6 +4,7 @@ from fastapi import Response
 
 from gateway.admin import in_thread
 from gateway.console.progress import STEPS, read
+from gateway.console.releases import trial_of
 from gateway.console.views import Visit, view
 from gateway.problems import FieldError, InvalidFieldsError
 from lifecycle.models import describe_models
@@ -18,6 +19,9 @@ DONE = {
     "promoted": "Done: the version that you chose serves.",
     "rolled-back": "Done: the version before serves again.",
     "retrain": "A retraining was asked for. How it goes is shown below.",
+    "shadow": "Done: the version is asked for a share of the live texts too, and answers nobody.",
+    "canary": "Done: the version answers a share of the live texts.",
+    "stop": "Done: the version is not tried any more.",
     "check": "A check was asked for. How it goes is shown below.",
     "cancel": "The job was asked to end. One that is promoting already does so first.",
 }
@@ -27,10 +31,14 @@ DONE = {
 async def show(visit: Visit) -> Response:
     """The page, or, for its script after something has changed, the list in it."""
     progress = await in_thread(lambda: read(visit.loop))  # first, so that what changes meanwhile is told later
+    models = await _models(visit)
+    trials = {model["version"]: trial_of(model["release"]) if model["release"] else None for model in models}
     context = {
         "progress": progress,
         "steps": STEPS,
-        "models": await _models(visit),
+        "models": models,
+        "trials": trials,
+        "is_trying": any(trial and trial.is_running for trial in trials.values()),
         "mlflow": mlflow_pages(visit.loop.settings),
         "done": DONE.get(visit.request.query_params.get("done", ""), ""),
     }

@@ -18,7 +18,7 @@ from gateway.console import progress
 from gateway.main import create_app
 from serving.call_statistics import CallStatistics
 from settings import Settings
-from storage import jobs
+from storage import jobs, releases
 from storage.database import Database
 from storage.jobs import Outcome
 from storage.storage import Storage
@@ -115,6 +115,20 @@ def test_that_a_job_has_ended_changes_what_is_known_of_the_versions(triton: Fake
         with database.transaction() as session:
             jobs.end(session, job.id, Outcome(jobs.SUCCEEDED, {"version": 1, "stale": False, "problems": []}))
         listener.hear("progress", "a check, which succeeded")
+
+
+def test_a_version_that_is_tried_is_told_and_changes_what_is_known_of_it(triton: FakeTriton, tmp_path: Path) -> None:
+    with listening(triton, tmp_path) as (listener, database, _):
+        listener.hear("progress", "Nothing.")
+        with database.transaction() as session:
+            release = releases.begin(session, 2, 1, releases.CANARY, [0.05, 0.5], "a test")
+        listener.hear("changed")
+        told = listener.hear("progress", "Version 2 is tried on live texts beside version 1 (canary, step 1 of 2)")
+        assert "Nothing." not in told
+        with database.transaction() as session:
+            session.merge(release).step = 1
+        listener.hear("changed")
+        listener.hear("progress", "step 2 of 2")
 
 
 def test_who_listens_does_not_hold_up_the_end(triton: FakeTriton, tmp_path: Path) -> None:

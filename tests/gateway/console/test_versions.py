@@ -25,7 +25,7 @@ from tests.gateway.test_feedback import Gateway, gateway_with_models
 
 VERSIONS = "/console/versions"
 CONFIRM = "/console/confirm"
-CHANGES = ["promote", "roll-back", "retrain", "check", "cancel"]
+CHANGES = ["promote", "roll-back", "shadow", "canary", "stop", "retrain", "check", "cancel"]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +73,9 @@ def test_each_version_is_told_with_what_is_known_of_it(console: Gateway) -> None
     assert "✕ not passed comparison Worse. <script>" in page.text
     assert "Never served." in page.text
     assert page.runs_nothing_but_files()
-    assert [link["href"] for link in page.all("a") if "promote" in str(link["href"])] == [
-        f"{CONFIRM}?change=promote&version=2"
-    ]
+    assert [
+        link["href"] for link in page.all("a") if CONFIRM in str(link["href"]) and "version" in str(link["href"])
+    ] == [f"{CONFIRM}?change={change}&version=2" for change in ("promote", "shadow", "canary")]
     part = Page(console.http.get(VERSIONS, headers=PART))
     assert not part.all("html")
     assert "Version 2" in part.text
@@ -155,6 +155,10 @@ def test_no_change_without_the_token(console: Gateway, name: str) -> None:
         ("promote", {}, 422),
         ("roll-back", {"from": "1"}, 409),
         ("roll-back", {}, 422),
+        ("shadow", {"version": "9"}, 404),
+        ("canary", {"version": "1"}, 409),
+        ("canary", {"version": INJECTED}, 422),
+        ("stop", {"version": "2"}, 409),
         ("cancel", {"job": "77"}, 404),
         ("cancel", {"job": INJECTED}, 422),
     ],
@@ -174,6 +178,7 @@ def test_what_cannot_be_done_is_told(console: Gateway, name: str, fields: dict[s
         ("change=roll-back", 409),
         ("change=promote&version=9", 404),
         ("change=promote", 404),
+        ("change=canary&version=9", 404),
         ("change=<script>", 422),
         ("", 422),
     ],
