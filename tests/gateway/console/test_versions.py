@@ -203,7 +203,7 @@ def test_two_versions_stand_beside_each_other(console: Gateway) -> None:
     add_verdicts(console.database, 2, [GateVerdict("slices", True, "Not worse.", {})])
     page = Page(console.http.get(f"{VERSIONS}/compare?left=1&right=2"))
     assert "Version 1 beside version 2" in page.text
-    assert "slices not tried ✓ passed Not worse." in page.text
+    assert "slices Version 1: not tried Version 2: ✓ passed Not worse." in page.text
     for query in ("left=1", "left=1&right=7", f"left={INJECTED}&right=1"):
         response = console.http.get(f"{VERSIONS}/compare?{query}")
         assert response.status_code == 422
