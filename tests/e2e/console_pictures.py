@@ -1,4 +1,4 @@
-"""Takes the pictures of the console that are in docs/images, of a gateway that runs:
+"""Takes the pictures of the console that are in docs/images, of a gateway that runs and tries a version on live texts:
 
 python -m tests.e2e.console_pictures http://127.0.0.1:8000 "$(cat .sentiment/admin_key)" docs/images
 """
@@ -46,6 +46,10 @@ def take(browser: Browser, url: str, key: str, directory: Path, scheme: str, siz
         page.get_by_role("button", name="Compare").click()
         expect(page.get_by_role("heading", name="Texts on which they differ")).to_be_visible()
         shoot("compare")
+        page.goto("/console/versions")
+        page.get_by_role("link", name="Texts that it labels differently").first.click()
+        expect(page.get_by_role("heading", name="labels differently")).to_be_visible()
+        shoot("differences")
         page.goto("/console/versions")
         page.get_by_role("link", name="Promote version").first.click()
         shoot("confirm")
