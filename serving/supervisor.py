@@ -17,6 +17,9 @@ from settings import Settings
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+NICENESS = 5
+"""Of Triton, above this process's own. Its engine takes every core while texts wait; a gateway that had to share them
+evenly could not refuse in time what is too much: offered three times what could be served, it fell 40 s behind."""
 _GRACE_S = 15.0
 _LOG_TAIL_LINES = 5
 
@@ -32,7 +35,7 @@ class TritonSupervisor:
         Raises:
             PipelineError: Triton cannot run on this machine, or cannot be fetched.
         """
-        self._command = command_dying_with_parent(triton.command(settings), own_group=True)
+        self._command = command_dying_with_parent(triton.command(settings), own_group=True, niceness=NICENESS)
         self._environment = triton.environment(settings)
         self._address = settings.bundled_triton
         self._shared_memory_prefix = triton.shared_memory_prefix(settings)

@@ -63,6 +63,12 @@ def test_command_leads_a_group_only_where_asked_and_stays_in_the_session() -> No
         assert printed == f"{own_group} {os.getsid(0)}\n"
 
 
+def test_command_gives_way_where_asked() -> None:
+    own = os.nice(0)
+    command = command_dying_with_parent([sys.executable, "-c", "import os; print(os.nice(0))"], niceness=3)
+    assert subprocess.run(command, capture_output=True, text=True, timeout=30).stdout == f"{min(own + 3, 19)}\n"
+
+
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "exits"])
 def test_command_does_not_outlive_its_parent(killed: bool, leftovers: list[psutil.Process]) -> None:
     with parent_of(["sleep", "60"], "input()") as parent:
