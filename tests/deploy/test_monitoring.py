@@ -154,7 +154,8 @@ def test_a_real_prometheus_answers_each_question_of_the_dashboard(asked: Served,
         served = asked.ask("POST", "/predict/live", json={"text": f"good {time.monotonic_ns()}"})
         assert served.is_success
         try:
-            return all(answer(name) for name in RECORDED)
+            is_ready = httpx.get(f"{prometheus}/-/ready").is_success
+            return is_ready and all(answer(name) for name in RECORDED)
         except httpx.TransportError:
             return False
 

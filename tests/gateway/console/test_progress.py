@@ -143,7 +143,8 @@ def test_a_listener_who_leaves_is_forgotten(triton: FakeTriton, tmp_path: Path) 
     with listening(triton, tmp_path) as (listener, _, under_way):
         listener.hear("progress")
         with listener.http.stream("GET", PROGRESS) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # which ends the connection when it is forgotten
+            next(lines)
             until(lambda: under_way.count == 2)
         until(lambda: under_way.count == 1)
 
