@@ -16,7 +16,7 @@ from storage.tables import Difference, Figures
 PATH = "/console/versions/differences"
 SHOWN = 100
 """Texts, the newest."""
-_PARTS = {"all": "all texts"}
+_PARTS = {releases.ALL: "all texts"}
 
 
 @dataclass(frozen=True)
