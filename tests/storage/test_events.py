@@ -47,6 +47,8 @@ def test_people_get_mails_only_of_what_they_should_know(database: Database) -> N
         "promotion-failed",
         "rolled-back",
         "job-failed",
+        "canary-started",
+        "taken-back",
     }
     assert len(events.newest(database, 100)) == len(EventKind)
 

@@ -42,9 +42,9 @@ def upgrade() -> None:
         sa.Column("text", sa.Text(), nullable=True),
         sa.Column("text_hash", sa.String(length=64), nullable=False),
         sa.Column("champion_label", sa.Text(), nullable=False),
-        sa.Column("champion_score", sa.Float(), nullable=False),
+        sa.Column("champion_score", sa.Double(), nullable=False),
         sa.Column("challenger_label", sa.Text(), nullable=False),
-        sa.Column("challenger_score", sa.Float(), nullable=False),
+        sa.Column("challenger_score", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         sa.ForeignKeyConstraint(["release_id"], ["releases.id"]),
     )
