@@ -34,7 +34,7 @@ async def until_broken(client: TritonClient, process_id: int, on_life: Callable[
     was_live = False
     failed = stuck = 0
     dead: set[int] = set()
-    needed: set[int] = set()
+    challengers: set[int] = set()
     while True:
         if was_live:
             await asyncio.sleep(PROBE_INTERVAL_S)
@@ -43,8 +43,8 @@ async def until_broken(client: TritonClient, process_id: int, on_life: Callable[
         # Where one instance of several has died, the others answer most probes. Triton reaps those that it ends itself
         # within the interval.
         # One of a challenger is no reason to end what serves: its calls fail, and by that it is taken back.
-        needed |= _children_but_challengers(process_id)
-        dead_before, dead = dead, _dead_children(process_id) & needed
+        challengers |= _challengers(process_id)
+        dead_before, dead = dead, _dead_children(process_id) - challengers
         if dead & dead_before:
             return "one of its Python processes has died"
         if await client.is_live():
@@ -88,13 +88,12 @@ def _dead_children(process_id: int) -> set[int]:
     return {child.pid for child in _children(process_id) if _is_dead(child)}
 
 
-def _children_but_challengers(process_id: int) -> set[int]:
-    """Children that run, but for those of a challenger, which are told by the command line; a dead one has lost it."""
+def _challengers(process_id: int) -> set[int]:
+    """Children that run for a challenger, which is told by the command line; a dead one has lost it."""
     found = set()
     for child in _children(process_id):
         with contextlib.suppress(psutil.Error):
-            words = child.cmdline()
-            if words and not any(CHALLENGER_NAME in word for word in words):
+            if any(CHALLENGER_NAME in word for word in child.cmdline()):
                 found.add(child.pid)
     return found
 
