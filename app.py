@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import faulthandler
 import logging
 import os
 import subprocess
@@ -32,6 +33,9 @@ def main(arguments: list[str]) -> int:
     # Else a model without safetensors would be sent to a service of the hub that makes them.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # What is forked here becomes another program at once, and has no calls to go on with.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+    faulthandler.enable()  # so that a crash in native code says where it came from
     without_secrets: Callable[[str], str] = str
     try:
         command: Command = options.command
