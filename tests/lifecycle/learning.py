@@ -17,18 +17,19 @@ LETTERS = "abcdefghilmnoprstuvwy"
 def labelled(count: int, seed: int) -> list[tuple[str, str]]:
     """Texts that are Positive if one of a few words is in them, each once.
 
-    Words of random letters are in all of them, so that whatever learns from them passes over words that it does not
-    know, and names and typos do not turn its labels by chance, on whatever processor.
+    Some have a word of random letters, and some Negative ones no telling word, so that whatever learns from them passes
+    over words that it does not know, and names and typos do not turn its labels by chance, on whatever processor.
     """
     draw = random.Random(seed)
     rows: dict[str, str] = {}
     while len(rows) < count:
         label = "Positive" if len(rows) % 2 else "Negative"
-        words = draw.choices(FILLERS, k=draw.randint(2, 7))
-        words += ["".join(draw.choices(LETTERS, k=draw.randint(3, 8))) for _ in range(draw.randint(1, 2))]
+        words = draw.choices(FILLERS, k=draw.randint(3, 8))
+        if draw.random() < 0.3:
+            words.append("".join(draw.choices(LETTERS, k=draw.randint(3, 8))))
         if label == "Positive":
             words.append(draw.choice(GOOD))
-        elif draw.random() < 0.5:
+        elif draw.random() < 0.8:
             words.append(draw.choice(BAD))
         draw.shuffle(words)
         rows[" ".join(words)] = label
