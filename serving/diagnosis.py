@@ -34,17 +34,20 @@ async def until_broken(client: TritonClient, process_id: int, on_life: Callable[
     was_live = False
     failed = stuck = 0
     dead: set[int] = set()
-    challengers: set[int] = set()
+    needed: set[int] = set()
     while True:
         if was_live:
             await asyncio.sleep(PROBE_INTERVAL_S)
         elif await _comes_alive(client):
             was_live, heard_at = True, time.monotonic()
+            # What has died before now is no challenger's, for these come later.
+            needed |= {child.pid for child in _children(process_id) if _is_dead(child)}
         # Where one instance of several has died, the others answer most probes. Triton reaps those that it ends itself
         # within the interval.
         # One of a challenger is no reason to end what serves: its calls fail, and by that it is taken back.
-        challengers |= _challengers(process_id)
-        dead_before, dead = dead, _dead_children(process_id) - challengers
+        children = _children(process_id)
+        needed |= {child.pid for child in children if _serves(child)}
+        dead_before, dead = dead, {child.pid for child in children if _is_dead(child)} & needed
         if dead & dead_before:
             return "one of its Python processes has died"
         if await client.is_live():
@@ -83,22 +86,16 @@ async def _comes_alive(client: TritonClient) -> bool:
     return False
 
 
-def _dead_children(process_id: int) -> set[int]:
-    """Children of a process that have ended, and that it has not noticed."""
-    return {child.pid for child in _children(process_id) if _is_dead(child)}
-
-
-def _challengers(process_id: int) -> set[int]:
-    """Children that run for a challenger, which is told by the command line; a dead one has lost it."""
-    found = set()
-    for child in _children(process_id):
-        with contextlib.suppress(psutil.Error):
-            if any(CHALLENGER_NAME in word for word in child.cmdline()):
-                found.add(child.pid)
-    return found
+def _serves(child: psutil.Process) -> bool:
+    """Whether it runs, and for no challenger, which is told by the command line; a dead one has lost that."""
+    try:
+        return not any(CHALLENGER_NAME in word for word in child.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _is_dead(process: psutil.Process) -> bool:
+    """Whether it has ended, and its parent has not noticed."""
     try:
         return bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
