@@ -62,7 +62,7 @@ def test_int8_graph_answers_nearly_as_the_float_graph_whatever_shares_a_texts_ru
     with Engine(bundle, variant, 2) as engine:
         parity = check_parity(lambda texts: engine.classify(texts).values, TEXTS, reference)
     assert 0 < parity.largest_difference < 0.1, "rounded, but not much"
-    assert parity.largest_spread < 0.02
+    assert parity.largest_spread < 0.05, "no more than rounding"
 
 
 class Speeds:
