@@ -10,7 +10,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from errors import PipelineError
 from logs import set_up_logging
@@ -35,7 +37,8 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # What is forked here becomes another program at once, and has no calls to go on with.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
-    faulthandler.enable()  # so that a crash in native code says where it came from
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # so that a crash in native code says where it came from
     without_secrets: Callable[[str], str] = str
     try:
         command: Command = options.command
@@ -97,18 +100,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _late(module: Callable[[], ModuleType], name: str) -> Command:
+    """A command of a module whose libraries are imported only when it is run."""
+
+    def command(settings: Settings, options: argparse.Namespace) -> None:
+        function: Command = getattr(module(), name)
+        function(settings, options)
+
+    return command
+
+
 def _add_loop(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
-    """Add the commands of the loop, whose libraries are imported only when one is run."""
+    """Add the commands of the loop."""
 
-    def run(name: str) -> Command:
-        def command(settings: Settings, options: argparse.Namespace) -> None:
-            from lifecycle import commands
+    def module() -> ModuleType:
+        from lifecycle import commands
 
-            function: Command = getattr(commands, name)
-            function(settings, options)
+        return commands
 
-        return command
-
+    run = partial(_late, module)
     for name, text in (
         ("check", "ask the version that is being served how good it is now; retrain where it is stale"),
         ("retrain", "learn from the data and the feedback, and promote what passes every gate"),
@@ -138,15 +148,12 @@ def _add_loop(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> No
 def _add_release(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
     """Add the commands for a version that is tried on live texts."""
 
-    def run(name: str) -> Command:
-        def command(settings: Settings, options: argparse.Namespace) -> None:
-            from lifecycle import release_commands
+    def module() -> ModuleType:
+        from lifecycle import release_commands
 
-            function: Command = getattr(release_commands, name)
-            function(settings, options)
+        return release_commands
 
-        return command
-
+    run = partial(_late, module)
     for name, text in (
         ("shadow", "put a share of the live texts to a version too, which answers nobody"),
         ("canary", "have a version answer a growing share of the live texts, and serve if it does well"),
@@ -161,15 +168,12 @@ def _add_release(add: Callable[[str, Command, str], argparse.ArgumentParser]) ->
 def _add_keys(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
     """Add the commands for API keys."""
 
-    def run(name: str) -> Command:
-        def command(settings: Settings, options: argparse.Namespace) -> None:
-            from gateway import key_commands
+    def module() -> ModuleType:
+        from gateway import key_commands
 
-            function: Command = getattr(key_commands, name)
-            function(settings, options)
+        return key_commands
 
-        return command
-
+    run = partial(_late, module)
     keys = add("keys", run("list_keys"), "add, list and revoke API keys")
     commands = keys.add_subparsers(title="commands", metavar="COMMAND")
     adding = commands.add_parser("add", help="make a key; it is printed once and kept nowhere")

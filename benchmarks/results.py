@@ -101,8 +101,12 @@ def measure_in_turns(
         for case in cases:
             figures = case.measure(seconds)
             results.measurement(section, case.group, case.name).add(figures)
-            shown = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
-            progress(f"{section}, {repeat + 1}/{repeats}: {case.group}, {case.name}: {shown}")
+            progress(f"{section}, {repeat + 1}/{repeats}: {case.group}, {case.name}: {in_a_line(figures)}")
+
+
+def in_a_line(figures: Figures) -> str:
+    """The figures of one repeat, to follow a run by."""
+    return ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
 
 
 def ratios(above: Measurement, below: Measurement, figure: str) -> list[float]:

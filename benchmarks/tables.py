@@ -25,11 +25,11 @@ _HEADINGS = {
     "refused_p99_ms": "99th percentile of refusals, ms",
     "normal_after_s": "normal again after, s",
     "memory_first_half_mib": "most memory in the first half, MiB",
+    "memory_second_half_mib": "in the second half",
     "seconds": "seconds",
     "peak_mib": "most memory, MiB",
     "kills": "kills",
     "rows_unlike": "rows unlike the input's",
-    "memory_second_half_mib": "in the second half",
 }
 _COUNTS = {"failed", "answered", "outlasted_the_requests", "refused", "kills", "rows_unlike"}
 

@@ -8,7 +8,7 @@ from gateway.openapi import parameter
 from gateway.problems import ConflictError, InvalidFieldsError, NotFoundError
 from gateway.schemas import Difference, Release
 from lifecycle import release
-from storage import releases, tables
+from storage import releases
 
 _LIMIT = {**WHOLE_NUMBER, "maximum": releases.MOST_DIFFERENCES, "default": 100}
 
@@ -37,13 +37,7 @@ async def list_differences(request: Request) -> Response:
     version = path_number(request, "version")
     limit = whole_number(request, "limit", 100, releases.MOST_DIFFERENCES)
 
-    def find() -> list[tables.Difference] | None:
-        database = loop.storage.open()
-        with database.reading() as session:
-            tried = releases.last_of(session, version)
-        return None if tried is None else releases.differences(database, tried.id, limit)
-
-    found = await in_thread(find)
+    found = await in_thread(lambda: releases.differences_of(loop.storage.open(), version, limit))
     if found is None:
         raise NotFoundError(f"Version {version} was never tried on live texts.")
     return json_answer([releases.difference_as_json(item) for item in found])

@@ -3,12 +3,10 @@
 Every gateway watches by its own calls: one of them that sees the version fail is enough, wherever the scheduler runs.
 """
 
-import asyncio
 import logging
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from errors import PipelineError
+from lifecycle.looking import look_repeatedly
 from lifecycle.promotion import roll_back
 from serving.call_statistics import CallStatistics, VersionStatistics
 from settings import Settings
@@ -39,12 +37,7 @@ class BakeWatch:
 
     async def watch(self, storage: Storage) -> None:
         """Look every `INTERVAL_S` seconds, until cancelled."""
-        while True:
-            await asyncio.sleep(INTERVAL_S)
-            try:
-                await asyncio.to_thread(lambda: self.look(storage.open()))
-            except (PipelineError, SQLAlchemyError, OSError) as error:
-                log.error("The look at what bakes failed: %s", str(error).partition("\n")[0])
+        await look_repeatedly(self.look, storage, INTERVAL_S, "what bakes", log)
 
     def look(self, database: Database) -> None:
         """Roll back where something is wrong; end the baking where its time is over."""

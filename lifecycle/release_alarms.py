@@ -13,6 +13,7 @@ import math
 
 from scipy.stats import binomtest
 
+from lifecycle.release_figures import call_ms
 from settings import Settings
 from storage.releases import ALL
 from storage.tables import Figures
@@ -69,9 +70,9 @@ def _errors(settings: Settings, figures: Figures) -> str:
 
 def _slowness(settings: Settings, figures: Figures) -> str:
     calls = figures.get("calls", 0)
-    if calls < LEAST_CALLS or _interval(figures["slower"], calls)[0] <= 0.5:
+    times = call_ms(figures)
+    if times is None or calls < LEAST_CALLS or _interval(figures["slower"], calls)[0] <= 0.5:
         return ""
-    times = figures["challenger_ms"] / calls, figures["champion_ms"] / calls
     return (
         f"latency: {figures['slower']} of {calls} calls took over {settings.release_max_slowdown:g} times as long, "
         f"on average {times[0]:.1f} ms instead of {times[1]:.1f} ms"

@@ -5,6 +5,7 @@ import argparse
 from errors import PipelineError
 from lifecycle import release
 from lifecycle.printing import print_json, print_table
+from lifecycle.release_figures import call_ms, parts_of
 from settings import Settings
 from storage import releases
 from storage.database import Database
@@ -39,14 +40,13 @@ def show_release(settings: Settings, options: argparse.Namespace) -> None:
     state = f"{found.state}: {found.outcome}" if found.outcome else f"{releases.share_of(found):.0%} of the live texts"
     print(f"{found.mode.capitalize()} of version {found.version} beside {found.champion}, {state}.")
     figures = found.figures
-    if calls := figures.get("calls"):
-        times = figures["challenger_ms"] / calls, figures["champion_ms"] / calls
-        print(f"A call took {times[0]:.1f} ms, and of version {found.champion} {times[1]:.1f} ms ({calls} calls).")
+    if times := call_ms(figures):
+        told = f"A call took {times[0]:.1f} ms, and of version {found.champion} {times[1]:.1f} ms"
+        print(f"{told} ({figures['calls']} calls).")
     print(f"Of its answers {figures.get('failed', 0)} failed, {figures.get('answered', 0)} did not.")
     rows = [
-        [name, str(part["texts"]), f"{part['differ'] / part['texts']:.1%}"]
-        + [f"{part[side] / part['texts']:.4f}" for side in ("challenger", "champion")]
-        for name, part in figures.get("parts", {}).items()
+        [part.name, str(part.texts), f"{part.differ:.1%}", f"{part.challenger:.4f}", f"{part.champion:.4f}"]
+        for part in parts_of(figures)
     ]
     print_table(["texts of", "compared", "other label", "estimated accuracy", f"of version {found.champion}"], rows)
     if options.texts:

@@ -3,17 +3,16 @@
 Each process that serves looks after the Tritons that it asks, since others may not reach them. One at a time decides.
 """
 
-import asyncio
 import logging
 import time
 from datetime import timedelta
 from functools import partial
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from errors import PipelineError
 from lifecycle import challenger, promotion
+from lifecycle.looking import look_repeatedly
 from lifecycle.promotion import LEASE_S, BusyDeployingError, DeploymentError
 from lifecycle.release_alarms import COMPARED_BEFORE, alarms, compared, is_proven
 from serving import addresses
@@ -49,12 +48,7 @@ class ReleaseSteering:
 
     async def watch(self, storage: Storage) -> None:
         """Look every `INTERVAL_S` seconds, until cancelled."""
-        while True:
-            await asyncio.sleep(INTERVAL_S)
-            try:
-                await asyncio.to_thread(lambda: self.look(storage.open()))
-            except (PipelineError, SQLAlchemyError, OSError) as error:
-                log.error("The look at what is tried failed: %s", str(error).partition("\n")[0])
+        await look_repeatedly(self.look, storage, INTERVAL_S, "what is tried", log)
 
     def look(self, database: Database) -> None:
         """Do what is to be done now.

@@ -155,6 +155,13 @@ def differences(database: Database, release_id: int, limit: int) -> list[Differe
         return list(session.scalars(query))
 
 
+def differences_of(database: Database, version: int, limit: int) -> list[Difference] | None:
+    """The same of when a version was tried last; none where it never was."""
+    with database.reading() as session:
+        tried = last_of(session, version)
+    return None if tried is None else differences(database, tried.id, limit)
+
+
 def told_by_feedback(session: Session, release_id: int) -> tuple[int, int]:
     """Of the texts that differ and have feedback: on how many the champion is right, and on how many the challenger."""
     of_text = aliased(Feedback)

@@ -10,7 +10,7 @@ from benchmarks.load import Load, Requests, http_client, live_body
 from benchmarks.offering import offer
 from benchmarks.open_load import ANSWERED
 from benchmarks.processes import Server, running_pipeline
-from benchmarks.results import Figures
+from benchmarks.results import Figures, in_a_line
 from benchmarks.run import Run
 from benchmarks.sections.server import START_TIMEOUT_S
 from benchmarks.texts import REVIEWS
@@ -46,8 +46,7 @@ def measure(run: Run) -> None:
                 flood, calm = offer(run, pipeline, DEADLINE_S, [(TIMES * best, run.seconds), (_CALM * best, _CALM_S)])
             figures = _figures(flood, calm, memory_mib)
             run.results.measurement(SECTION, OVERLOADED, f"deadline {DEADLINE_S:g} s").add(figures)
-            shown = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
-            run.progress(f"{SECTION}, {repeat + 1}/{run.repeats}: at most {best:,.0f}/s; {shown}")
+            run.progress(f"{SECTION}, {repeat + 1}/{run.repeats}: at most {best:,.0f}/s; {in_a_line(figures)}")
 
 
 def _figures(flood: dict[str, Any], calm: dict[str, Any], memory_mib: list[float]) -> Figures:

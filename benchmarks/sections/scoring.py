@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from benchmarks.batching import PACKED
 from benchmarks.engine_process import engine_process
 from benchmarks.processes import PROJECT, Server, running
-from benchmarks.results import Figures
+from benchmarks.results import Figures, in_a_line
 from benchmarks.run import Run
 from benchmarks.sections.server import ENGINE
 from benchmarks.texts import REVIEWS
@@ -53,8 +53,7 @@ def measure(run: Run) -> None:
 
 def _add(run: Run, repeat: int, name: str, figures: Figures) -> None:
     run.results.measurement(SECTION, SCORE, name).add(figures)
-    shown = ", ".join(f"{figure} {value:,.5g}" for figure, value in figures.items())
-    run.progress(f"{SECTION}, {repeat + 1}/{run.repeats}: {name}: {shown}")
+    run.progress(f"{SECTION}, {repeat + 1}/{run.repeats}: {name}: {in_a_line(figures)}")
 
 
 def _engine(run: Run) -> float:

@@ -9,6 +9,7 @@ from gateway.console.rendering import percent
 from gateway.console.views import Visit, view
 from gateway.problems import FieldError, InvalidFieldsError, NotFoundError
 from lifecycle.models import describe_models
+from lifecycle.release_figures import Part, call_ms, parts_of
 from storage import releases
 from storage.api_keys import Scope
 from storage.tables import Difference, Figures
@@ -16,19 +17,6 @@ from storage.tables import Difference, Figures
 PATH = "/console/versions/differences"
 SHOWN = 100
 """Texts, the newest."""
-_PARTS = {releases.ALL: "all texts"}
-
-
-@dataclass(frozen=True)
-class Part:
-    """Texts of one kind that were put to both versions."""
-
-    name: str
-    texts: int
-    differ: float
-    """Share of them with another label."""
-    accuracy: tuple[float, float]
-    """Estimated by confidence, of the version that is tried and of the one that serves."""
 
 
 @dataclass(frozen=True)
@@ -47,25 +35,14 @@ class Trial:
 def trial_of(release: Figures) -> Trial:
     """What is told of a release, from what the API tells of it."""
     figures = release["figures"]
-    is_running = release["state"] == releases.RUNNING
-    calls, failed = figures.get("calls", 0), figures.get("failed", 0)
-    parts = [
-        Part(
-            _PARTS.get(name, name),
-            part["texts"],
-            part["differ"] / part["texts"],
-            (part["challenger"] / part["texts"], part["champion"] / part["texts"]),
-        )
-        for name, part in figures.get("parts", {}).items()
-        if part["texts"]
-    ]
+    failed = figures.get("failed", 0)
     return Trial(
-        is_running,
+        release["state"] == releases.RUNNING,
         _summary(release),
-        (figures["challenger_ms"] / calls, figures["champion_ms"] / calls) if calls else None,
+        call_ms(figures),
         failed,
         failed + figures.get("answered", 0),
-        parts,
+        parts_of(figures),
     )
 
 
@@ -85,15 +62,13 @@ async def show_differences(visit: Visit) -> Response:
         raise InvalidFieldsError([FieldError("version", "is no number")])
     loop = visit.loop
 
-    def find() -> tuple[Figures | None, list[Difference]]:
+    def find() -> tuple[Figures | None, list[Difference] | None]:
         database = loop.storage.open()
         model = next((model for model in describe_models(loop.settings, database) if model["version"] == version), None)
-        with database.reading() as session:
-            tried = releases.last_of(session, version)
-        return model, [] if tried is None else releases.differences(database, tried.id, SHOWN)
+        return model, releases.differences_of(database, version, SHOWN)
 
     model, found = await in_thread(find)
-    if model is None or model["release"] is None:
+    if model is None or found is None:
         raise NotFoundError(f"Version {version} was never tried on live texts.")
     context = {"model": model, "release": model["release"], "trial": trial_of(model["release"]), "found": found}
     return visit.page("differences.html", context)

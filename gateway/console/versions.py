@@ -38,7 +38,6 @@ async def show(visit: Visit) -> Response:
         "steps": STEPS,
         "models": models,
         "trials": trials,
-        "is_trying": any(trial and trial.is_running for trial in trials.values()),
         "mlflow": mlflow_pages(visit.loop.settings),
         "done": DONE.get(visit.request.query_params.get("done", ""), ""),
     }

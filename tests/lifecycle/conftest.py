@@ -15,8 +15,9 @@ import httpx
 import psutil
 import pytest
 
-from serving.bundle import Bundle
+from serving.bundle import TOKENIZER, Bundle
 from serving.repository import ModelRepository
+from serving.runtime import FLOAT_GRAPH
 from settings import Settings
 from storage.database import Database
 from tests.e2e.conftest import PROJECT, free_ports, wait_for
@@ -123,6 +124,16 @@ def publish(served: Served, bundle: Path, version: int) -> None:
         (staging / file.name).write_bytes(file.read_bytes())
     replace(Bundle.load(staging), version=version).save(staging)
     served.repository.publish(staging, version)
+
+
+def hollow_bundle(directory: Path) -> Path:
+    """A bundle for what no Triton ever loads."""
+    bundle = directory / "bundle"
+    bundle.mkdir()
+    for name in (FLOAT_GRAPH, TOKENIZER):
+        (bundle / name).write_text("the content of a file")
+    Bundle(1, ("Negative", "Positive"), 64, 0, "none", "", "", {}, ()).save(bundle)
+    return bundle
 
 
 def make_served(directory: Path, bundle: Path, versions: int = 3, **settings: str) -> Served:

@@ -10,13 +10,11 @@ from lifecycle.promotion import LEASE_S, DeploymentError
 from lifecycle.release_alarms import LEAST_TEXTS
 from lifecycle.release_steering import ReleaseSteering
 from lifecycle.retention import remove_old_versions
-from serving.bundle import TOKENIZER, Bundle
-from serving.runtime import FLOAT_GRAPH
 from storage import events, leases, releases
 from storage.database import Database, now
 from storage.releases import CANARY
 from storage.tables import Release
-from tests.lifecycle.conftest import Served, make_served
+from tests.lifecycle.conftest import Served, hollow_bundle, make_served
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +26,8 @@ def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def served(tmp_path: Path) -> Served:
     """Version 1 of three is deployed, and no Triton runs."""
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    for name in (FLOAT_GRAPH, TOKENIZER):
-        (bundle / name).write_text("the content of a file")
-    Bundle(1, ("Negative", "Positive"), 64, 0, "none", "", "", {}, ()).save(bundle)
-    return make_served(tmp_path, bundle, 3, SENTIMENT_RELEASE_STEPS="10,50", SENTIMENT_KEEP_VERSIONS="2")
+    settings = {"SENTIMENT_RELEASE_STEPS": "10,50", "SENTIMENT_KEEP_VERSIONS": "2"}
+    return make_served(tmp_path, hollow_bundle(tmp_path), 3, **settings)
 
 
 @pytest.fixture

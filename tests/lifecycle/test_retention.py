@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from lifecycle.retention import remove_old_versions
-from serving.bundle import TOKENIZER, Bundle
-from serving.runtime import FLOAT_GRAPH
+from serving.bundle import Bundle
 from storage import deployments, events
 from storage.database import Database
 from storage.tables import Version
 from storage.versions import GateVerdict, add_verdicts, add_version
-from tests.lifecycle.conftest import Served, make_served
+from tests.lifecycle.conftest import Served, hollow_bundle, make_served
 
 VERSIONS = 6
 
@@ -33,12 +32,7 @@ class Case:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Served:
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    for name in (FLOAT_GRAPH, TOKENIZER):
-        (bundle / name).write_text("the content of a file")
-    Bundle(1, ("Negative", "Positive"), 64, 0, "none", "", "", {}, ()).save(bundle)
-    return make_served(tmp_path, bundle, VERSIONS)
+    return make_served(tmp_path, hollow_bundle(tmp_path), VERSIONS)
 
 
 @pytest.fixture
