@@ -13,13 +13,13 @@ from benchmarks.machine import describe_machine
 from benchmarks.models import MODEL_KINDS, make_model
 from benchmarks.results import Results
 from benchmarks.run import Run
-from benchmarks.sections import clients, cold, engine, lengths, overload, retraining, scoring, server
+from benchmarks.sections import clients, cold, engine, lengths, overload, retraining, scoring, server, trying
 from benchmarks.tables import markdown
 from errors import PipelineError
 
 SECTIONS = {
     section.SECTION: section.measure
-    for section in (engine, server, clients, lengths, cold, overload, retraining, scoring)
+    for section in (engine, server, clients, lengths, cold, overload, retraining, trying, scoring)
 }
 
 

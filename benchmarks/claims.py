@@ -7,7 +7,7 @@ from typing import Literal
 
 from benchmarks.batching import PACKED, PADDED
 from benchmarks.results import Measurement, Results, ratios
-from benchmarks.sections import clients, engine, lengths, overload, retraining, scoring, server
+from benchmarks.sections import clients, engine, lengths, overload, retraining, scoring, server, trying
 from benchmarks.texts import FLAT_LONG, MIXED
 from serving.runtime import INT8
 
@@ -44,6 +44,7 @@ def claims(results: Results) -> list[Claim]:
         *_of_clients(results),
         *_of_overload(results),
         *_of_retraining(results),
+        *_of_trying(results),
         *_of_scoring(results),
     ]
 
@@ -137,6 +138,16 @@ def _of_retraining(results: Results) -> Iterator[Claim]:
         yield Claim("99th percentile beside a retraining ÷ alone, at half of the best load", values, "at most", 1.5)
         failed = sum(count for item in steps for count in item.figures["failed"])
         yield Claim("requests that fail beside a retraining", [failed], "at most", 0)
+
+
+def _of_trying(results: Results) -> Iterator[Claim]:
+    what = "with a sample and a shadow ÷ without"
+    full, half = (
+        ((trying.SECTION, trying.TRYING, name), (trying.SECTION, trying.PLAIN, name))
+        for name in (trying.FULL, trying.HALF)
+    )
+    yield from _ratio(results, f"texts/s at 64 connections, {what}", *full, "texts_per_s", "at least", 0.98)
+    yield from _ratio(results, f"median latency at half of that, {what}", *half, "p50_ms", "at most", 1.02)
 
 
 def _of_scoring(results: Results) -> Iterator[Claim]:

@@ -8,7 +8,9 @@ from typing import Any
 import orjson
 
 from benchmarks.load import live_body
+from benchmarks.open_load import ANSWERED
 from benchmarks.processes import PROJECT, Server
+from benchmarks.results import Figures
 from benchmarks.run import Run
 from benchmarks.texts import REVIEWS
 from errors import PipelineError
@@ -33,3 +35,10 @@ def offer(run: Run, pipeline: Server, deadline_s: float, loads: list[tuple[float
     if ended.returncode:
         raise PipelineError(f"The load generator failed: exit status {ended.returncode}")
     return [orjson.loads(line) for line in ended.stdout.splitlines()]
+
+
+def outcome_figures(outcome: dict[str, Any]) -> Figures:
+    """Latencies of what was answered with 200, and how many were not."""
+    answered = outcome["latencies_ms"][ANSWERED]
+    failed = sum(count for status, count in outcome["statuses"].items() if status != ANSWERED)
+    return {"p50_ms": answered["p50"], "p99_ms": answered["p99"], "failed": failed}

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.claims import claims
 from benchmarks.results import Measurement, Results, with_spread
-from benchmarks.sections import clients, cold, engine, lengths, overload, retraining, scoring, server
+from benchmarks.sections import clients, cold, engine, lengths, overload, retraining, scoring, server, trying
 
 _HEADINGS = {
     "texts_per_s": "texts/s",
@@ -46,6 +46,7 @@ def markdown(results: Results) -> str:
         (cold.SECTION, "Cold"),
         (overload.SECTION, "Overload, reviews, every text new, offered at a fixed rate"),
         (retraining.SECTION, "Half of the best load, alone and beside a retraining, by its steps"),
+        (trying.SECTION, "Live requests without and with a sample of them and a version in the shadow"),
         (scoring.SECTION, "Files, reviews, every text new"),
     ):
         # Cases with other figures make another table.

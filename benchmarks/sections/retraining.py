@@ -10,10 +10,9 @@ from typing import Any
 import httpx
 
 from benchmarks.load import Load, Requests, http_client, live_body
-from benchmarks.offering import offer
-from benchmarks.open_load import ANSWERED
+from benchmarks.offering import offer, outcome_figures
 from benchmarks.processes import Server, running_pipeline
-from benchmarks.results import Figures
+from benchmarks.results import in_a_line
 from benchmarks.run import Run
 from benchmarks.sections.server import START_TIMEOUT_S
 from benchmarks.texts import REVIEWS
@@ -79,14 +78,9 @@ def _beside(run: Run, pipeline: Server, rate: float, key: str) -> None:
 
 def _window(run: Run, pipeline: Server, rate: float, when: str) -> None:
     [outcome] = offer(run, pipeline, _DEADLINE_S, [(rate, _WINDOW_S)])
-    answered = outcome["latencies_ms"][ANSWERED]
-    figures: Figures = {
-        "p50_ms": answered["p50"],
-        "p99_ms": answered["p99"],
-        "failed": sum(count for status, count in outcome["statuses"].items() if status != ANSWERED),
-    }
+    figures = outcome_figures(outcome)
     run.results.measurement(SECTION, GATEWAY, when).add(figures)
-    run.progress(f"{SECTION}: {rate:.0f}/s, {when}: p50 {answered['p50']:.1f} ms, p99 {answered['p99']:.1f} ms")
+    run.progress(f"{SECTION}: {rate:.0f}/s, {when}: {in_a_line(figures)}")
 
 
 def _data(directory: Path, seed: int) -> dict[str, str]:

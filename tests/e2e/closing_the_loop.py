@@ -112,10 +112,10 @@ def close_the_loop(
         second = api.version()
         assert second != first
         reviews = _found_on_reviews(api)
-        tweets, told = (_read(pipeline.checkout / name) for name in ("tweets.csv", "feedback.csv"))
+        tweets, told = (read_tweets(pipeline.checkout / name) for name in ("tweets.csv", "feedback.csv"))
         held_out = [tweet for tweet in told if is_held_out(text_hash(tweet.text))]
         untold = sorted(set(tweets) - set(told), key=lambda tweet: tweet.text)
-        judged = _read(pipeline.checkout / "judged.csv", "predicted_label")
+        judged = read_tweets(pipeline.checkout / "judged.csv", "predicted_label")
         before, untold_before = (_agreement(some, judged) for some in (held_out, untold))
         after, untold_after = (api.accuracy(some) for some in (held_out, untold))
         pipeline.shell("python app.py check", timeout_s=TIMEOUT_S)
@@ -152,7 +152,8 @@ def _found_on_reviews(api: Api) -> float:
     return float(api.ask("GET", "/events", params={"kind": "checked"})[0]["figures"]["validation"]["accuracy"])
 
 
-def _read(path: Path, label: str = "label") -> list[Tweet]:
+def read_tweets(path: Path, label: str = "label") -> list[Tweet]:
+    """Texts of a CSV file with the labels of one of its columns."""
     with path.open(encoding="utf-8", newline="") as file:
         return [Tweet(row["text"], row[label]) for row in csv.DictReader(file)]
 

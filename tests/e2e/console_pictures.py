@@ -1,27 +1,54 @@
-"""Takes the pictures of the console that are in docs/images, of a gateway that runs and tries a version on live texts:
+"""Takes the pictures of the console that are in docs/images: `python -m tests.e2e.console_pictures docs/images`.
 
-python -m tests.e2e.console_pictures http://127.0.0.1:8000 "$(cat .sentiment/admin_key)" docs/images
+The tutorial's loop is closed first, and then the version that served before is in the shadow, so that every view has
+something to show. It takes about half an hour on two cores.
 """
 
 import sys
+import tempfile
+import time
 from pathlib import Path
 
+import httpx
 from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.browser import chromium, opened, sign_in
+from tests.e2e.closing_the_loop import TIMEOUT_S, Api, close_the_loop, read_tweets
+from tests.e2e.conftest import Pipeline, copy_checkout, running_pipeline
 
 SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
 TEXT = "The screen is bright and the battery lasts all day, but it broke after a week and nobody answers my mails."
 VIEWS = ("health", "quality", "versions", "label", "events")
+ENOUGH_DIFFERENCES = 12
+PAUSE_S = 0.02
+"""Between two tweets, so that the charts of live requests show some."""
 
 
-def main(url: str, key: str, directory: Path) -> None:
+def main(directory: Path) -> None:
     """Write a picture of each view, in light and dark, on a desktop and a phone."""
     directory.mkdir(parents=True, exist_ok=True)
-    with chromium() as browser:
-        for scheme in ("light", "dark"):
-            for size in SIZES:
-                take(browser, url, key, directory, scheme, size)
+    with tempfile.TemporaryDirectory() as checkout:
+        copy_checkout(Path(checkout))
+        with running_pipeline(Path(checkout), TIMEOUT_S) as pipeline:
+            close_the_loop(pipeline)
+            key = (pipeline.checkout / ".sentiment" / "admin_key").read_text()
+            try_the_first(pipeline, Api(pipeline.url, key))
+            with chromium() as browser:
+                for scheme in ("light", "dark"):
+                    for size in SIZES:
+                        take(browser, pipeline.url, key, directory, scheme, size)
+
+
+def try_the_first(pipeline: Pipeline, api: Api) -> None:
+    """Have the first version in the shadow, and ask for tweets until it has labelled some differently."""
+    api.ask("POST", "/models/1/shadow")
+    with httpx.Client(base_url=pipeline.url, timeout=30) as client:
+        for number, tweet in enumerate(read_tweets(pipeline.checkout / "tweets.csv")):
+            client.post("/predict/live", json={"text": tweet.text}).raise_for_status()
+            time.sleep(PAUSE_S)
+            if number % 100 == 0 and len(api.ask("GET", "/models/1/differences")) >= ENOUGH_DIFFERENCES:
+                return
+    raise AssertionError("The two versions label too few tweets differently.")
 
 
 def take(browser: Browser, url: str, key: str, directory: Path, scheme: str, size: str) -> None:
@@ -63,4 +90,4 @@ def ask(page: Page) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(Path(sys.argv[1]))
