@@ -28,7 +28,7 @@ chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.e2e.chaos --out benchmarks/results/chaos $(if $(ONLY),--only $(ONLY))
 
 # Half load and a promotion every minute; nothing may grow.
-SECONDS ?= 1800
+soak: SECONDS ?= 1800
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.e2e.soak --out benchmarks/results/soak --seconds $(SECONDS)
 
