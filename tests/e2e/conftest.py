@@ -163,15 +163,21 @@ def running_pipeline(checkout: Path, timeout_s: float, **settings: str) -> Itera
                     raise
 
 
-@pytest.fixture(scope="session")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    checkout = tmp_path_factory.mktemp("checkout")
+@contextmanager
+def tutorial_pipeline(checkout: Path) -> Iterator[Pipeline]:
+    """Run what the tutorial begins with, in an empty directory, during the block."""
     copy_checkout(checkout)
     (checkout / ".venv").symlink_to(sys.prefix)
     # The tutorial's first steps: a slice of the data, small enough to be learnt within a minute.
     printed = run_block(block(TUTORIAL, "make install"), checkout, own_environment())
     check_excerpt(TUTORIAL, "make install", printed)
     with running_pipeline(checkout, 600) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    with tutorial_pipeline(tmp_path_factory.mktemp("checkout")) as running:
         yield running
 
 

@@ -1,7 +1,7 @@
 """Takes the pictures of the console that are in docs/images: `python -m tests.e2e.console_pictures docs/images`.
 
 The tutorial's loop is closed first, and then the version that served before is in the shadow, so that every view has
-something to show. It takes about half an hour on two cores.
+something to show. It takes some minutes on two cores.
 """
 
 import sys
@@ -10,16 +10,19 @@ import time
 from pathlib import Path
 
 import httpx
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.browser import chromium, opened, sign_in
-from tests.e2e.closing_the_loop import TIMEOUT_S, Api, close_the_loop, read_tweets
-from tests.e2e.conftest import Pipeline, copy_checkout, running_pipeline
+from tests.e2e.closing_the_loop import Api, close_the_loop, read_tweets
+from tests.e2e.conftest import Pipeline, tutorial_pipeline
 
 SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
 TEXT = "The screen is bright and the battery lasts all day, but it broke after a week and nobody answers my mails."
 VIEWS = ("health", "quality", "versions", "label", "events")
 ENOUGH_DIFFERENCES = 12
+MOST_PIXELS_HIGH = 2_000
+"""Of a picture; lists go on as they begin."""
 PAUSE_S = 0.02
 """Between two tweets, so that the charts of live requests show some."""
 
@@ -27,16 +30,14 @@ PAUSE_S = 0.02
 def main(directory: Path) -> None:
     """Write a picture of each view, in light and dark, on a desktop and a phone."""
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as checkout:
-        copy_checkout(Path(checkout))
-        with running_pipeline(Path(checkout), TIMEOUT_S) as pipeline:
-            close_the_loop(pipeline)
-            key = (pipeline.checkout / ".sentiment" / "admin_key").read_text()
-            try_the_first(pipeline, Api(pipeline.url, key))
-            with chromium() as browser:
-                for scheme in ("light", "dark"):
-                    for size in SIZES:
-                        take(browser, pipeline.url, key, directory, scheme, size)
+    with tempfile.TemporaryDirectory() as checkout, tutorial_pipeline(Path(checkout)) as pipeline:
+        close_the_loop(pipeline, least_gain=0, largest_loss=1)
+        key = (pipeline.checkout / ".sentiment" / "admin_key").read_text()
+        try_the_first(pipeline, Api(pipeline.url, key))
+        with chromium() as browser:
+            for scheme in ("light", "dark"):
+                for size in SIZES:
+                    take(browser, pipeline.url, key, directory, scheme, size)
 
 
 def try_the_first(pipeline: Pipeline, api: Api) -> None:
@@ -44,7 +45,8 @@ def try_the_first(pipeline: Pipeline, api: Api) -> None:
     api.ask("POST", "/models/1/shadow")
     with httpx.Client(base_url=pipeline.url, timeout=30) as client:
         for number, tweet in enumerate(read_tweets(pipeline.checkout / "tweets.csv")):
-            client.post("/predict/live", json={"text": tweet.text}).raise_for_status()
+            # Answers to the tweets themselves are known already, and known ones are not compared.
+            client.post("/predict/live", json={"text": f"RT {tweet.text}"}).raise_for_status()
             time.sleep(PAUSE_S)
             if number % 100 == 0 and len(api.ask("GET", "/models/1/differences")) >= ENOUGH_DIFFERENCES:
                 return
@@ -57,7 +59,11 @@ def take(browser: Browser, url: str, key: str, directory: Path, scheme: str, siz
     with opened(browser, url, width, height, scheme) as page:
 
         def shoot(name: str) -> None:
-            page.screenshot(path=directory / f"console-{name}-{scheme}-{size}.png", full_page=True)
+            path = directory / f"console-{name}-{scheme}-{size}.png"
+            page.screenshot(path=path, full_page=True)
+            with Image.open(path) as picture:
+                begin = picture.crop((0, 0, picture.width, min(picture.height, MOST_PIXELS_HIGH)))
+            begin.quantize(dither=Image.Dither.NONE).save(path, optimize=True)
 
         sign_in(page, key)
         ask(page)

@@ -9,10 +9,11 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Response, expect
 from sqlalchemy import select
 
-from storage import events, jobs
+from storage import events, jobs, releases
 from storage.database import Database, now
 from storage.events import EventKind
 from storage.jobs import Outcome
+from storage.releases import DifferingText
 from storage.tables import Feedback, Job
 from storage.versions import GateVerdict, add_verdicts
 from tests.e2e.browser import OTHER_NAME, chromium, needs_chromium, opened, sign_in
@@ -26,6 +27,8 @@ pytestmark = needs_chromium
 INJECTED = "<img src=x onerror=\"document.title='broken in'\"><script>document.title='broken in'</script>'\"&"
 VIEWS = ["/", "/console/health", "/console/quality", "/console/versions", "/console/label", "/console/events"]
 VIEWS += ["/console/sign-in"]
+DIFFERENCES = "/console/versions/differences?version=2"
+PART = {"texts": 200, "differ": 30, "champion": 170.0, "challenger": 184.0}
 SUGGESTED = unlike(15, "My new phone:")
 MOST_BYTES = 300_000
 BEGINS_MS = 240_000
@@ -157,16 +160,34 @@ def test_nothing_that_is_typed_is_run(page: Page, database: Database) -> None:
     assert not page.locator("img[src=x]").count()
 
 
+def was_tried(database: Database, version: int) -> None:
+    """Have a version been in the shadow of version 1, and have differed."""
+    figures = {"answered": 200, "calls": 50, "champion_ms": 500.0, "challenger_ms": 750.0, "parts": {"all": PART}}
+    differing = [DifferingText("not bad at all", ("Negative", 0.6), ("Positive", 0.8))]
+    with database.transaction() as session:
+        number = releases.begin(session, version, 1, releases.SHADOW, [], "for its pages").id
+    releases.add_findings(database, number, figures, differing, keeps_texts=True)
+    with database.transaction() as session:
+        # The pipeline may have ended it already, for such a version is not loaded.
+        if (release := releases.locked(session, number)) is not None:
+            releases.end(session, release, releases.STOPPED, "enough is seen")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(browser: Browser, running: Served, database: Database, scheme: str) -> None:
     with database.transaction() as session:
         events.record(session, EventKind.PROMOTED, "Version 2 was promoted.", {"before": {"accuracy": 0.8}})
     check_once(database)
+    was_tried(database, version=2)
     with opened(browser, running.url, scheme=scheme) as page:
         sign_in(page, ADMIN_KEY)
-        for view in VIEWS:
+        for view in [*VIEWS, DIFFERENCES]:
             page.goto(view)
             assert_accessible(page, view)
+        page.goto("/console/versions")
+        page.get_by_text("Shadow beside version 1").click()
+        expect(page.get_by_role("cell", name="15.0 %")).to_be_visible()
+        assert_accessible(page, "trial")
         page.goto("/console/label")
         expect(page.locator(".label-card:visible")).to_have_count(1)
         assert_accessible(page, "label")
@@ -317,9 +338,10 @@ def test_a_file_that_is_dropped_comes_back_scored_or_with_its_faults(page: Page)
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_nothing_is_wider_than_the_screen(browser: Browser, running: Served, database: Database, width: int) -> None:
     check_once(database)
+    was_tried(database, version=2)
     with opened(browser, running.url, width=width) as page:
         sign_in(page, ADMIN_KEY)
-        for view in [*VIEWS, "/console/confirm?change=retrain"]:
+        for view in [*VIEWS, DIFFERENCES, "/console/confirm?change=retrain"]:
             page.goto(view)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, view
 
