@@ -171,10 +171,12 @@ class Scheduler:
                     message = f"Job {job.id} ({job.kind}) failed: its process was killed {job.attempts} times"
                     jobs.end(session, job.id, jobs.Outcome(jobs.FAILED, {}, message))
                     events.record(session, EventKind.JOB_FAILED, message, job_id=job.id)
+                    log.error("%s", message)
                 else:
                     jobs.requeue(session, job.id)
                     message = f"Job {job.id} ({job.kind}) was cut off and goes on."
                     events.record(session, EventKind.JOB_RESUMED, message, job_id=job.id)
+                    log.warning("%s", message)
         for kind in jobs.KINDS:
             waiting = jobs.waiting(database, kind)
             if waiting is not None and kind not in self._children and leases.holder_of(database, kind) is None:
