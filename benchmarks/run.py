@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.load import Load, Requests, http_client, live_body
 from benchmarks.models import BenchmarkModel
+from benchmarks.processes import Server
 from benchmarks.results import Case, Results, measure_in_turns
-from benchmarks.texts import describe_lengths, distinct_texts, text_set
+from benchmarks.texts import REVIEWS, describe_lengths, distinct_texts, text_set
 
 ENGINE_TEXTS = 4_096
 """Texts that the engine is given again and again; it remembers none."""
@@ -31,6 +33,11 @@ class Run:
     def measure(self, section: str, cases: Sequence[Case]) -> None:
         """Measure the cases in turns and keep their figures."""
         measure_in_turns(self.results, section, cases, self.seconds, self.repeats, self.progress)
+
+    def live_load(self, server: Server, connections: int, texts: str = REVIEWS) -> Load:
+        """Live requests for texts of a set, every one new, as fast as so many connections are answered."""
+        requests = Requests(self.never_sent(texts), live_body)
+        return Load(http_client(f"{server.url}/predict/live", connections), requests, server, self.directory)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A set of texts; its lengths go into the results."""

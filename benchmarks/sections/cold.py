@@ -4,12 +4,11 @@ import asyncio
 import math
 import time
 
-from benchmarks.load import Load, Requests, http_client, live_body, parse_summary
+from benchmarks.load import parse_summary
 from benchmarks.processes import Server, running_pipeline
 from benchmarks.results import Figures
 from benchmarks.run import Run
 from benchmarks.sections.server import START_TIMEOUT_S
-from benchmarks.texts import REVIEWS
 from serving.triton_client import TritonClient
 
 SECTION = "cold"
@@ -49,9 +48,7 @@ def measure(run: Run) -> None:
 def _load_version(run: Run, pipeline: Server, loading_takes_s: float) -> Figures:
     """Have Triton load what is deployed now, while requests flow for thrice as long as a start takes."""
     seconds = math.ceil(3 * loading_takes_s + 2 * _LEAD_S)
-    client = http_client(f"{pipeline.url}/predict/live", LOAD_CONNECTIONS)
-    load = Load(client, Requests(run.never_sent(REVIEWS), live_body), pipeline, run.directory)
-    flowing = load.start(seconds, offered=seconds * _REQUESTS_PER_S)
+    flowing = run.live_load(pipeline, LOAD_CONNECTIONS).start(seconds, offered=seconds * _REQUESTS_PER_S)
     try:
         time.sleep(_LEAD_S)
         took = asyncio.run(_load(f"127.0.0.1:{pipeline.port + 1}"))

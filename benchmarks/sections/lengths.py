@@ -5,7 +5,6 @@ from functools import partial
 
 from benchmarks.batching import PACKED, PACKED_16, PADDED, PADDED_16
 from benchmarks.engine_process import engine_process
-from benchmarks.load import Load, Requests, http_client, live_body
 from benchmarks.processes import running_pipeline
 from benchmarks.results import Case
 from benchmarks.run import Run
@@ -35,7 +34,5 @@ def measure(run: Run) -> None:
             packed, padded, connections = (PACKED_16, PADDED_16, 16) if long else (PACKED, PADDED, 64)
             for group, way in ((ENGINE_PACKED, packed), (ENGINE_PADDED, padded)):
                 cases.append(Case(group, name, partial(engine.measure, way, run.texts_file(name))))
-            client = http_client(f"{pipeline.url}/predict/live", connections)
-            requests = Requests(run.never_sent(name), live_body)
-            cases.append(Case(GATEWAY, name, Load(client, requests, pipeline, run.directory)))
+            cases.append(Case(GATEWAY, name, run.live_load(pipeline, connections, name)))
         run.measure(SECTION, cases)

@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from benchmarks.load import Load, Requests, http_client, live_body
 from benchmarks.offering import offer
 from benchmarks.open_load import ANSWERED
 from benchmarks.processes import Server, running_pipeline
 from benchmarks.results import Figures, in_a_line
 from benchmarks.run import Run
 from benchmarks.sections.server import START_TIMEOUT_S
-from benchmarks.texts import REVIEWS
 
 SECTION = "overload"
 BEST = "gateway, live, what it serves at most"
@@ -34,8 +32,7 @@ def measure(run: Run) -> None:
     """Find what can be served, then offer too much, as often as a case is repeated."""
     with running_pipeline(run.model.repository.root, run.directory / "overload") as pipeline:
         pipeline.wait_until_answering("/health/ready", START_TIMEOUT_S)
-        client = http_client(f"{pipeline.url}/predict/live", 64)
-        closed = Load(client, Requests(run.never_sent(REVIEWS), live_body), pipeline, run.directory)
+        closed = run.live_load(pipeline, 64)
         for repeat in range(run.repeats):
             about = closed(run.seconds)["texts_per_s"]
             ramp = offer(run, pipeline, DEADLINE_S, [(share * about, _RAMP_S) for share in _RAMP])

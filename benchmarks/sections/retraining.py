@@ -9,13 +9,11 @@ from typing import Any
 
 import httpx
 
-from benchmarks.load import Load, Requests, http_client, live_body
 from benchmarks.offering import offer, outcome_figures
 from benchmarks.processes import Server, running_pipeline
 from benchmarks.results import in_a_line
 from benchmarks.run import Run
 from benchmarks.sections.server import START_TIMEOUT_S
-from benchmarks.texts import REVIEWS
 from errors import PipelineError
 from serving.repository import ModelRepository
 from trainer.sample_data import write_sample_data
@@ -43,8 +41,7 @@ def measure(run: Run) -> None:
         settings = _data(directory, seed=repeat) | {"SENTIMENT_BASE_MODEL": str(run.model.transformers)}
         with running_pipeline(repository, directory, settings) as pipeline:
             pipeline.wait_until_answering("/health/ready", START_TIMEOUT_S)
-            client = http_client(f"{pipeline.url}/predict/live", 64)
-            best = Load(client, Requests(run.never_sent(REVIEWS), live_body), pipeline, run.directory)(run.seconds)
+            best = run.live_load(pipeline, 64)(run.seconds)
             rate = _HALF * best["texts_per_s"]
             _alone(run, pipeline, rate)
             _beside(run, pipeline, rate, (directory / "state" / "admin_key").read_text())

@@ -77,14 +77,10 @@ def measure(run: Run) -> None:
             requests = Requests(run.never_sent(REVIEWS), body, texts_each)
             return Case(group, name, Load(client, requests, pipeline, run.directory))
 
-        def live(server: Server, count: int) -> Load:
-            client = http_client(f"{server.url}/predict/live", count)
-            return Load(client, Requests(run.never_sent(REVIEWS), live_body), server, run.directory)
-
         cases = [Case(ENGINE, PACKED, partial(engine.measure, PACKED, run.texts_file(REVIEWS)))]
-        cases += [Case(GATEWAY, connections(count), live(pipeline, count)) for count in CONNECTIONS]
+        cases += [Case(GATEWAY, connections(count), run.live_load(pipeline, count)) for count in CONNECTIONS]
         cases += [
-            Case(name, connections(count), _while_resumed(server, live(server, count)))
+            Case(name, connections(count), _while_resumed(server, run.live_load(server, count)))
             for name, server in others.items()
             for count in (1, 64)
         ]

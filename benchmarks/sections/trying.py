@@ -6,13 +6,11 @@ from contextlib import ExitStack, contextmanager
 
 import httpx
 
-from benchmarks.load import Load, Requests, http_client, live_body
 from benchmarks.offering import offer, outcome_figures
 from benchmarks.processes import Server, running_pipeline
 from benchmarks.results import Case, Figures
 from benchmarks.run import Run
 from benchmarks.sections.server import START_TIMEOUT_S, connections
-from benchmarks.texts import REVIEWS
 from errors import PipelineError
 
 SECTION = "trying"
@@ -35,7 +33,7 @@ def measure(run: Run) -> None:
         key = (run.directory / "trying" / "state" / "admin_key").read_text()
         admin = stack.enter_context(httpx.Client(base_url=trying.url, headers={"X-API-Key": key}, trust_env=False))
         admin.post(f"/models/{version}/shadow", timeout=START_TIMEOUT_S).raise_for_status()
-        loads = {PLAIN: _live(run, plain), TRYING: _live(run, trying)}
+        loads = {PLAIN: run.live_load(plain, 64), TRYING: run.live_load(trying, 64)}
         rate = loads[PLAIN](run.seconds)["texts_per_s"] / 2
         cases = [Case(name, FULL, load) for name, load in loads.items()]
         cases += [Case(PLAIN, HALF, _half(run, plain, rate)), Case(TRYING, HALF, _half(run, trying, rate))]
@@ -54,11 +52,6 @@ def _half(run: Run, pipeline: Server, rate: float) -> Callable[[float], Figures]
         return outcome_figures(outcome)
 
     return measure
-
-
-def _live(run: Run, pipeline: Server) -> Load:
-    client = http_client(f"{pipeline.url}/predict/live", 64)
-    return Load(client, Requests(run.never_sent(REVIEWS), live_body), pipeline, run.directory)
 
 
 @contextmanager
