@@ -20,8 +20,11 @@ STEP = 16
 TOKENS_PER_RUN = 512
 """Most tokens in one run of the graph, unless one text has more: bounds its memory, and keeps long texts from holding
 up short ones. On one core a run of 512 tokens computes as many a second as one of 4096."""
-SURPLUS = 1.25
-"""Short texts that a run chooses among, as a multiple of the tokens that it holds: with a choice, the rows get full."""
+IN_TURN = 0.95
+"""Of the tokens that a run holds, so many are of the short texts that are due first, whatever their lengths: that much
+is sure to fit, and a run that took all its texts by how they fit would leave the shortest waiting for several more."""
+SURPLUS = 3.0
+"""Short texts that a run chooses among, as a multiple of the tokens that it holds, for what fits into the gaps."""
 CHOICE = 256
 """Waiting texts that a run is chosen from: a few times what it holds, even of texts of few tokens."""
 _FIRST_TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -56,9 +59,9 @@ class PackedRows:
 def choose_rows(lengths: Sequence[int], budget: int = TOKENS_PER_RUN) -> list[Row]:
     """Choose texts for the next run, all rows of one length; at most `budget` tokens, but at least one text.
 
-    `lengths` are the tokens of the texts that wait, the most urgent first: it always runs, and others run as they
-    fit beside it. Texts longer than ROW_LENGTH have rows of their own, for packing saves nothing there; shorter ones
-    are packed by best-fit decreasing.
+    `lengths` are the tokens of the texts that wait, the most urgent first: it always runs. Texts longer than ROW_LENGTH
+    have rows of their own, for packing saves nothing there, with others as long. Shorter ones are packed by best-fit
+    decreasing: first those whose turn it is, then those behind them that fill the gaps.
     """
     longest = lengths[0]
     if longest > ROW_LENGTH:
@@ -67,20 +70,25 @@ def choose_rows(lengths: Sequence[int], budget: int = TOKENS_PER_RUN) -> list[Ro
         return [Row(length, [text]) for text, _ in zip(alike, range(max(1, budget // length)), strict=False)]
 
     most_rows = max(1, budget // ROW_LENGTH)
-    candidates = []
-    tokens_left = most_rows * ROW_LENGTH * SURPLUS
-    for text, tokens in enumerate(lengths):
+    in_turn: list[int] = []
+    behind: list[int] = []
+    tokens_so_far = longest
+    for text, tokens in enumerate(lengths[1:], start=1):
         if tokens <= ROW_LENGTH:
-            tokens_left -= tokens
-            if tokens_left < 0:
+            tokens_so_far += tokens
+            if tokens_so_far <= most_rows * ROW_LENGTH * IN_TURN:
+                in_turn.append(text)
+            elif tokens_so_far <= most_rows * ROW_LENGTH * SURPLUS:
+                behind.append(text)
+            else:
                 break
-            candidates.append(text)
-    candidates[1:] = sorted(candidates[1:], key=lengths.__getitem__, reverse=True)
+    for texts in (in_turn, behind):
+        texts.sort(key=lengths.__getitem__, reverse=True)
 
     rows: list[list[int]] = []
     # Free tokens of each open row with its index, sorted: the first that is large enough fits best.
     gaps: list[tuple[int, int]] = []
-    for text in candidates:
+    for text in [0, *in_turn, *behind]:
         need = lengths[text]
         best = bisect_left(gaps, (need, -1))
         if best < len(gaps):

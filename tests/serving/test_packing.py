@@ -1,5 +1,7 @@
 """Packing: every text runs once, in one of the shapes that were warmed up, and its tokens are where they belong."""
 
+from itertools import islice
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,6 +87,21 @@ def test_rows_of_short_texts_are_filled_close_to_full() -> None:
     lengths = np.clip(random.lognormal(3.1, 0.5, 1000).astype(int), 4, ROW_LENGTH).tolist()
     slots = sum(rows.input_ids.size for _, rows in runs_of(texts_of(lengths)))
     assert sum(lengths) / slots > 0.97
+
+
+def test_texts_of_any_length_are_run_about_in_the_order_in_which_they_are_due() -> None:
+    """However short: while many wait, those that come first are not put off for what fits a row better."""
+    random = np.random.default_rng(0)
+    arriving = iter(np.clip(random.lognormal(3.1, 0.5, 4000).astype(int), 4, ROW_LENGTH).tolist())
+    waiting = [(tokens, 0) for tokens in islice(arriving, 100)]
+    waits = []
+    for run in range(100):
+        rows = choose_rows([tokens for tokens, _ in waiting])
+        chosen = {text for row in rows for text in row.texts}
+        waits += [run - waiting[text][1] for text in chosen if waiting[text][1]]
+        waiting = [text for index, text in enumerate(waiting) if index not in chosen]
+        waiting += [(tokens, run) for tokens in islice(arriving, 100 - len(waiting))]
+    assert max(waits) <= np.median(waits) + 2
 
 
 def test_a_lone_short_text_gets_a_short_row() -> None:
