@@ -160,7 +160,8 @@ def _register(mlflow: Mlflow) -> None:
     client.create_registered_model(MODEL_NAME)
     run = client.create_run("0")
     for _ in GOOD:
-        client.create_model_version(MODEL_NAME, f"{run.info.artifact_uri}/model", run.info.run_id)
+        source = f"{run.info.artifact_uri}/model"
+        client.create_model_version(MODEL_NAME, source, run.info.run_id, await_creation_for=0)
 
 
 def _make_served(directory: Path, mail: Mail, mlflow: Mlflow, settings: dict[str, str]) -> Served:

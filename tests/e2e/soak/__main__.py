@@ -65,8 +65,8 @@ def main(arguments: list[str]) -> int:
     told = [
         table_over_time(soak.samples),
         table_of_trends(found),
-        f"{sum(soak.outcomes.values()):,} requests: {dict(soak.outcomes)}; {soak.wrong} wrong answers; "
-        f"{len(soak.promotions)} promotions; of {len(soak.accepted):,} accepted rows {lost} lost, {doubled} twice.",
+        f"{_described(soak)}; {len(soak.promotions)} promotions; "
+        f"of {len(soak.accepted):,} accepted rows {lost} lost, {doubled} twice.",
     ]
     text = "\n\n".join(told)
     print(text)
@@ -96,6 +96,7 @@ def _soak(target: Target, seconds: float) -> Soak:
             target.promote(target.other())
             soak.promotions.append(elapsed)
             _judge(target, soak)
+            print(f"{elapsed / 60:.1f} min, {len(soak.promotions)} promotions: {_described(soak)}", flush=True)
         time.sleep(max(0.0, SAMPLE_S - (time.monotonic() - began - elapsed)))
     return soak
 
@@ -106,6 +107,11 @@ def _judge(target: Target, soak: Soak) -> None:
     soak.wrong += len(target.references.wrong([item for item in ended if item.status == 200]))
     soak.accepted += [item.texts[0] for item in ended if item.kind == FEEDBACK and item.status == 201]
     soak.outcomes.update(map(_outcome, ended))
+
+
+def _described(soak: Soak) -> str:
+    outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in soak.outcomes.most_common())
+    return f"{sum(soak.outcomes.values()):,} requests ({outcomes}), {soak.wrong} wrong answers"
 
 
 def _outcome(item: Asked) -> str:
