@@ -16,6 +16,8 @@ _REFERENCE_TOKENS = 8192
 
 CONFIDENT = 0.9
 """Calibrated probability of a label from which on the reference counts as confident of it."""
+STEADY = 0.05
+"""A text is answered steadily if its probabilities differ by no more than this, whatever shares its batch."""
 
 FloatArray = npt.NDArray[np.float32]
 Classify = Callable[[Sequence[str]], FloatArray]
@@ -32,6 +34,7 @@ class Parity:
     confident_agreement: float
     largest_difference: float
     largest_spread: float
+    steady: float
 
 
 def reference_probabilities(
@@ -69,7 +72,7 @@ def check_parity(classify: Classify, texts: Sequence[str], reference: FloatArray
     in_order = classify(texts)
     mixed = texts[:MIXED_TEXTS]
     answers = [in_order, *(_in_mix(classify, mixed, mix) for mix in _mixes(mixed))]
-    stacked = np.stack([answer[: len(mixed)] for answer in answers])
+    spreads = np.ptp([answer[: len(mixed)] for answer in answers], axis=0).max(axis=1)
     right, confident = reference.argmax(axis=1), reference.max(axis=1) >= CONFIDENT
     agreements = [answer.argmax(axis=1) == right[: len(answer)] for answer in answers]
     return Parity(
@@ -80,7 +83,8 @@ def check_parity(classify: Classify, texts: Sequence[str], reference: FloatArray
             float(agrees[sure].mean()) if (sure := confident[: len(agrees)]).any() else 1.0 for agrees in agreements
         ),
         largest_difference=max(float(np.abs(answer - reference[: len(answer)]).max()) for answer in answers),
-        largest_spread=float(np.ptp(stacked, axis=0).max()),
+        largest_spread=float(spreads.max()),
+        steady=float((spreads <= STEADY).mean()),
     )
 
 

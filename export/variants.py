@@ -26,6 +26,9 @@ LEAST_AGREEMENT = 0.995
 LEAST_INT8_AGREEMENT = 0.975
 LEAST_CONFIDENT_INT8_AGREEMENT = 0.995
 """Of an int8 graph's labels with the float graph's: of all texts, and of those that it is confident of."""
+LEAST_STEADY_INT8 = 0.99
+"""Of texts, those that an int8 graph answers alike whatever shares their run. A runtime that is wrong for rows of one
+shape is wrong for lone texts of one length, and of all labels hardly any tells."""
 LARGEST_F1_LOSS = 0.005
 LEAST_INT8_GAIN = 1.1
 """int8 must be so many times as fast as the fastest float variant, or it costs accuracy for nothing."""
@@ -138,6 +141,11 @@ def _refusal(int8: Proof, reference: Proof, fastest_float: Proof) -> str:
         reasons.append(
             f"of confident labels {int8.confident_agreement:.2%} agree, "
             f"and {LEAST_CONFIDENT_INT8_AGREEMENT:.1%} are needed"
+        )
+    if int8.steady < LEAST_STEADY_INT8:
+        reasons.append(
+            f"{int8.steady:.1%} of texts are answered alike whatever shares their run, and "
+            f"{LEAST_STEADY_INT8:.1%} are needed"
         )
     if reference.macro_f1 - int8.macro_f1 > LARGEST_F1_LOSS:
         reasons.append(f"macro F1 falls from {reference.macro_f1:.4f} to {int8.macro_f1:.4f}")

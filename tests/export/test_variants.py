@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from export import variants
 from export.int8 import Inputs, calibration_inputs, quantize
-from export.parity import check_parity, reference_probabilities
+from export.parity import MIXED_TEXTS, FloatArray, check_parity, reference_probabilities
 from export.variants import Validation, prove_variants
 from serving.bundle import TOKENIZER, Bundle
 from serving.choice import Wanted
@@ -78,6 +78,21 @@ def test_int8_graph_answers_nearly_as_the_float_graph_whatever_shares_a_texts_ru
     assert parity.largest_spread < 0.02
 
 
+def test_texts_whose_answer_depends_on_what_shares_their_run_are_told() -> None:
+    """Though all labels are right: a runtime that is wrong for rows of one shape is so for the texts that fill them."""
+    first = set(TEXTS[:10])
+    right, shift = np.array([0.4, 0.6], np.float32), np.array([-0.06, 0.06], np.float32)
+
+    def wrong_alone(texts: Sequence[str]) -> FloatArray:
+        return np.tile(right + (shift if len(texts) == 1 and texts[0] in first else 0), (len(texts), 1))
+
+    parity = check_parity(wrong_alone, TEXTS, np.tile(right, (len(TEXTS), 1)))
+    assert parity.label_agreement == 1.0
+    mixed = TEXTS[:MIXED_TEXTS]
+    assert parity.steady == pytest.approx(sum(text not in first for text in mixed) / len(mixed))
+    assert parity.steady < 1.0
+
+
 class Speeds:
     """Tokens a second that variants are told to have, in place of what this small encoder happens to reach."""
 
@@ -93,6 +108,7 @@ def loosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variants, "LEAST_INT8_AGREEMENT", 0.5)
     monkeypatch.setattr(variants, "LARGEST_F1_LOSS", 0.5)
     monkeypatch.setattr(variants, "LEAST_CONFIDENT_INT8_AGREEMENT", 0.5)
+    monkeypatch.setattr(variants, "LEAST_STEADY_INT8", 0.5)
 
 
 def test_int8_that_is_right_and_faster_is_kept(
@@ -127,6 +143,10 @@ def test_each_gate_refuses_with_its_figure(validation: Validation, bundle: Path)
     for wrong, reason in (
         (replace(good, label_agreement=0.974), "labels agree on 97.40%, and 97.5% are needed"),
         (replace(good, confident_agreement=0.994), "of confident labels 99.40% agree, and 99.5% are needed"),
+        (
+            replace(good, steady=0.985),
+            "98.5% of texts are answered alike whatever shares their run, and 99.0% are needed",
+        ),
         (replace(good, macro_f1=reference.macro_f1 - 0.006), f"macro F1 falls from {reference.macro_f1:.4f}"),
         (replace(good, tokens_per_s=1099.0), "it is 1.10 times as fast as onnxruntime float32, and 1.1 are needed"),
     ):
