@@ -11,7 +11,7 @@ from serving.protocol import MODEL_NAME
 from tests.conftest import LABELS
 from tests.e2e.chaos.fault import Fault
 from tests.e2e.chaos.surroundings import full, has_own_mounts
-from tests.e2e.chaos.target import Target
+from tests.e2e.chaos.target import Target, count_kept, opened
 from tests.e2e.conftest import wait_for
 from tests.mail_server import PASSWORD
 from trainer.tracking import CHAMPION
@@ -35,21 +35,31 @@ def _lock_database(target: Target) -> None:
 def _fill_state(target: Target) -> None:
     """Many rows need more room than the database has taken so far."""
 
-    def tell(batch: int) -> httpx.Response:
-        texts = (f"{'a bright screen ' * 100}{batch} {number}" for number in range(1_000))
-        return target.served.ask(
-            "POST", "/feedback", json={"feedback": [{"text": t, "label": LABELS[1]} for t in texts]}
-        )
+    batches = [
+        [f"{'a bright screen ' * 100}{batch} {number}" for number in range(1_000)] for batch in range(MOST_BATCHES)
+    ]
+
+    def tell(texts: list[str]) -> httpx.Response:
+        feedback = [{"text": text, "label": LABELS[1]} for text in texts]
+        return target.served.ask("POST", "/feedback", json={"feedback": feedback})
 
     with full(target.directory / "state"):
         # The first may have room in the database's log, whose file is written again from its start.
-        answers = [tell(batch) for batch in range(MOST_BATCHES)]
+        answers = [tell(texts) for texts in batches]
         assert answers[-1].status_code == 503, answers[-1].text
         assert {answer.status_code for answer in answers} <= {201, 503}
         time.sleep(SHORTAGE_S)
     target.is_over()
-    told = tell(MOST_BATCHES)
+    told = tell(batches[-1])
     assert told.status_code == 201, told.text
+    accepted = [
+        text
+        for texts, answer in zip(batches, [*answers[:-1], told], strict=True)
+        if answer.is_success
+        for text in texts
+    ]
+    with opened(target.served) as database:
+        assert count_kept(database, accepted) == (0, 0)
     target.is_well()
 
 
