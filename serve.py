@@ -1,4 +1,4 @@
-"""Runs Triton, the gateway and the scheduler, together or apart, until a signal ends them in order."""
+"""Runs Triton, the gateway and the scheduler, together or separately, until a signal shuts them down cleanly."""
 
 import asyncio
 import contextlib
@@ -7,52 +7,60 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
-from errors import PipelineError
-from gateway.admission import UnderWay
-from gateway.http_protocol import BoundedHttpProtocol
-from gateway.main import create_app
-from gateway.predictor import Predictor
-from lifecycle.bake import BakeWatch
-from lifecycle.promotion import reconcile, straighten
-from lifecycle.release_steering import ReleaseSteering
-from lifecycle.repair import replace_broken, restore_record
-from lifecycle.schedule import Scheduler
-from serving.call_statistics import CallStatistics
-from serving.replicas import PROBE, Replicas
-from serving.repository import ModelRepository
-from serving.supervisor import TritonSupervisor
-from serving.triton_client import TritonTimeoutError, TritonUnavailableError
-from settings import Settings
-from storage.storage import Storage
+from common.errors import PipelineError
+from common.periodic import run_periodically
+from common.settings import Settings
+from gateway.grpc_port.guards import KeyGuard
+from gateway.grpc_port.server import HOST, GrpcFront
+from gateway.http.http_protocol import BoundedHttpProtocol
+from gateway.http.localhost import hold_localhost
+from gateway.load_control.admission import UnderWay
+from gateway.main import GatewayApp, create_app
+from lifecycle.canary import release_steering
+from lifecycle.canary.release_steering import ReleaseSteering
+from lifecycle.deployment import post_deploy_monitor
+from lifecycle.deployment.post_deploy_monitor import PostDeployMonitor
+from lifecycle.deployment.promotion import reconcile, reconcile_tritons
+from lifecycle.deployment.repair import replace_broken, restore_record
+from lifecycle.jobs.scheduler import Scheduler
+from serving.client import sockets
+from serving.client.call_statistics import CallStatistics
+from serving.client.errors import TritonTimeoutError, TritonUnavailableError
+from serving.client.replicas import PROBE, Replicas
+from serving.host.open_control import OpenControl
+from serving.host.supervisor import TritonSupervisor
+from serving.model_repo.repository import ModelRepository
+from storage.database import Database
+from storage.lazy_database import Storage
 
 _REMINDER_S = 30.0
 _LOOK_S = 0.1
-_STRAIGHTEN_S = 5.0
+_RECONCILE_S = 5.0
 _KEEP_ALIVE_S = 75
-"""How long a connection may lie idle. Longer than balancers and clients keep theirs (nginx and AWS 60 s, httpx 5 s),
-or one sends a request at the moment in which the connection is closed, and gets no answer."""
+"""Idle time after which a connection is closed. It is longer than in load balancers and clients (nginx and AWS 60 s,
+httpx 5 s). Otherwise they could send a request just when the connection is closed, and get no response."""
 _LAST_WORDS_S = 1
-"""For writing the last answers, after which connections are closed."""
+"""Seconds to write the last responses before connections are closed."""
 _TRITON_ENDING_S = 10.0
-"""Longer than a Triton without requests takes to end."""
+"""Seconds to wait for another Triton to end; longer than a Triton without requests takes."""
 
 log = logging.getLogger(__name__)
 
 
 async def serve(settings: Settings, *, schedules: bool = True) -> None:
-    """Serve until SIGINT or SIGTERM: the gateway answers what it has accepted, then Triton ends; a second one kills it.
+    """Serve until SIGINT or SIGTERM. Then finish accepted requests and stop Triton; a second signal kills Triton.
 
-    `schedules` is whether the scheduler may run here; where it does not, another process runs `schedule`.
+    With `schedules`, the scheduler runs in this process; otherwise another process runs `schedule`.
 
     Raises:
-        PipelineError: the bundled Triton cannot run here, or no version can serve.
+        PipelineError: the bundled Triton cannot run here, or no version can be deployed.
     """
     storage = Storage(settings)
     statistics = CallStatistics()
@@ -61,18 +69,22 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
     under_way = UnderWay()
     triton = None
     if settings.triton_url is None:
-        # Where neither the deployed version can serve nor one before it, there is nothing to wait for.
+        # Raises if the deployed version is incomplete and `_settle` could not deploy an earlier one.
         ModelRepository(settings.model_repository).deployed()
         triton = TritonSupervisor(settings, partial(_replace_broken, settings, storage))
     app = create_app(settings, storage, statistics, under_way)
+    front = None
+    if settings.triton_url is None:
+        front = GrpcFront(settings.triton_grpc_port, settings.bundled_triton, app.guard, settings.batch_deadline_s)
+        await front.start()
     server = _Server(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
-            loop="none",  # it runs in that of whoever calls this
+            loop="none",  # uvicorn runs in the event loop of the caller
             http=BoundedHttpProtocol,
-            # Who asks is told by keys, never by headers that anyone can send.
+            # Clients are identified by keys, never by headers that anyone can send.
             proxy_headers=False,
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
@@ -88,90 +100,101 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
         settings.batch_deadline_s,
         triton,
     )
+    held = hold_localhost(settings.host, (settings.port, settings.triton_grpc_port))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.stop)
     tasks = [
         asyncio.create_task(_announce_gateway(app, server.listening, settings)),
-        asyncio.create_task(BakeWatch(settings, statistics).watch(storage)),
-        asyncio.create_task(_keep_straight(settings, storage)),
-        asyncio.create_task(ReleaseSteering(settings).watch(storage)),
+        *map(asyncio.create_task, _watches(settings, storage, statistics)),
     ]
     supervisor = [] if triton is None else [asyncio.create_task(triton.run())]
     if scheduler is not None:
         scheduler.start()
     serving = asyncio.create_task(server.serve())
     try:
-        # A supervisor that fails, because Triton cannot be started, ends everything.
+        # If the supervisor fails because Triton cannot be started, everything shuts down.
         await asyncio.wait([serving, *supervisor], return_when=asyncio.FIRST_COMPLETED)
     finally:
         server.should_exit = True
         await serving
+        if front is not None:
+            await front.stop()
         for task in (*tasks, *supervisor):
             task.cancel()
         if scheduler is not None:
             await asyncio.to_thread(scheduler.stop)
         ended = await asyncio.gather(*tasks, *supervisor, return_exceptions=True)
         storage.close()
+        for taken in held:
+            taken.close()
     for result in ended:
         if isinstance(result, Exception):
             raise result
-    log.info("Everything has ended.")
+    log.info("The pipeline has shut down.")
 
 
 def schedule(settings: Settings) -> None:
-    """Run the scheduler alone until SIGINT or SIGTERM; of several processes that do, one works and the others wait.
-
-    Raises:
-        PipelineError: the scheduler ended by itself, which it never should; to be started again then.
-    """
+    """Run only the scheduler until SIGINT or SIGTERM. Of several such processes, one works and the others wait."""
     storage = Storage(settings)
     _settle(settings, storage)
     scheduler = Scheduler(settings, storage)
     ending = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ending.set())
+    OpenControl(settings.triton_url).watch_in_thread()
     scheduler.start()
-    while scheduler.is_alive and not ending.wait(1):
-        pass
+    ending.wait()
     scheduler.stop()
     storage.close()
-    if not ending.is_set():
-        raise PipelineError("The scheduler ended by itself; the log says why. Start it again.")
-    log.info("The scheduler has ended.")
+    log.info("The scheduler has shut down.")
 
 
 async def serve_triton(settings: Settings) -> None:
-    """Run the bundled Triton alone until SIGINT or SIGTERM.
+    """Run only the bundled Triton until SIGINT or SIGTERM.
 
     Raises:
-        PipelineError: it cannot run here.
+        PipelineError: Triton cannot run here.
     """
+    key = settings.triton_key.get_secret_value() if settings.triton_key else ""
+    if not key:
+        log.warning(
+            "SENTIMENT_TRITON_KEY is not set, so gateways on other hosts get predictions, but cannot promote a "
+            "version. Set the same key here, for the gateways and for the scheduler."
+        )
+    front = GrpcFront(settings.triton_grpc_port, settings.bundled_triton, KeyGuard(key), settings.batch_deadline_s)
     supervisor = asyncio.create_task(TritonSupervisor(settings).run())
+    await front.start()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, supervisor.cancel)
-    announcing = asyncio.create_task(_announce_triton(settings.bundled_triton))
+    announcing = asyncio.create_task(_announce_triton(settings))
     try:
         with contextlib.suppress(asyncio.CancelledError):
             await supervisor
     finally:
         announcing.cancel()
-    log.info("Triton has ended.")
+        await front.stop()
+    log.info("Triton has shut down.")
 
 
-async def _keep_straight(settings: Settings, storage: Storage) -> None:
-    """Have the Tritons serve what is deployed, whatever happened to them, until cancelled."""
-    while True:
-        try:
-            await asyncio.to_thread(lambda: straighten(settings, storage.open()))
-        except (PipelineError, SQLAlchemyError, OSError) as error:
-            log.error("The look at what the Tritons serve failed: %s", str(error).partition("\n")[0])
-        await asyncio.sleep(_STRAIGHTEN_S)
+def _watches(settings: Settings, storage: Storage, statistics: CallStatistics) -> Iterator[Coroutine[Any, Any, None]]:
+    """Yield the periodic tasks for the Tritons, the deployed version and the release; each runs until cancelled."""
+    looks: tuple[tuple[str, Callable[[Database], None], float], ...] = (
+        ("versions of the Tritons", partial(reconcile_tritons, settings), _RECONCILE_S),
+        ("post-deploy monitor", PostDeployMonitor(settings, statistics).look, post_deploy_monitor.INTERVAL_S),
+        ("release steering", ReleaseSteering(settings).look, release_steering.INTERVAL_S),
+    )
+    for name, look, interval_s in looks:
+        yield run_periodically(name, partial(asyncio.to_thread, _look, look, storage), interval_s, delay_s=interval_s)
+
+
+def _look(look: Callable[[Database], None], storage: Storage) -> None:
+    look(storage.open())
 
 
 def _settle(settings: Settings, storage: Storage) -> None:
-    """Make disk and database agree, and have a version serve that can, before Triton starts."""
+    """Reconcile disk and database, and replace a broken deployed version, before Triton starts."""
     try:
         database = storage.open()
         restore_record(settings, database)
@@ -179,11 +202,11 @@ def _settle(settings: Settings, storage: Storage) -> None:
             replace_broken(settings, database, by_loading=False)
         reconcile(settings, database)
     except (PipelineError, SQLAlchemyError) as error:
-        log.error("What was under way when the pipeline ended last cannot be settled now: %s", error)
+        log.error("The model repository and the database could not be reconciled: %s", error)
 
 
 def _replace_broken(settings: Settings, storage: Storage) -> None:
-    """Where Triton ended because of the version, have the one before serve."""
+    """Deploy the previous version if Triton ended because of the current one."""
     try:
         replace_broken(settings, storage.open(), by_loading=True)
     except (PipelineError, SQLAlchemyError) as error:
@@ -191,28 +214,26 @@ def _replace_broken(settings: Settings, storage: Storage) -> None:
 
 
 def check_ports(settings: Settings, *, gateway: bool = True) -> None:
-    """Raise a PipelineError that names each port which is taken, and what to do.
+    """Raise a PipelineError that names each port in use, and the fix.
 
-    `gateway` is whether one is to listen here. Where ports of Triton are taken and the gateway's is not, this waits for
-    a while: the Triton of a pipeline that was killed ends a moment after it.
+    The gateway's port is only checked if `gateway` is true. If the ports are free but a Triton still listens on its
+    socket, wait up to `_TRITON_ENDING_S`: the Triton of a killed pipeline ends a moment after it.
     """
-    of_gateway = _refusals({"the gateway": (settings.host, settings.port)}) if gateway else []
-    triton = {}
+    taken = _refusals({"the gateway": (settings.host, settings.port)}) if gateway else []
     if settings.triton_url is None:
-        triton = {
-            "Triton's gRPC": ("127.0.0.1", settings.triton_grpc_port),
-            "Triton's metrics": ("127.0.0.1", settings.triton_metrics_port),
-        }
-        if settings.triton_http:
-            triton["Triton's HTTP"] = ("127.0.0.1", settings.triton_http_port)
-    deadline = time.monotonic() + (0 if of_gateway else _TRITON_ENDING_S)
-    while (taken := _refusals(triton)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    problems = of_gateway + taken
-    if problems:
+        taken += _refusals({"the gRPC port for programs": (HOST, settings.triton_grpc_port)})
+        deadline = time.monotonic() + _TRITON_ENDING_S
+        while not taken and sockets.is_listening(settings.bundled_triton):
+            if time.monotonic() > deadline:
+                raise PipelineError(
+                    f"A Triton still listens at {settings.bundled_triton}. Is another pipeline running with the same "
+                    "SENTIMENT_STATE_DIR? Stop it, or set another directory for this one."
+                )
+            time.sleep(0.2)
+    if taken:
         raise PipelineError(
-            f"A port cannot be used: {'; '.join(problems)}. Is the pipeline running already? "
-            "SENTIMENT_PORT moves the gateway, and Triton takes the three ports after it."
+            f"A port is not available: {'; '.join(taken)}. Is the pipeline already running? Stop it, or set "
+            "SENTIMENT_PORT to another port; the gRPC port for programs is the one after it."
         )
 
 
@@ -239,49 +260,49 @@ def _pages(settings: Settings) -> str:
     return f"at {scheme}://{settings.host}:{settings.port}{pages}"
 
 
-async def _announce_gateway(app: FastAPI, listening: asyncio.Event, settings: Settings) -> None:
-    """Say when the first answer can be had, and where: once the gateway listens, and itself knows that one can."""
+async def _announce_gateway(app: GatewayApp, listening: asyncio.Event, settings: Settings) -> None:
+    """Log the address when the gateway is ready: it listens, and its own probe of the model succeeded."""
     reminder = _Reminder(settings.triton_address)
     await listening.wait()
-    predictor: Predictor = app.state.predictor
-    while not predictor.ready:
-        reminder.tell(predictor.failure)
+    model = app.context.predictor.model
+    while not model.ready:
+        reminder.remind(model.failure)
         await asyncio.sleep(_LOOK_S)
-    log.info("Ready: version %d answers %s.", predictor.version, _pages(settings))
+    log.info("Ready: version %d is deployed %s.", model.version, _pages(settings))
 
 
-async def _announce_triton(address: str) -> None:
-    """Say when the Triton at `address` answers, and which version does."""
-    reminder = _Reminder(address)
-    tritons = Replicas(address)
+async def _announce_triton(settings: Settings) -> None:
+    """Log the address and the version when the bundled Triton responds."""
+    reminder = _Reminder(settings.bundled_triton)
+    tritons = Replicas(settings.bundled_triton)
     try:
         while True:
             try:
                 version = (await tritons.classify([PROBE], timeout_s=10)).version
                 break
             except (TritonUnavailableError, TritonTimeoutError) as error:
-                reminder.tell(error)
+                reminder.remind(error)
                 await asyncio.sleep(_LOOK_S)
     finally:
         await tritons.close()
-    log.info("Ready: version %d answers at %s (gRPC).", version, address)
+    log.info("Ready: version %d is deployed at %s:%d (gRPC).", version, HOST, settings.triton_grpc_port)
 
 
 class _Reminder:
-    """Says now and then that a Triton does not answer yet."""
+    """Logs every `_REMINDER_S` seconds that a Triton does not respond yet."""
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._told_at = time.monotonic()
+        self._reminded_at = time.monotonic()
 
-    def tell(self, reason: Exception | None) -> None:
-        if reason is not None and time.monotonic() - self._told_at >= _REMINDER_S:
-            self._told_at = time.monotonic()
-            log.warning("Triton at %s does not answer yet: %s", self._address, reason)
+    def remind(self, reason: Exception | None) -> None:
+        if reason is not None and time.monotonic() - self._reminded_at >= _REMINDER_S:
+            self._reminded_at = time.monotonic()
+            log.warning("Triton at %s does not respond yet: %s", self._address, reason)
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn that tells when it listens, leaves signals to the pipeline, and ends when what it took is answered."""
+    """Uvicorn with an event for listening, no signal handling of its own, and a shutdown after accepted requests."""
 
     def __init__(
         self, config: uvicorn.Config, under_way: UnderWay, longest_s: float, triton: TritonSupervisor | None
@@ -294,20 +315,22 @@ class _Server(uvicorn.Server):
         self._ending: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
+        """Start to listen, and set the event `listening`."""
         await super().startup(sockets)
         if self.started:
             self.listening.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Uvicorn would raise the signal once more after it ended, before Triton could end."""
+        """Do nothing: Uvicorn would raise the signal again after its own end, before Triton could stop."""
         yield
 
     def stop(self) -> None:
-        """Refuse new requests, and end after those under way; when asked again, at once."""
+        """Refuse new requests and shut down after the accepted ones; at the second call, shut down at once."""
         if self._ending is None:
-            log.info("Ending when %d requests under way are answered; once more ends at once.", self._under_way.count)
+            log.info(
+                "Shutting down after %d requests in progress; a second signal stops at once.", self._under_way.count
+            )
             self._ending = asyncio.create_task(self._end_in_order())
         else:
             self.should_exit = self.force_exit = True
@@ -318,5 +341,5 @@ class _Server(uvicorn.Server):
         try:
             await asyncio.wait_for(self._under_way.end(), self._longest_s)
         except asyncio.TimeoutError:
-            log.warning("%d requests took too long and are given up.", self._under_way.count)
+            log.warning("%d requests did not finish in time and are dropped.", self._under_way.count)
         self.should_exit = True

@@ -1,1 +1,1 @@
-"""Measures the engine and the servers on this machine, each beside what users run today: `python -m benchmarks`."""
+"""Benchmarks of the engine and the servers against common alternatives: `python -m benchmarks`."""

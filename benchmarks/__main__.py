@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measures one model on this machine and writes JSON, Markdown and plots."""
+"""`python -m benchmarks`: measures one model on this machine and writes JSON and Markdown."""
 
 import argparse
 import signal
@@ -8,23 +8,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import plots
 from benchmarks.machine import describe_machine
 from benchmarks.models import MODEL_KINDS, make_model
 from benchmarks.results import Results
 from benchmarks.run import Run
-from benchmarks.sections import clients, cold, engine, lengths, overload, retraining, scoring, server, trying
-from benchmarks.tables import markdown
-from errors import PipelineError
+from benchmarks.tables import SECTIONS, markdown
+from benchmarks.worker import worker
+from common.errors import PipelineError
 
-SECTIONS = {
-    section.SECTION: section.measure
-    for section in (engine, server, clients, lengths, cold, overload, retraining, trying, scoring)
-}
+MEASURES = {section.SECTION: section.measure for section in SECTIONS}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the benchmarks; returns the exit status."""
+    """Run the benchmarks and return the exit status."""
     options = _parser().parse_args(arguments)
     out = Path(options.out or f"benchmarks/results/{options.model}")
     started = time.monotonic()
@@ -33,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
         minutes, seconds = divmod(int(time.monotonic() - started), 60)
         print(f"{minutes:02d}:{seconds:02d} {text}", flush=True)
 
-    # As Ctrl-C does, so that every server is ended in order.
+    # Treat SIGTERM like Ctrl-C, so that every server is shut down cleanly.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory(prefix="sentiment-benchmarks-") as directory:
@@ -41,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
             progress(f"making the model: {options.model}")
             model = make_model(options.model, Path(directory), progress)
             choice = model.choice()
-            progress(f"served is {choice.variant}: {choice.reason}")
+            progress(f"deployed is {choice.variant}: {choice.reason}")
             settings = {"seconds": options.seconds, "repeats": options.repeats, "sections": options.only}
             results = Results(
                 options.model,
@@ -52,8 +48,9 @@ def main(arguments: Sequence[str]) -> int:
                 served_because=choice.reason,
                 notes=model.refusals(),
             )
-            run = Run(model, results, Path(directory), options.seconds, options.repeats, progress)
-            measure(run, options.only, out)
+            with worker("benchmarks.load_worker") as generator:
+                run = Run(model, results, generator, Path(directory), options.seconds, options.repeats, progress)
+                measure(run, options.only, out)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -64,21 +61,20 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def measure(run: Run, sections: Sequence[str], out: Path) -> None:
-    """Measure the sections; after each, and when one is cut off, everything so far is written to `out`."""
+    """Measure the sections; write all results so far to `out` after each section, even if it is interrupted."""
     for name in sections:
         try:
-            SECTIONS[name](run)
+            MEASURES[name](run)
         finally:
             write(run.results, out)
             run.progress(f"written to {out}")
 
 
 def write(results: Results, out: Path) -> None:
-    """Write `results.json`, `results.md` and the pictures into a directory."""
+    """Write `results.json` and `results.md` into a directory."""
     out.mkdir(parents=True, exist_ok=True)
     results.save(out / "results.json")
     (out / "results.md").write_text(markdown(results), encoding="utf-8")
-    plots.draw(results, out)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,9 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only",
         type=_sections,
-        default=[name for name in SECTIONS if name != scoring.SECTION],
+        default=list(MEASURES),
         metavar="SECTION,…",
-        help=f"of {', '.join(SECTIONS)} (default: all but {scoring.SECTION}, which takes half an hour a repeat)",
+        help=f"of {', '.join(MEASURES)} (default: all)",
     )
     parser.add_argument("--seconds", type=float, default=6.0, help="length of one repeat (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
@@ -100,8 +96,8 @@ def _parser() -> argparse.ArgumentParser:
 def _sections(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
-        if name not in SECTIONS:
-            raise argparse.ArgumentTypeError(f"there is no section {name!r}; it is one of {', '.join(SECTIONS)}")
+        if name not in MEASURES:
+            raise argparse.ArgumentTypeError(f"there is no section {name!r}; it is one of {', '.join(MEASURES)}")
     return names
 
 

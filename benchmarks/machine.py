@@ -1,36 +1,25 @@
-"""Names the machine and the versions that the figures hold for."""
+"""Describes the machine and the library versions of a benchmark run."""
 
 import importlib.metadata
 import os
 import platform
+import re
 import time
 from pathlib import Path
 from typing import Any
 
-from serving.processor import instruction_sets, usable_cores
+from serving.backend.cpu import instruction_sets, usable_cores
 
 _TELLING = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
-"""The instruction sets that decide how fast a graph runs."""
-_LIBRARIES = (
-    "onnxruntime",
-    "openvino",
-    "nncf",
-    "tokenizers",
-    "torch",
-    "transformers",
-    "fastapi",
-    "uvicorn",
-    "litserve",
-    "tritonclient",
-)
+"""Instruction sets that determine how fast a graph runs."""
+_LIBRARIES = ("onnxruntime", "openvino", "nncf", "tokenizers", "torch", "transformers", "uvicorn", "litserve")
 
 
 def describe_machine() -> dict[str, Any]:
-    """The processor, what it can do, who else uses it, and the versions of what runs on it."""
+    """Return the processor, its instruction sets, the machine's load before the run, and library versions."""
     sets = instruction_sets()
     return {
-        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
-        "family": f"family {_cpuinfo('cpu family') or '?'}, model {_cpuinfo('model') or '?'}",
+        "processor": _processor(),
         "cores": usable_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "instruction_sets": [name for name in _TELLING if name in sets],
@@ -41,12 +30,9 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _cpuinfo(key: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")
+def _processor() -> str:
+    found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
+    return found[1] if found else platform.machine()
 
 
 def _installed() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Makes what a run serves: a repository with a deployed version, and its weights as `transformers` saves them."""
+"""Creates the model of a benchmark run: a repository with a deployed version, and its weights for `transformers`."""
 
 import json
 import shutil
@@ -12,23 +12,21 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-import pypi_download
 from benchmarks.texts import REVIEWS, text_set
-from errors import PipelineError
 from export.int8 import CALIBRATION_TEXTS, calibration_inputs, quantize
 from export.packed_graph import export_packed_graph
-from export.variants import measure_speeds, too_slow
-from serving.bundle import TOKENIZER, Bundle, Proof
-from serving.choice import Choice, Wanted, choose_variant
-from serving.engine import Engine, load_tokenizer
-from serving.processor import arithmetic, usable_cores
-from serving.repository import ModelRepository
-from serving.runtime import FLOAT_GRAPH, INT8, Variant, float_variants, int8_variants
-from settings import load_settings
+from export.variants import measure_speeds, too_slow, unmeasured_proof
+from serving.backend.cpu import arithmetic, usable_cores
+from serving.backend.engine import Engine, load_tokenizer
+from serving.backend.runtime import float_variants, int8_variants
+from serving.backend.variant_choice import Choice, Wanted, choose_variant
+from serving.model_repo.bundle import TOKENIZER, Bundle, Proof
+from serving.model_repo.repository import ModelRepository
+from serving.model_repo.variants import FLOAT_GRAPH, INT8, Variant
 from trainer.base_model import silence_loading
-from trainer.record import TrainingRecord
+from trainer.base_tokenizer import packaged_directory
 
-ModelKind = Literal["packaged", "bert-base", "deployed"]
+ModelKind = Literal["packaged", "bert-base"]
 MODEL_KINDS: tuple[ModelKind, ...] = get_args(ModelKind)
 
 _LABELS = ("Negative", "Positive")
@@ -43,60 +41,51 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BenchmarkModel:
-    """One set of weights in the two forms that servers read."""
+    """One set of weights in the two formats that the servers read."""
 
     description: str
     repository: ModelRepository
-    """A copy that is the run's own; `version` is deployed in it."""
+    """The run's own repository, in which `version` is deployed."""
     version: int
     transformers: Path
-    """Directory that `from_pretrained` reads."""
+    """Directory for `from_pretrained`."""
 
     @property
     def directory(self) -> Path:
-        """The version's bundle."""
+        """Directory of the version's bundle."""
         return self.repository.version_directory(self.version)
 
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer, which does not pad, and cuts where the model does."""
+        """Load the model's tokenizer, which does not pad, and truncates at the model's maximum length."""
         return load_tokenizer(self.directory / TOKENIZER, Bundle.load(self.directory).max_length)
 
     def choice(self) -> Choice:
-        """The variant that the pipeline's backend serves by its default settings, and why."""
+        """Return the variant that the pipeline's backend chooses with default settings, and the reason."""
         return choose_variant(Bundle.load(self.directory), Wanted())
 
     def variants(self) -> list[Variant]:
-        """Every variant that runs on this processor and that the bundle has the graph of, also those refused."""
+        """Return all variants that this processor can run and the bundle has a graph for, including refused ones."""
         return [*float_variants(), *(int8 for int8 in int8_variants() if (self.directory / int8.graph).is_file())]
 
     def refusals(self) -> list[str]:
-        """Which variants may not serve on this processor, and why."""
+        """Return a message for each variant that is refused on this processor, with the reason."""
         proofs = Bundle.load(self.directory).proofs
         here = [proof for proof in proofs if proof.refused and proof.arithmetic == arithmetic()]
         return [f"{proof.variant} does not serve. {proof.refused}" for proof in here]
 
-    def publish_again(self, version: int) -> None:
-        """Publish the same bundle as another version, which is not deployed by that."""
-        staging = self.repository.staging_directory(version)
-        shutil.copytree(self.directory, staging, dirs_exist_ok=True)
-        replace(Bundle.load(staging), version=version).save(staging)
-        self.repository.publish(staging, version)
-
 
 def make_model(kind: ModelKind, directory: Path, progress: Progress) -> BenchmarkModel:
-    """Make the model of a kind in `directory`.
+    """Create the model of the given kind in `directory`.
 
-    `packaged` is the packaged encoder with an untrained head and `bert-base` an untrained BERT of base size, both with
-    every graph; `deployed` is what this checkout has trained and deployed, with the graphs that its export has proven.
+    `packaged` is the packaged encoder with an untrained head; `bert-base` is an untrained BERT of base size. Both get
+    all graphs.
 
     Raises:
-        PipelineError: the packaged encoder cannot be fetched, or nothing that fits together is deployed.
+        PipelineError: the packaged encoder cannot be downloaded.
     """
     silence_loading()
-    if kind == "deployed":
-        return _deployed(directory)
     torch.manual_seed(0)
-    encoder = packaged_encoder()
+    encoder = packaged_directory()
     if kind == "packaged":
         model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=len(_LABELS))
         description = f"all-MiniLM-L6-v2, {_millions(model)} parameters, {_UNTRAINED}"
@@ -117,7 +106,7 @@ def publish_untrained(
 ) -> BenchmarkModel:
     """Publish and deploy `model`, whose tokenizer is in `saved`, in a repository under `directory`.
 
-    The int8 graphs are calibrated on some of the texts. Every variant's speed is measured, and no accuracy.
+    The int8 graphs are calibrated on some of the texts. The speed of each variant is measured, but no accuracy.
     """
     repository = ModelRepository(directory / "triton_repo")
     staging = repository.staging_directory(1)
@@ -147,7 +136,7 @@ def publish_untrained(
             engines[variant] = stack.enter_context(Engine(staging, variant, usable_cores()))
         progress("comparing their speeds")
         speeds = measure_speeds(engines, texts)
-    proofs = [_ungated_proof(variant, speed) for variant, speed in speeds.items()]
+    proofs = [unmeasured_proof(variant, tokens_per_s=speed) for variant, speed in speeds.items()]
     replace(bundle, proofs=refuse_slow_int8(proofs)).save(staging)
     repository.publish(staging, 1)
     repository.deploy(1)
@@ -155,55 +144,12 @@ def publish_untrained(
 
 
 def refuse_slow_int8(proofs: Sequence[Proof]) -> tuple[Proof, ...]:
-    """Refuse the int8 variants that are little faster than the fastest float one, as the export does."""
+    """Refuse int8 variants that are not clearly faster than the fastest float variant, as the export does."""
     fastest = max((proof for proof in proofs if proof.precision != INT8), key=lambda proof: proof.tokens_per_s)
 
     return tuple(
         replace(proof, refused=too_slow(proof, fastest)) if proof.precision == INT8 else proof for proof in proofs
     )
-
-
-def _ungated_proof(variant: Variant, tokens_per_s: float) -> Proof:
-    """A proof of the speed alone; that no text was tried says that the rest is unknown."""
-    return Proof(
-        runtime=variant.runtime,
-        precision=variant.precision,
-        arithmetic=arithmetic(),
-        texts=0,
-        mixes=0,
-        label_agreement=0.0,
-        confident_agreement=0.0,
-        largest_difference=0.0,
-        largest_spread=0.0,
-        accuracy=0.0,
-        macro_f1=0.0,
-        tokens_per_s=tokens_per_s,
-    )
-
-
-def _deployed(directory: Path) -> BenchmarkModel:
-    settings = load_settings()
-    source = ModelRepository(settings.model_repository)
-    version = source.deployed()
-    if version is None:
-        raise PipelineError("No model is deployed; run `python app.py` to train and export one.")
-    record = TrainingRecord.load(settings.model_dir)
-    if record.version != version:
-        raise PipelineError(
-            f"Version {version} is deployed, but {settings.model_dir} holds version {record.version}, so the "
-            "baselines would run with other weights; deploy that one, or measure --model packaged."
-        )
-    copy = directory / "triton_repo"
-    shutil.copytree(source.version_directory(version), ModelRepository(copy).version_directory(version))
-    shutil.copy(source.model / "config.pbtxt", ModelRepository(copy).model)
-    description = f"version {version}, trained from {record.base_model}"
-    return BenchmarkModel(description, ModelRepository(copy), version, settings.model_dir.resolve())
-
-
-def packaged_encoder() -> Path:
-    """Directory of the packaged encoder, which is fetched where it is not there yet."""
-    [directory] = pypi_download.unpack(pypi_download.fetch(pypi_download.ENCODER)).glob("*/model")
-    return directory
 
 
 def _millions(model: PreTrainedModel) -> str:

@@ -1,4 +1,4 @@
-"""Starts the servers that are measured, waits for them, and ends them whatever happens."""
+"""Starts the servers under test, waits for them, and always stops them."""
 
 import contextlib
 import os
@@ -15,25 +15,25 @@ from pathlib import Path
 import httpx
 import psutil
 
-from errors import PipelineError
-from serving.die_with_parent import command_dying_with_parent
-from settings import ENV_PREFIX
+from common.errors import PipelineError
+from common.settings import ENV_PREFIX
+from serving.host.die_with_parent import command_dying_with_parent
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 _GRACE_S = 30.0
 _IDLE_SHARE = 0.4
-"""Of one core: what a server that waits for requests may use. LitServe polls, with a fifth of a core."""
+"""Share of one core that an idle server may use. LitServe polls, which takes a fifth of a core."""
 _IDLE_PROBE_S = 0.25
 _LONGEST_SETTLING_S = 20.0
 _LOG_TAIL_LINES = 8
-# By the process id, so that two runs on one machine rarely try the same; below the ports that systems give out.
+# Start at a port derived from the process id, to avoid collisions between runs; stay below the ephemeral ports.
 _ports = iter(range(18_000 + os.getpid() % 5_000, 32_000))
 
 
 @dataclass
 class Server:
-    """A running server with a process group of its own."""
+    """A running server with its own process group."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -41,14 +41,14 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it answers HTTP."""
+        """Base URL of the HTTP server."""
         return f"http://127.0.0.1:{self.port}"
 
     def wait_until_answering(self, path: str, timeout_s: float) -> None:
-        """Wait until a GET of `path` is answered with 200.
+        """Wait until a GET of `path` returns 200.
 
         Raises:
-            PipelineError: the server ended, or took too long; the end of its log is told.
+            PipelineError: the server ended, or took too long; the message has the end of its log.
         """
         deadline = time.monotonic() + timeout_s
         with httpx.Client(base_url=self.url, timeout=5, trust_env=False) as client:
@@ -61,7 +61,7 @@ class Server:
         raise PipelineError(f"No answer from {self.url}{path}. The end of {self.log}:\n{tail}")
 
     def settle(self) -> None:
-        """Wait until it no longer works on what a load left behind, such as requests whose client is gone."""
+        """Wait until the server is idle after a load; it may still process requests of disconnected clients."""
         deadline = time.monotonic() + _LONGEST_SETTLING_S
         busy = True
         while busy and time.monotonic() < deadline:
@@ -70,19 +70,19 @@ class Server:
             busy = self._cpu_seconds() - before > _IDLE_SHARE * _IDLE_PROBE_S
 
     def suspend(self) -> None:
-        """Stop all its processes where they are, for some poll even while nobody asks them anything."""
+        """Suspend all processes of the server, because some poll even without requests."""
         for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.suspend()
 
     def resume(self) -> None:
-        """Let its processes go on."""
+        """Resume all processes of the server."""
         for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
 
     def memory_bytes(self) -> int:
-        """Memory that its processes hold; what two share counts once for each."""
+        """Return the resident memory of the server's processes; shared memory counts once per process."""
         used = 0
         for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -109,27 +109,27 @@ class Server:
 def running(
     command: Sequence[str], port: int, directory: Path, name: str, environment: dict[str, str] | None = None
 ) -> Iterator[Server]:
-    """Run a server in `directory`, where its log goes too; end it and its children afterwards."""
+    """Run a server in `directory`, with its log there; stop it and its children afterwards."""
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / f"{name}.log"
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            # Where this process is killed, nobody is left to end the server.
+            # If this process is killed, the server must end too.
             command_dying_with_parent(list(command)),
             cwd=directory,
             env=inherited | (environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            # Ctrl-C in the terminal reaches this process alone, which ends the server in order.
+            # Ctrl-C in the terminal must only reach this process, which shuts the server down cleanly.
             start_new_session=True,
         )
     server = Server(process, log, port)
     try:
         yield server
     finally:
-        server.resume()  # what is suspended hears no signal
+        server.resume()  # suspended processes do not handle signals
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE_S)
@@ -140,22 +140,21 @@ def running(
 
 @contextlib.contextmanager
 def running_pipeline(repository: Path, directory: Path, settings: dict[str, str] | None = None) -> Iterator[Server]:
-    """Run `python app.py serve` for what is deployed in `repository`; it may not answer yet."""
+    """Run `python app.py serve` with the deployed version of `repository`; it may not be ready yet."""
     port = free_ports(4)
     environment = {
         "SENTIMENT_MODEL_REPOSITORY": str(repository),
         "SENTIMENT_STATE_DIR": str(directory / "state"),
         "SENTIMENT_PORT": str(port),
-        "SENTIMENT_TRITON_HTTP": "true",
     } | (settings or {})
-    # In a directory without `.env`, so that the settings are the defaults but for these.
+    # `directory` has no `.env`, so all other settings keep their defaults.
     command = [sys.executable, str(PROJECT / "app.py"), "serve"]
     with running(command, port, directory, "pipeline", environment) as server:
         yield server
 
 
 def free_ports(count: int) -> int:
-    """The first of so many free ports in a row; none is given twice, for who was given one may not listen yet."""
+    """Return the first of `count` consecutive free ports; never return a port twice, as its server may start late."""
     for first in _ports:
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for port in (first, *islice(_ports, count - 1)):

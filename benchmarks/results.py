@@ -1,4 +1,4 @@
-"""The figures of one run: every repeat is kept; medians, spreads and ratios are made of them."""
+"""The figures of one run. All repeats are stored; medians, spreads and ratios are derived from them."""
 
 import json
 import statistics
@@ -8,27 +8,27 @@ from pathlib import Path
 from typing import Any
 
 Figures = dict[str, float]
-"""What one repeat gives, by name; a name ends with its unit (`texts_per_s`, `p99_ms`, `ready_s`)."""
+"""The figures of one repeat by name; a name ends with its unit (`texts_per_s`, `p99_ms`, `ready_s`)."""
 
 WARM_UP_S = 1.0
-"""Longest unmeasured turn of a case before its first measured one."""
+"""Maximum seconds of a case's warm-up, which is not measured."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Something that can be measured again and again."""
+    """A case that can be measured repeatedly."""
 
     group: str
-    """What is measured: a runtime, a server."""
+    """The measured subject: a runtime or a server."""
     name: str
-    """How it is used: the batching, the number of connections."""
+    """Its use: the batching or the number of connections."""
     measure: Callable[[float], Figures]
-    """Measures for about as many seconds as it is given."""
+    """Function that measures for about the given number of seconds."""
 
 
 @dataclass
 class Measurement:
-    """A case's figures, a value a repeat."""
+    """A case's figures, with one value per repeat."""
 
     section: str
     group: str
@@ -43,24 +43,24 @@ class Measurement:
 
 @dataclass
 class Results:
-    """Everything that one run found out about one model."""
+    """All results of one run for one model."""
 
     model: str
     description: str
-    """What the model is, and what its figures do not say."""
+    """Description of the model and the limits of its figures."""
     machine: dict[str, Any]
     options: dict[str, Any]
     texts: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By set of texts: how many there are, and their mean, median and longest length in tokens."""
+    """For each set of texts: the number of texts, and their mean, median and longest length in tokens."""
     measurements: list[Measurement] = field(default_factory=list)
     served: str = ""
-    """The variant that the pipeline serves on this machine."""
+    """The variant that the pipeline deploys on this machine."""
     served_because: str = ""
     notes: list[str] = field(default_factory=list)
-    """What was left out, and why."""
+    """Omitted measurements, with reasons."""
 
     def measurement(self, section: str, group: str, name: str) -> Measurement:
-        """The measurement of a case; a new one, without figures, where there is none yet."""
+        """Return the measurement of a case; create it without figures if it does not exist."""
         found = self.find(section, group, name)
         if found is None:
             found = Measurement(section, group, name)
@@ -68,16 +68,16 @@ class Results:
         return found
 
     def find(self, section: str, group: str, name: str) -> Measurement | None:
-        """The measurement of a case, if it was measured."""
+        """Return the measurement of a case, or None."""
         wanted = (section, group, name)
         return next((item for item in self.measurements if (item.section, item.group, item.name) == wanted), None)
 
     def of_section(self, section: str) -> list[Measurement]:
-        """The measurements of a section, in the order in which its cases came."""
+        """Return the measurements of a section, in the order of its cases."""
         return [item for item in self.measurements if item.section == section]
 
     def save(self, path: Path) -> None:
-        """Write everything as JSON."""
+        """Write all results as JSON."""
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -89,10 +89,10 @@ def measure_in_turns(
     repeats: int,
     progress: Callable[[str], None],
 ) -> None:
-    """Measure all cases once, then all once more, and so on, and add their figures to `results`.
+    """Measure all cases in turn, `repeats` times, and add their figures to `results`.
 
-    In turns, because a machine that gets slower or faster meanwhile then does so for all cases alike, and a
-    ratio within one turn stays true. Before the first turn each case runs for a moment without being measured.
+    If the machine's speed changes meanwhile, it does so for all cases alike, and ratios within one turn stay valid.
+    Each case has a short warm-up before the first turn.
     """
     for case in cases:
         progress(f"{section}, warm-up: {case.group}, {case.name}")
@@ -105,25 +105,25 @@ def measure_in_turns(
 
 
 def in_a_line(figures: Figures) -> str:
-    """The figures of one repeat, to follow a run by."""
+    """Format the figures of one repeat for progress messages."""
     return ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
 
 
 def ratios(above: Measurement, below: Measurement, figure: str) -> list[float]:
-    """The ratio of a figure between two cases that were measured in turns, repeat by repeat."""
-    # Not strict: a run that was cut off may have one repeat more of one of them.
+    """Return the ratios of a figure between two cases that were measured in turn, one per repeat."""
+    # Not strict: after an interrupted run, one case may have one repeat more.
     return [a / b for a, b in zip(above.figures[figure], below.figures[figure], strict=False)]
 
 
 def with_spread(values: Iterable[float], digits: int = 3) -> str:
-    """The median with the smallest and the largest value, in as many significant digits."""
+    """Format the median with the smallest and largest value, each with `digits` significant digits."""
     ordered = sorted(values)
     middle, least, most = (rounded(value, digits) for value in (statistics.median(ordered), ordered[0], ordered[-1]))
     return f"{middle} ({least}–{most})"
 
 
 def rounded(value: float, digits: int = 3) -> str:
-    """Write a number with as many significant digits, and no exponent."""
+    """Format a number with `digits` significant digits and no exponent."""
     if value == 0:
         return "0"
     places = digits - len(str(int(abs(value)))) if abs(value) >= 1 else digits

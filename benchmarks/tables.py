@@ -1,60 +1,47 @@
-"""The results as Markdown tables."""
+"""Formats the results as Markdown tables."""
 
 from collections.abc import Iterator, Sequence
+from statistics import median
 
-from benchmarks.claims import claims
-from benchmarks.results import Measurement, Results, with_spread
-from benchmarks.sections import clients, cold, engine, lengths, overload, retraining, scoring, server, trying
+from benchmarks.batching import PACKED, PADDED
+from benchmarks.results import Measurement, Results, ratios, with_spread
+from benchmarks.sections import engine, lengths, overload, server
+from serving.model_repo.variants import INT8
 
-_HEADINGS = {
-    "texts_per_s": "texts/s",
-    "tokens_per_s": "tokens/s",
-    "padding_share": "padding, %",
-    "tokenizing_share": "tokenizing, %",
-    "packing_share": "packing, %",
-    "graph_share": "graph, %",
-    "p50_ms": "median, ms",
-    "p99_ms": "99th percentile, ms",
-    "failed": "failed",
-    "generator_cores": "cores of the load generator",
-    "ready_s": "seconds",
-    "load_s": "seconds to load",
-    "answered": "requests answered meanwhile",
-    "outlasted_the_requests": "requests ended first",
-    "refused": "refused",
-    "refused_p99_ms": "99th percentile of refusals, ms",
-    "normal_after_s": "normal again after, s",
-    "memory_first_half_mib": "most memory in the first half, MiB",
-    "memory_second_half_mib": "in the second half",
-    "seconds": "seconds",
-    "peak_mib": "most memory, MiB",
-    "kills": "kills",
-    "rows_unlike": "rows unlike the input's",
-}
-_COUNTS = {"failed", "answered", "outlasted_the_requests", "refused", "kills", "rows_unlike"}
+SECTIONS = (engine, server, lengths, overload)
+
+_COUNTS = {"failed", "refused"}
+_ENGINE = (server.ENGINE, PACKED)
+_LIVE_64 = (server.GATEWAY, server.connections(64))
+_SERVERS = (
+    ("gateway, live, 64 connections ÷ engine", _LIVE_64, _ENGINE, "texts_per_s"),
+    ("gateway, lists of 32 ÷ engine", (server.GATEWAY_BATCHES, server.connections(8)), _ENGINE, "texts_per_s"),
+    ("Triton over gRPC, 4 streams of 64 ÷ engine", (server.TRITON_GRPC, server.streams(4, 64)), _ENGINE, "texts_per_s"),
+    *(
+        (f"gateway ÷ {name}, {count}", (server.GATEWAY, count), (name, count), figure)
+        for name in (server.TRANSFORMERS, server.LITSERVE)
+        for count, figure in ((server.connections(64), "texts_per_s"), (server.connections(1), "p50_ms"))
+    ),
+    (
+        "known texts ÷ a route that answers a constant",
+        (server.CACHED, server.connections(64)),
+        (server.CONSTANT, server.connections(64)),
+        "texts_per_s",
+    ),
+)
 
 
 def markdown(results: Results) -> str:
-    """The whole report."""
+    """Return the complete report."""
     lines = [f"# Benchmarks: {results.model}", "", f"{results.description}.", "", *_machine(results), ""]
-    lines += [*_texts(results), *_claims(results)]
-    for section, title in (
-        (engine.SECTION, "Engine, in process, reviews"),
-        (server.SECTION, "Servers, reviews, every text new"),
-        (clients.SECTION, "Clients of Triton's gRPC, reviews, every text new"),
-        (lengths.SECTION, "Texts of other lengths, by 64 texts or connections; long and flat-long by 16"),
-        (cold.SECTION, "Cold"),
-        (overload.SECTION, "Overload, reviews, every text new, offered at a fixed rate"),
-        (retraining.SECTION, "Half of the best load, alone and beside a retraining, by its steps"),
-        (trying.SECTION, "Live requests without and with a sample of them and a version in the shadow"),
-        (scoring.SECTION, "Files, reviews, every text new"),
-    ):
-        # Cases with other figures make another table.
+    lines += [*_texts(results), *_ratios(results)]
+    for section in SECTIONS:
+        # Cases with different figures get separate tables.
         tables: dict[tuple[str, ...], list[Measurement]] = {}
-        for item in results.of_section(section):
+        for item in results.of_section(section.SECTION):
             tables.setdefault(tuple(item.figures), []).append(item)
         if tables:
-            lines += [f"## {title}", ""]
+            lines += [f"## {section.TITLE}", ""]
         for figures, items in tables.items():
             lines += [*_table(figures, items), ""]
     if results.notes:
@@ -62,13 +49,36 @@ def markdown(results: Results) -> str:
     return "\n".join(lines)
 
 
+def compared(results: Results) -> Iterator[tuple[str, Measurement, Measurement, str]]:
+    """Yield the description, the two cases and the figure of each comparison whose cases were measured."""
+    packed = {item.group: item for item in results.of_section(engine.SECTION) if item.name == PACKED}
+    for group, item in packed.items():
+        if padded := results.find(engine.SECTION, group, PADDED):
+            yield f"packed ÷ padded, reviews ({group})", item, padded, "texts_per_s"
+    floats = [item for group, item in packed.items() if not group.endswith(INT8)]
+    if floats and results.served in packed:
+        fastest = max(floats, key=lambda item: median(item.figures["texts_per_s"]))
+        what = f"deployed precision ÷ fastest float ({results.served} ÷ {fastest.group})"
+        yield what, packed[results.served], fastest, "texts_per_s"
+    cases = [(server.SECTION, *case) for case in _SERVERS]
+    for name in lengths.SETS:
+        what = f"packed ÷ padded, {name} texts"
+        cases.append(
+            (lengths.SECTION, what, (lengths.ENGINE_PACKED, name), (lengths.ENGINE_PADDED, name), "texts_per_s")
+        )
+    for section, what, above, below, figure in cases:
+        first, second = results.find(section, *above), results.find(section, *below)
+        if first and second:
+            yield what, first, second, figure
+
+
 def _machine(results: Results) -> Iterator[str]:
     machine = results.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     yield (
-        f"{machine['cores']} cores of {machine['processor']} ({machine['family']}; "
-        f"{', '.join(machine['instruction_sets'])}), {machine['memory_gib']} GiB, {machine['system']}, "
-        f"{machine['date']}, load before the run {machine['load_before']}. {versions}."
+        f"{machine['cores']} cores of {machine['processor']} ({', '.join(machine['instruction_sets'])}), "
+        f"{machine['memory_gib']} GiB, {machine['system']}, {machine['date']}, load before the run "
+        f"{machine['load_before']}. {versions}."
     )
     yield ""
     options = results.options
@@ -78,7 +88,7 @@ def _machine(results: Results) -> Iterator[str]:
     )
     if results.served:
         yield ""
-        yield f"Served is {results.served} ({results.served_because})."
+        yield f"Deployed is {results.served} ({results.served_because})."
 
 
 def _texts(results: Results) -> Iterator[str]:
@@ -89,19 +99,17 @@ def _texts(results: Results) -> Iterator[str]:
     yield ""
 
 
-def _claims(results: Results) -> Iterator[str]:
-    found = claims(results)
-    if not found:
-        return
-    yield from ("## Ratios", "", "| ratio | measured | aim | |", "|---|---|---|---|")
-    for claim in found:
-        kept = "kept" if claim.holds else "**missed**"
-        yield f"| {claim.text} | {with_spread(claim.values)} | {claim.bound} {claim.limit:g} | {kept} |"
-    yield ""
+def _ratios(results: Results) -> Iterator[str]:
+    found = list(compared(results))
+    if found:
+        yield from ("## Ratios", "", "| ratio | figure | measured |", "|---|---|---|")
+        for what, above, below, figure in found:
+            yield f"| {what} | {figure} | {with_spread(ratios(above, below, figure))} |"
+        yield ""
 
 
 def _table(figures: Sequence[str], items: Sequence[Measurement]) -> Iterator[str]:
-    yield " | ".join(["| what", "how", *(_HEADINGS[name] for name in figures)]) + " |"
+    yield " | ".join(["| what", "how", *figures]) + " |"
     yield "|---|---|" + "---:|" * len(figures)
     for item in items:
         cells = [_cell(name, item.figures[name]) for name in figures]
@@ -109,6 +117,4 @@ def _table(figures: Sequence[str], items: Sequence[Measurement]) -> Iterator[str
 
 
 def _cell(name: str, values: Sequence[float]) -> str:
-    if name in _COUNTS:
-        return f"{sum(values):,.0f}"
-    return with_spread([100 * value for value in values] if name.endswith("_share") else values)
+    return f"{sum(values):,.0f}" if name in _COUNTS else with_spread(values)

@@ -1,4 +1,4 @@
-"""Sets of real texts by length, and as many distinct texts of a set as a run needs."""
+"""Sets of real texts of different lengths, and an endless supply of distinct texts from a set."""
 
 import random
 import statistics
@@ -10,15 +10,12 @@ from tokenizers import Tokenizer
 from trainer.sample_data import read_ratings
 
 REVIEWS = "reviews"
-TWEETS = "tweets"
 MIXED = "mixed"
-LONG = "long"
 FLAT_LONG = "flat-long"
-SETS = (REVIEWS, TWEETS, MIXED, LONG, FLAT_LONG)
 
 LONG_TOKENS = 508
-"""A little under the longest text that BERT reads, so that none is cut: a word that is cut at its end may become
-a token longer."""
+"""A little less than BERT's maximum length, so that no passage is truncated: a word cut at its end may become one token
+longer."""
 FLAT_LONG_TOKENS = 300
 _LONG_TEXTS = 1_000
 _COUNTING_LETTERS = 12
@@ -26,28 +23,23 @@ _SEED = 0
 
 
 def text_set(name: str, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The texts of a set, in random order; no two are equal, letter case apart.
+    """Return the texts of a set, in random order; all differ by more than letter case.
 
-    `reviews` are film and product sentences; `mixed` is half reviews, three tenths tweets, two tenths passages
-    of 64 to 508 tokens; `long` and `flat-long` are passages of about `LONG_TOKENS` and `FLAT_LONG_TOKENS`.
-    Passages are sentences of reviews, one after the other.
+    `reviews` are film and product sentences. `mixed` is 50 % reviews, 30 % tweets, and 20 % passages of 64 to 508
+    tokens. `flat-long` are passages of about `FLAT_LONG_TOKENS` tokens. A passage is a sequence of review sentences.
 
     Raises:
-        PipelineError: the ratings cannot be fetched.
+        PipelineError: the ratings cannot be downloaded.
     """
     shuffled = random.Random(_SEED)
     reviews = _distinct(text for domain in ("film", "product") for text, _ in read_ratings(domain))
     shuffled.shuffle(reviews)
     if name == REVIEWS:
         return tuple(reviews)
-    if name == LONG:
-        return tuple(_passages(reviews, tokenizer, [LONG_TOKENS] * _LONG_TEXTS, shuffled))
     if name == FLAT_LONG:
         return tuple(_passages(reviews, tokenizer, [FLAT_LONG_TOKENS] * _LONG_TEXTS, shuffled))
     tweets = _distinct(text for text, _ in read_ratings("tweet"))
     shuffled.shuffle(tweets)
-    if name == TWEETS:
-        return tuple(tweets)
     lengths = [shuffled.randint(64, LONG_TOKENS) for _ in range(_LONG_TEXTS)]
     passages = list(_passages(reviews, tokenizer, lengths, shuffled))
     mixed = reviews[: len(passages) * 5 // 2] + tweets[: len(passages) * 3 // 2] + passages
@@ -57,10 +49,10 @@ def text_set(name: str, tokenizer: Tokenizer) -> tuple[str, ...]:
 
 
 def distinct_texts(texts: Sequence[str]) -> Iterator[str]:
-    """Give the texts again and again without end, and never the same twice.
+    """Yield the texts in endless rounds, without ever repeating one exactly.
 
-    The letter case of a text's first letters counts the rounds, in binary. To a cache it is another text, to an
-    encoder that ignores case it has the same tokens, so all rounds cost the same.
+    The letter case of a text's first letters encodes the round's number in binary. A cache sees a different text; an
+    encoder that ignores case gets the same tokens. So all rounds cost the same.
     """
     for turn in count():
         for text in texts:
@@ -68,7 +60,7 @@ def distinct_texts(texts: Sequence[str]) -> Iterator[str]:
 
 
 def describe_lengths(texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, float]:
-    """How many texts there are, and how long they are in tokens."""
+    """Return the number of texts, and their mean, median and longest length in tokens."""
     lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(texts))]
     return {
         "texts": len(texts),
@@ -79,7 +71,7 @@ def describe_lengths(texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, fl
 
 
 def _distinct(texts: Iterator[str] | Sequence[str]) -> list[str]:
-    """Those that are another text, letter case apart, than any before, and have letters enough to count with."""
+    """Drop texts that differ only in letter case, and texts with too few letters to encode the round."""
     unlike = {text.casefold(): text for text in texts}
     return [text for text in unlike.values() if sum(map(_has_case, text)) >= _COUNTING_LETTERS]
 
@@ -95,15 +87,15 @@ def _with_case(text: str, turn: int) -> str:
 
 
 def _has_case(character: str) -> bool:
-    # Of ASCII only: the case of some others changes their tokens, or their number.
+    # ASCII only: for some other letters, a change of case changes the tokens or the length.
     return character.isascii() and character.isalpha()
 
 
 def _passages(
     sentences: Sequence[str], tokenizer: Tokenizer, lengths: Sequence[int], shuffled: random.Random
 ) -> Iterator[str]:
-    """Sentences in random order, joined and cut so that each passage has about its length in tokens, `[CLS]` and
-    `[SEP]` among them."""
+    """Yield passages of randomly chosen sentences, cut to about the given lengths in tokens, including `[CLS]` and
+    `[SEP]`."""
     special_tokens = tokenizer.num_special_tokens_to_add(is_pair=False)
     for length in lengths:
         joined = ""

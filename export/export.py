@@ -1,4 +1,4 @@
-"""From `./model` to a published version: export, prove, publish."""
+"""The steps of one export: from `./model` to a published version."""
 
 import logging
 import random
@@ -15,26 +15,27 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from errors import PipelineError
+from common.errors import PipelineError
+from common.settings import Settings
 from export.int8 import CALIBRATION_TEXTS, calibration_inputs
 from export.packed_graph import export_packed_graph
 from export.parity import reference_probabilities
 from export.variants import Validation, prove_variants
-from serving.bundle import TOKENIZER, Bundle
-from serving.choice import Wanted, choose_variant
-from serving.engine import Engine
-from serving.processor import usable_cores
-from serving.repository import ModelRepository
-from serving.runtime import FLOAT_GRAPH
-from settings import Settings
+from serving.backend.cpu import usable_cores
+from serving.backend.engine import Engine
+from serving.backend.variant_choice import Wanted, choose_variant
+from serving.model_repo.bundle import TOKENIZER, Bundle
+from serving.model_repo.repository import ModelRepository
+from serving.model_repo.variants import FLOAT_GRAPH
 from trainer.base_model import silence_loading
 from trainer.dataset import Dataset, load_dataset
-from trainer.evaluation import evaluate
+from trainer.evaluation import evaluate, under_thresholds
+from trainer.kept_data import keep
 from trainer.record import TrainingRecord
 from trainer.tracking import Tracking
 
 MOST_TEXTS = 2_000
-"""Validation texts that variants are tried on, drawn at random where there are more."""
+"""Maximum validation texts for trying variants; a random sample if there are more."""
 
 log = logging.getLogger(__name__)
 
@@ -45,24 +46,22 @@ def export(settings: Settings) -> int:
     Returns the version.
 
     Raises:
-        PipelineError: there is no trained model, it is published already, the data changed since the
-            training, or the graph's answers differ from torch's; nothing is published then.
+        PipelineError: there is no trained model, it is already published, the data have changed since the training, or
+            the graph's predictions differ from torch's. Nothing is published then.
     """
     record = TrainingRecord.load(settings.model_dir)
     repository = ModelRepository(settings.model_repository)
     tracking = Tracking(settings)
-    # A version that was published and then killed before it was deployed goes on from there.
+    # An export that was killed between publishing and deploying continues with deploying.
     if record.version not in repository.published():
         _publish(settings, record, repository, tracking)
     elif repository.deployed() is not None:
         raise PipelineError(
-            f"Version {record.version}, the model in {settings.model_dir}, is published already, and a published "
-            "version is never overwritten; train again for a new one."
+            f"Version {record.version}, the model in {settings.model_dir}, is already published, and a published "
+            "version is never overwritten. Train again to get a new version."
         )
     if repository.deployed() is None:
-        repository.deploy(
-            record.version,
-        )
+        repository.deploy(record.version)
         tracking.set_champion(record.version)
         log.info("Deployed version %d.", record.version)
     return record.version
@@ -72,23 +71,23 @@ def _load_trained(model_dir: Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     silence_loading()
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
-        # The engine reads this file alone, where `transformers` would fall back on others.
+        # The engine reads only this file; `transformers` would fall back to others.
         Tokenizer.from_file(str(model_dir / TOKENIZER))
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(model_dir, use_safetensors=True)
-    except Exception as error:  # tokenizers raises no narrower one
+    except Exception as error:  # tokenizers raises no narrower exception
         reason = str(error).strip().partition("\n")[0]
         raise PipelineError(
-            f"The trained model in {model_dir} is incomplete or damaged ({reason}); train again."
+            f"The trained model in {model_dir} is incomplete or damaged ({reason}). Train again."
         ) from error
     return model, tokenizer
 
 
 def _publish(settings: Settings, record: TrainingRecord, repository: ModelRepository, tracking: Tracking) -> None:
-    dataset = load_dataset(settings.train_data, settings.val_data)
+    dataset = load_dataset(settings)
     if dataset.fingerprint != record.data_fingerprint:
         raise PipelineError(
-            f"{settings.train_data} or {settings.val_data} changed since the model in {settings.model_dir} was "
-            "trained, so its figures would not be comparable; train again."
+            f"{settings.train_data} or {settings.val_data} has changed since the model in {settings.model_dir} was "
+            "trained, so its results would not be comparable. Train again."
         )
     tracking.check_registered(record.version)
     model, tokenizer = _load_trained(settings.model_dir)
@@ -98,12 +97,14 @@ def _publish(settings: Settings, record: TrainingRecord, repository: ModelReposi
             bundle = _build(settings, record, dataset, model, tokenizer, staging)
             tracking.record_export(record.run_id, record.version, asdict(bundle))
             repository.publish(staging, record.version)
+            if repository.deployed() is None:  # then this version is deployed next
+                keep(settings, record.version, dataset)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise PipelineError(
-            f"Version {record.version} could not be written to {repository.model}: {error}. "
-            "Make room, then run `python app.py export` again."
+            f"Version {record.version} cannot be written to {repository.model}: {error}. "
+            "Free some space, then run `python app.py export` again."
         ) from error
     log.info("Published version %d in %s.", record.version, repository.version_directory(record.version))
 
@@ -116,7 +117,7 @@ def _build(
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
 ) -> Bundle:
-    """Write the whole bundle into `directory`, and prove it there."""
+    """Write the whole bundle to `directory`, and verify it there."""
     log.info("Exporting version %d to ONNX.", record.version)
     export_packed_graph(model, record.temperature, directory / FLOAT_GRAPH)
     shutil.copyfile(settings.model_dir / TOKENIZER, directory / TOKENIZER)
@@ -130,12 +131,15 @@ def _build(
         mlflow_run=record.run_id,
         metrics={},
         proofs=(),
+        training_key=record.training_key,
+        baseline=record.baseline,
+        data=record.data,
     )
     bundle.save(directory)
 
     sample = random.Random(0).sample(range(len(dataset.val.texts)), min(len(dataset.val.texts), MOST_TEXTS))
     texts = [dataset.val.texts[index] for index in sample]
-    log.info("Comparing the graphs' answers with torch's on %d texts.", len(texts))
+    log.info("Comparing the graphs' predictions with torch's on %d texts.", len(texts))
     validation = Validation(
         texts=texts,
         targets=np.array([record.labels.index(dataset.val.labels[index]) for index in sample]),
@@ -151,12 +155,23 @@ def _build(
     bundle = replace(bundle, proofs=prove_variants(directory, validation, list(calibration), wanted))
     bundle.save(directory)
     choice = choose_variant(bundle, wanted)
-    log.info("Here it is served by %s (%s).", choice.variant, choice.reason)
+    log.log(
+        logging.INFO if wanted.allows(choice.variant) else logging.WARNING,
+        "On this machine Triton will use %s (%s).",
+        choice.variant,
+        choice.reason,
+    )
     with Engine(directory, choice.variant, usable_cores()) as engine:
         answers = engine.classify(dataset.val.texts).values
     targets = np.array([record.labels.index(label) for label in dataset.val.labels])
     evaluation = evaluate(answers, targets, record.labels)
-    log.info("As it will be served: accuracy %.4f, macro F1 %.4f.", evaluation.accuracy, evaluation.macro_f1)
+    log.info(
+        "The exported model on the validation texts: accuracy %.4f, macro F1 %.4f.",
+        evaluation.accuracy,
+        evaluation.macro_f1,
+    )
     bundle = replace(bundle, metrics=evaluation.metrics())
+    for problem in under_thresholds(settings, bundle.metrics, "validation"):
+        log.warning("Version %d is under a threshold: %s. Each check will report it.", record.version, problem)
     bundle.save(directory)
     return bundle

@@ -1,4 +1,4 @@
-"""int8 graphs, each made for the runtime that will run it, calibrated on texts of the training data."""
+"""Makes int8 graphs, each for the runtime that will run it, calibrated on training texts."""
 
 import contextlib
 import io
@@ -10,20 +10,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from serving.bundle import Bundle
-from serving.engine import load_tokenizer
-from serving.packing import pack
-from serving.processor import has_vnni
-from serving.runtime import ONNXRUNTIME, Variant, feed
+from serving.backend.cpu import has_vnni
+from serving.backend.engine import load_tokenizer
+from serving.backend.packing import pack
+from serving.backend.runtime import feed
+from serving.model_repo.bundle import Bundle
+from serving.model_repo.texts import readable
+from serving.model_repo.variants import ONNXRUNTIME, Variant
 
 CALIBRATION_TEXTS = 300
-"""As many as NNCF takes by default."""
+"""Number of calibration texts, NNCF's default."""
 
 Inputs = dict[str, npt.NDArray[np.int64]]
 
 
 def quantize(variant: Variant, float_graph: Path, calibration: Sequence[Inputs], directory: Path) -> None:
-    """Write the int8 graph of `variant`, made of `float_graph`, into `directory`."""
+    """Make the int8 graph of `variant` from `float_graph`, and write it to `directory`."""
     if variant.runtime == ONNXRUNTIME:
         _quantize_for_onnxruntime(float_graph, calibration, directory / variant.graph)
     else:
@@ -31,19 +33,20 @@ def quantize(variant: Variant, float_graph: Path, calibration: Sequence[Inputs],
 
 
 def calibration_inputs(texts: Sequence[str], tokenizer_file: Path, bundle: Bundle) -> Iterator[Inputs]:
-    """The packed runs of some texts, as the engine makes them."""
+    """The inputs of the graph for some texts, packed as in the engine."""
     tokenizer = load_tokenizer(tokenizer_file, bundle.max_length)
-    token_ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+    read = [readable(text, bundle.max_length).text for text in texts]
+    token_ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(read)]
     return map(feed, pack(token_ids, bundle.padding_token))
 
 
 def _quantize_for_openvino(float_graph: Path, calibration: Sequence[Inputs], target: Path) -> None:
-    """NNCF's post-training quantisation: static, symmetric weights by channel, smoothed activations."""
+    """Quantise with NNCF after training: static, symmetric weights per channel, smoothed activations."""
     import nncf
     import openvino
 
     nncf.set_log_level(logging.ERROR)
-    # Its progress bars, of seconds each, would stand among the log's lines.
+    # NNCF's progress bars would mix with the log.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         model = nncf.quantize(
@@ -56,12 +59,12 @@ def _quantize_for_openvino(float_graph: Path, calibration: Sequence[Inputs], tar
 
 
 def _quantize_for_onnxruntime(float_graph: Path, calibration: Sequence[Inputs], target: Path) -> None:
-    """ONNX Runtime's static quantisation of the products with weights, but for those that narrow a layer.
+    """Quantise products with weights statically in ONNX Runtime, except those that narrow a layer.
 
-    Static, because a dynamic scale is taken from all texts that share a run, so that a text's answer would depend on
-    its batch-mates. The second product of a feed-forward block is left out, because what comes out of the activation
-    before it has a few far larger numbers: with it, 96.0 % of a fine-tuned MiniLM's labels agreed with the float
-    graph's and macro F1 lost 0.9 points; without, 99.5 % and nothing, at 0.86 of the speed.
+    Static, because a dynamic scale comes from all texts that share a run, so a prediction would depend on the other
+    texts. The second product of a feed-forward block is left out, because the activation before it has a few much
+    larger values. With this product, 96.0 % of a fine-tuned MiniLM's labels agreed with the float graph's, and macro F1
+    lost 0.9 points. Without it, 99.5 % agreed and F1 lost nothing, at 0.86 of the speed.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -91,7 +94,7 @@ def _quantize_for_onnxruntime(float_graph: Path, calibration: Sequence[Inputs], 
             op_types_to_quantize=["MatMul"],
             nodes_to_exclude=narrowing,
             per_channel=True,
-            # Without VNNI, two products are added with saturation at 16 bits; weights of 7 bits stay below.
+            # Without VNNI, the sum of two products saturates at 16 bits. With 7-bit weights it does not.
             reduce_range=not has_vnni(),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -102,5 +105,5 @@ def _quantize_for_onnxruntime(float_graph: Path, calibration: Sequence[Inputs], 
 
 
 def _no_advice(record: logging.LogRecord) -> bool:
-    """Passes over ONNX Runtime's advice to optimise the graph first, which torch's exporter has done."""
+    """Drop ONNX Runtime's advice to optimise the graph first; torch's exporter has done that."""
     return "pre-process" not in record.getMessage()

@@ -1,10 +1,10 @@
-"""The packed ONNX graph: several texts share a row, and none sees another.
+"""Makes the packed ONNX graph: several texts share a row without attending to each other.
 
 Packing without cross-contamination: Krell et al., "Efficient Sequence Packing without
-Cross-contamination", 2021 (arXiv:2107.02027). The attention mask is made inside the graph from
-segment ids, and positions restart with each text. The head reads no more than each text's first
-token, so what the last layer does after its attention is done for first tokens alone: of texts of
-26 tokens, three quarters of a layer's work fall away.
+Cross-contamination", 2021 (arXiv:2107.02027). The graph makes the attention mask from segment
+ids, and positions restart with each text. The head reads only each text's first token. So the last
+layer computes everything after its attention only for first tokens. For texts of 26 tokens this
+saves three quarters of a layer's work.
 """
 
 import logging
@@ -19,27 +19,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from errors import PipelineError
+from trainer.architectures import check_architecture
 
-ARCHITECTURES = ("bert", "distilbert", "roberta")
 OPSET = 20
 INPUT_NAMES = ["input_ids", "position_ids", "segment_ids", "first_tokens"]
 OUTPUT_NAME = "probabilities"
 
-# Added to a score before softmax; e^-10000 is 0 in every precision, and fp16 can hold it.
+# Added to a score before softmax. e^-10000 is 0 in every precision, and fp16 can represent -10000.
 _MASKED = -10_000.0
 
 
-def check_architecture(model_type: str) -> None:
-    """Raise a PipelineError unless a model of this type can be packed."""
-    if model_type not in ARCHITECTURES:
-        raise PipelineError(
-            f"The architecture {model_type!r} cannot be packed; it must be one of: {', '.join(ARCHITECTURES)}."
-        )
-
-
 class PackedClassifier(nn.Module):
-    """A sequence classifier of `transformers` that reads packed rows."""
+    """A sequence classifier from `transformers` that reads packed rows."""
 
     def __init__(self, model: PreTrainedModel, temperature: float) -> None:
         """Wrap `model`; its logits are divided by `temperature` before the softmax."""
@@ -61,7 +52,7 @@ class PackedClassifier(nn.Module):
                 for its neighbours in the row, 0 for padding.
             first_tokens: INT64 [texts], where each text begins, as an index into rows * length.
         """
-        # Padding attends to padding, so that no row of the softmax is empty.
+        # Padding attends to padding, so no softmax row is empty.
         same_text = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
         token_types = (
             {} if self.model.config.model_type == "distilbert" else {"token_type_ids": torch.zeros_like(input_ids)}
@@ -76,7 +67,7 @@ class PackedClassifier(nn.Module):
         return torch.softmax(self._logits(first_hidden) / self.temperature, dim=-1)
 
     def _after_last_attention(self) -> nn.Module:
-        """The first module of the last layer from which on each token is computed by itself."""
+        """The first module of the last layer after which tokens no longer influence each other."""
         base = self.model.base_model
         if self.model.config.model_type == "distilbert":
             module: nn.Module = base.transformer.layer[-1].sa_layer_norm
@@ -85,7 +76,7 @@ class PackedClassifier(nn.Module):
         return module
 
     def _logits(self, first_hidden: Tensor) -> Tensor:
-        """The model's own head on the texts' first tokens, [texts, hidden] to [texts, labels]."""
+        """Apply the model's head to the texts' first tokens, [texts, hidden] to [texts, labels]."""
         logits: Tensor
         match self.model.config.model_type:
             case "bert":
@@ -99,7 +90,7 @@ class PackedClassifier(nn.Module):
 
 @contextmanager
 def _given_only(tokens: Tensor, module: nn.Module) -> Iterator[None]:
-    """During the block, `module` gets no more than some tokens of its inputs.
+    """During the block, `module` gets only some tokens of its inputs.
 
     Each input [rows, length, hidden] becomes [1, tokens, hidden]; `tokens` are indices into rows * length.
     """
@@ -115,18 +106,18 @@ def _given_only(tokens: Tensor, module: nn.Module) -> Iterator[None]:
 
 
 def export_packed_graph(model: PreTrainedModel, temperature: float, path: Path) -> None:
-    """Write `model` as one self-contained ONNX file that `onnx` finds valid.
+    """Write `model` to one self-contained ONNX file, and check the file with `onnx`.
 
     Raises:
         PipelineError: the architecture is not supported.
     """
     packed = PackedClassifier(model, temperature)
     rows, length, texts = torch.export.Dim("rows"), torch.export.Dim("length"), torch.export.Dim("texts")
-    # Three tensors, because torch.export takes one that is passed twice for one input.
+    # Three tensors, because torch.export treats one tensor that is passed twice as one input.
     tokens = [torch.zeros((3, 32), dtype=torch.long) for _ in range(3)]
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)  # it warns that torchvision, which nothing here needs, is missing
+    exporter_log.setLevel(logging.ERROR)  # it warns about missing torchvision, which is not needed
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside torch.export itself
@@ -142,6 +133,6 @@ def export_packed_graph(model: PreTrainedModel, temperature: float, path: Path) 
             )
     finally:
         exporter_log.setLevel(level)
-    assert program is not None  # it is None only without dynamo
+    assert program is not None  # None only without dynamo
     program.save(str(path), external_data=False)
     onnx.checker.check_model(str(path), full_check=True)

@@ -1,4 +1,4 @@
-"""Proves that a graph answers as torch does, whatever shares a text's batch."""
+"""Compares a graph's predictions with torch's, with different texts sharing a batch."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -7,34 +7,96 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.stats import binom
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from serving.model_repo.texts import readable
+from serving.model_repo.variants import BFLOAT16, FLOAT32, INT8, Precision
+
 MIXED_TEXTS = 200
-"""Texts that are also tried in other mixes than the order they come in."""
+"""Number of texts that are also tried in other batches than in their order."""
 _SEED = 0
 _REFERENCE_TOKENS = 8192
 
 CONFIDENT = 0.9
-"""Calibrated probability of a label from which on the reference counts as confident of it."""
+"""Minimum calibrated probability for the reference to count as confident."""
 STEADY = 0.05
-"""A text is answered steadily if its probabilities differ by no more than this, whatever shares its batch."""
+"""A prediction is steady if its probabilities differ by at most this, whichever texts share its batch."""
+RESOLUTION: dict[Precision, float] = {FLOAT32: 0.005, BFLOAT16: 0.02, INT8: 0.02}
+"""A label that differs is a near tie if the reference's probabilities of both labels are at most so far apart. bfloat16
+and int8 keep 8 bits of a number; a GPU multiplies float32 numbers with 11 bits (TF32)."""
+CHANCE = 0.01
+"""A share is too low only if chance alone explains the count in at most this share of cases. Five mixes are tested, so
+a variant that just reaches the minimum is refused by chance in at most one of twenty exports."""
 
 FloatArray = npt.NDArray[np.float32]
 Classify = Callable[[Sequence[str]], FloatArray]
-"""Probabilities [texts, labels] of texts that are sent together."""
+"""Returns the probabilities [texts, labels] of texts that are sent together."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """The number of texts that fail a test, and the number of tested texts."""
+
+    failed: int
+    texts: int
+
+    @property
+    def share(self) -> float:
+        """The share of texts that pass; 1 without texts."""
+        return 1 - self.failed / self.texts if self.texts else 1.0
+
+    def is_below(self, least: float) -> bool:
+        """Return whether the share that passes is below `least` by more than chance explains (binomial test)."""
+        return bool(binom.sf(self.failed - 1, self.texts, 1 - least) <= CHANCE)
+
+    def __str__(self) -> str:
+        """Format the count for a message."""
+        return f"{self.failed:,} of {self.texts:,} texts"
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How answers agree with a reference, over every mix of batch-mates that was tried; as in `Proof`."""
+    """Agreement of predictions with a reference, over all tried mixes of texts."""
 
     texts: int
-    mixes: int
+    labels: tuple[Count, ...]
+    """By mix: texts with another label than the reference's, without near ties."""
+    confident: tuple[Count, ...]
+    """By mix: the same for the texts of whose label the reference is confident."""
+    unsteady: Count
+    """Texts whose probabilities differ by more than `STEADY` between the mixes."""
+    differing: int
+    """Number of texts with another label in any mix, without near ties."""
+    near_ties: int
+    """Number of texts with another label in any mix that are near ties in all of them."""
     label_agreement: float
+    """Share of texts with the reference's label in the worst mix; near ties count as other labels."""
     confident_agreement: float
     largest_difference: float
     largest_spread: float
-    steady: float
+
+    def refusal(self, reference: str, least: float, least_confident: float = 0, least_steady: float = 0) -> str:
+        """Return why the predictions agree too little with the `reference`, which messages name; empty if they agree.
+
+        The other arguments are minimum shares of all texts, of the confident ones, and of the steady ones.
+        """
+        reasons = [
+            f"{worst}{kind} get another label than {reference} ({worst.share:.2%} agree; near ties do not count), and "
+            f"at least {minimum:.1%} must agree"
+            for kind, counts, minimum in (
+                ("", self.labels, least),
+                (" with a confident label", self.confident, least_confident),
+            )
+            if (below := [count for count in counts if count.is_below(minimum)])
+            for worst in [min(below, key=lambda count: count.share)]
+        ]
+        if self.unsteady.is_below(least_steady):
+            reasons.append(
+                f"{self.unsteady} get another prediction depending on which texts share their run, and "
+                f"{least_steady:.1%} must get the same"
+            )
+        return "; ".join(reasons)
 
 
 def reference_probabilities(
@@ -44,19 +106,19 @@ def reference_probabilities(
     max_length: int,
     temperature: float,
 ) -> FloatArray:
-    """Torch's own answer in float32 with ordinary padding, [texts, labels]."""
+    """Torch's probabilities in float32 with ordinary padding, [texts, labels]."""
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     answer = np.empty((len(texts), model.config.num_labels or 0), dtype=np.float32)
     model.eval()  # type: ignore[no-untyped-call]
     with torch.inference_mode():
         start = 0
         while start < len(order):
-            # Sorted by length, so the last of a batch is about its longest; a token has a character or more.
+            # Texts are sorted by length, so the last of a batch is about the longest. A token has a character or more.
             batch = order[start : start + 64]
             while len(batch) > 1 and len(batch) * min(len(texts[batch[-1]]), max_length) > _REFERENCE_TOKENS:
                 batch = batch[: len(batch) // 2]
             inputs = tokenizer(
-                [texts[index] for index in batch],
+                [readable(texts[index], max_length).text for index in batch],
                 truncation=True,
                 max_length=max_length,
                 padding=True,
@@ -67,24 +129,42 @@ def reference_probabilities(
     return answer
 
 
-def check_parity(classify: Classify, texts: Sequence[str], reference: FloatArray) -> Parity:
-    """Compare the answers of `classify` to `texts`, in no particular order, with `reference` [texts, labels]."""
+def check_parity(classify: Classify, texts: Sequence[str], reference: FloatArray, precision: Precision) -> Parity:
+    """Compare the predictions of `classify` for `texts`, in any order, with `reference` [texts, labels].
+
+    A label that differs is a near tie if the reference's probabilities of both labels differ by at most what the
+    `precision` of the predictions resolves.
+    """
     in_order = classify(texts)
     mixed = texts[:MIXED_TEXTS]
     answers = [in_order, *(_in_mix(classify, mixed, mix) for mix in _mixes(mixed))]
     spreads = np.ptp([answer[: len(mixed)] for answer in answers], axis=0).max(axis=1)
-    right, confident = reference.argmax(axis=1), reference.max(axis=1) >= CONFIDENT
-    agreements = [answer.argmax(axis=1) == right[: len(answer)] for answer in answers]
+    confident = reference.max(axis=1) >= CONFIDENT
+    labels, sure, agreements, confident_agreements = [], [], [], []
+    differs, ties = np.zeros(len(texts), dtype=bool), np.zeros(len(texts), dtype=bool)
+    for answer in answers:
+        count = len(answer)
+        margins = reference[:count].max(axis=1) - reference[np.arange(count), answer.argmax(axis=1)]
+        other = answer.argmax(axis=1) != reference[:count].argmax(axis=1)
+        wrong = other & (margins > RESOLUTION[precision])
+        differs[:count] |= wrong
+        ties[:count] |= other & ~wrong
+        is_sure = confident[:count]
+        labels.append(Count(int(wrong.sum()), count))
+        sure.append(Count(int((wrong & is_sure).sum()), int(is_sure.sum())))
+        agreements.append(Count(int(other.sum()), count).share)
+        confident_agreements.append(Count(int((other & is_sure).sum()), int(is_sure.sum())).share)
     return Parity(
         texts=len(texts),
-        mixes=len(answers),
-        label_agreement=min(float(agrees.mean()) for agrees in agreements),
-        confident_agreement=min(
-            float(agrees[sure].mean()) if (sure := confident[: len(agrees)]).any() else 1.0 for agrees in agreements
-        ),
+        labels=tuple(labels),
+        confident=tuple(sure),
+        unsteady=Count(int((spreads > STEADY).sum()), len(mixed)),
+        differing=int(differs.sum()),
+        near_ties=int((ties & ~differs).sum()),
+        label_agreement=min(agreements),
+        confident_agreement=min(confident_agreements),
         largest_difference=max(float(np.abs(answer - reference[: len(answer)]).max()) for answer in answers),
         largest_spread=float(spreads.max()),
-        steady=float((spreads <= STEADY).mean()),
     )
 
 
@@ -95,7 +175,7 @@ def _mixes(texts: Sequence[str]) -> Iterator[list[list[int]]]:
     yield [[index] for index in everything]
     by_length = sorted(everything, key=lambda index: len(texts[index]))
     yield [by_length[start : start + 64] for start in range(0, len(texts), 64)]
-    # The shortest with the longest, so that short texts fill the gaps of long rows.
+    # The shortest text with the longest, so that short texts fill the gaps of long rows.
     paired = [index for pair in zip(by_length, reversed(by_length), strict=True) for index in pair][: len(texts)]
     yield [paired[start : start + 32] for start in range(0, len(texts), 32)]
     shuffled.shuffle(everything)

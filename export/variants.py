@@ -1,37 +1,39 @@
-"""Tries each way to run a version on this machine, and proves which may serve."""
+"""Tries each runtime and precision on this machine, and proves which may be used."""
 
 import logging
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from errors import PipelineError
+from common.errors import PipelineError
 from export.int8 import Inputs, quantize
 from export.parity import FloatArray, check_parity
-from serving.bundle import Proof
-from serving.choice import Wanted
-from serving.engine import Engine
-from serving.processor import arithmetic, usable_cores
-from serving.runtime import FLOAT_GRAPH, INT8, Variant, float_variants, int8_variants
+from serving.backend.cpu import arithmetic, usable_cores
+from serving.backend.engine import Engine
+from serving.backend.runtime import float_variants, int8_variants
+from serving.backend.variant_choice import Wanted
+from serving.model_repo.bundle import Proof
+from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, INT8, OPENVINO, Variant
 from trainer.evaluation import evaluate
 
 LEAST_AGREEMENT = 0.995
-"""Of a float graph's labels with torch's."""
+"""Minimum share of texts to which a float graph gives torch's label. Near ties do not count here and below."""
 LEAST_INT8_AGREEMENT = 0.975
 LEAST_CONFIDENT_INT8_AGREEMENT = 0.995
-"""Of an int8 graph's labels with the float graph's: of all texts, and of those that it is confident of."""
+"""Minimum shares of texts to which an int8 graph gives the float graph's label: of all texts, and of confident ones."""
 LEAST_STEADY_INT8 = 0.99
-"""Of texts, those that an int8 graph answers alike whatever shares their run. A runtime that is wrong for rows of one
-shape is wrong for lone texts of one length, and of all labels hardly any tells."""
+"""Minimum share of texts to which an int8 graph gives the same prediction whichever texts share their run. A runtime
+that is wrong for rows of one shape is wrong for single texts of one length, which few labels show."""
 LARGEST_F1_LOSS = 0.005
 LEAST_INT8_GAIN = 1.1
-"""int8 must be so many times as fast as the fastest float variant, or it costs accuracy for nothing."""
+"""Minimum speed of int8 relative to the fastest float variant; otherwise it is not worth its loss of accuracy."""
 SPEED_ROUNDS = 3
 SPEED_TEXTS = 256
 
@@ -39,74 +41,78 @@ log = logging.getLogger(__name__)
 
 
 class ParityError(PipelineError):
-    """A graph does not answer as the model does that it was made of."""
+    """The predictions of every float variant differ too much from the model's."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The texts that variants are tried on."""
+    """The texts for trying variants."""
 
     texts: Sequence[str]
     targets: npt.NDArray[np.int64]
-    """[texts], positions in `labels`."""
+    """Right labels, [texts], as positions in `labels`."""
     labels: tuple[str, ...]
     reference: FloatArray
-    """Torch's answers, [texts, labels]."""
+    """Torch's probabilities, [texts, labels]."""
 
 
 def prove_variants(
     directory: Path, validation: Validation, calibration: Sequence[Inputs], wanted: Wanted
 ) -> tuple[Proof, ...]:
-    """Try the wanted variants of the bundle in `directory`; int8 graphs that may serve are added to it.
+    """Try the wanted variants of the bundle in `directory`, and add the accepted int8 graphs to it.
 
-    float32 in ONNX Runtime is always tried, because it shows that the graph itself is right.
+    A variant that fails is refused, and the others are tried. float32 in ONNX Runtime is always tried, because it shows
+    that the graph itself is correct; float32 in OpenVINO is tried in place of a refused variant.
 
     Raises:
-        ParityError: a float graph does not answer as torch does.
+        ParityError: no float variant agrees with torch.
     """
     with ExitStack() as stack:
-        # All stay loaded, so that their speeds are measured in turns: what else the machine does slows all the same.
+        # All stay loaded, so that speeds are measured in turns and other load on the machine affects all equally.
         engines: dict[Variant, Engine] = {}
         proofs: list[Proof] = []
-        float_answers = validation.reference
+        float_answers: FloatArray | None = None
         reference, *others = float_variants()
-        for variant in (reference, *filter(wanted.allows, others)):
-            engines[variant] = stack.enter_context(Engine(directory, variant, usable_cores()))
-            proof, answers = _try(engines[variant], validation, validation.reference)
-            if proof.label_agreement < LEAST_AGREEMENT:
-                raise ParityError(
-                    f"The version is not published: through {variant} the graph gives torch's label on "
-                    f"{proof.label_agreement:.2%} of {proof.texts} texts, and at least {LEAST_AGREEMENT:.1%} are "
-                    "needed."
-                )
-            if not proofs:
-                float_answers = answers
+        candidates = [reference, *filter(wanted.allows, others)]
+        for variant in candidates:  # grows if one is refused
+            proof, answers = _try(directory, variant, validation, validation.reference, stack, engines)
             proofs.append(proof)
+            if not proof.refused and float_answers is None:
+                float_answers = answers
+            last = Variant(OPENVINO, FLOAT32)
+            if proof.refused and last not in candidates and (variant == reference or wanted.allows(last)):
+                candidates.append(last)
+        if float_answers is None:
+            reasons = "; ".join(f"{proof.variant}: {proof.refused}" for proof in proofs)
+            raise ParityError(
+                "The version is not published, because the exported graph does not agree with the trained model. "
+                f"{reasons}. Set SENTIMENT_BASE_MODEL to another encoder and train again."
+            )
         for variant in filter(wanted.allows, int8_variants()):
             log.info("Making the int8 graph for %s.", variant.runtime)
-            quantize(variant, directory / FLOAT_GRAPH, calibration, directory)
-            engines[variant] = stack.enter_context(Engine(directory, variant, usable_cores()))
-            proofs.append(_try(engines[variant], validation, float_answers)[0])
+            make = partial(quantize, variant, directory / FLOAT_GRAPH, calibration, directory)
+            proofs.append(_try(directory, variant, validation, float_answers, stack, engines, make)[0])
         speeds = measure_speeds(engines, validation.texts)
-    proofs = [replace(proof, tokens_per_s=speeds[proof.variant]) for proof in proofs]
-    floats = [proof for proof in proofs if proof.precision != INT8]
-    fastest_float = max(floats, key=lambda proof: proof.tokens_per_s)
-    judged = floats + [
-        replace(proof, refused=_refusal(proof, floats[0], fastest_float)) for proof in proofs if proof not in floats
+    proofs = [replace(proof, tokens_per_s=speeds.get(proof.variant, 0.0)) for proof in proofs]
+    floats = [proof for proof in proofs if proof.precision != INT8 and not proof.refused]
+    fastest = max(floats, key=lambda proof: proof.tokens_per_s)
+    checked = [
+        replace(proof, refused=proof.refused or _loss(proof, floats[0], fastest)) if proof.precision == INT8 else proof
+        for proof in proofs
     ]
-    for proof in judged:
-        _tell(proof)
-        if proof.refused:
+    for proof in checked:
+        _log(proof)
+        if proof.refused and proof.precision == INT8:
             for file in directory.glob(f"{Path(proof.variant.graph).stem}.*"):
                 file.unlink()
-    return tuple(judged)
+    return tuple(checked)
 
 
 def measure_speeds(engines: Mapping[Variant, Engine], texts: Sequence[str]) -> dict[Variant, float]:
-    """Tokens a second of each engine, the median of rounds in which all take turns."""
+    """Tokens per second of each engine: the median of rounds in which all take turns."""
     texts = texts[:SPEED_TEXTS]
     rates: dict[Variant, list[float]] = {variant: [] for variant in engines}
-    tokens = next(iter(engines.values())).count_tokens(texts)  # one version, so one tokenizer
+    tokens = next(iter(engines.values())).count_tokens(texts)  # all engines have the same tokenizer
     for _ in range(SPEED_ROUNDS):
         for variant, engine in engines.items():
             started = time.perf_counter()
@@ -115,38 +121,78 @@ def measure_speeds(engines: Mapping[Variant, Engine], texts: Sequence[str]) -> d
     return {variant: statistics.median(rounds) for variant, rounds in rates.items()}
 
 
-def _try(engine: Engine, validation: Validation, reference: FloatArray) -> tuple[Proof, FloatArray]:
-    """How the engine answers, but for its speed; and its answers."""
-    answers = engine.classify(validation.texts).values
-    parity = check_parity(lambda texts: engine.classify(texts).values, validation.texts, reference)
+def _try(
+    directory: Path,
+    variant: Variant,
+    validation: Validation,
+    reference: FloatArray,
+    stack: ExitStack,
+    engines: dict[Variant, Engine],
+    prepare: Callable[[], None] = lambda: None,
+) -> tuple[Proof, FloatArray]:
+    """Return the proof of a variant without its speed, and its predictions; add its engine to `engines`.
+
+    The proof says why the variant is refused if it does not run, or does not agree with the `reference`.
+    """
+    try:
+        prepare()
+        engine = stack.enter_context(Engine(directory, variant, usable_cores()))
+        answers = engine.classify(validation.texts).values
+        if not np.isfinite(answers).all():
+            raise ParityError("its predictions are not numbers")
+        parity = check_parity(
+            lambda texts: engine.classify(texts).values, validation.texts, reference, variant.precision
+        )
+    except Exception as error:  # runtimes and quantization raise exceptions of many kinds
+        log.debug("%s failed.", variant, exc_info=True)
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        return unmeasured_proof(variant, f"it does not run: {reason}"), reference
+    engines[variant] = engine
+    refused = (
+        parity.refusal("by the float graph", LEAST_INT8_AGREEMENT, LEAST_CONFIDENT_INT8_AGREEMENT, LEAST_STEADY_INT8)
+        if variant.precision == INT8
+        else parity.refusal("by torch", LEAST_AGREEMENT)
+    )
     evaluation = evaluate(answers, validation.targets, validation.labels)
-    proof = Proof(
-        runtime=engine.variant.runtime,
-        precision=engine.variant.precision,
-        arithmetic=arithmetic(),
+    proof = replace(
+        unmeasured_proof(variant, refused),
+        texts=parity.texts,
+        mixes=len(parity.labels),
+        label_agreement=parity.label_agreement,
+        confident_agreement=parity.confident_agreement,
+        largest_difference=parity.largest_difference,
+        largest_spread=parity.largest_spread,
+        steady=parity.unsteady.share,
+        differing=parity.differing,
+        near_ties=parity.near_ties,
         accuracy=evaluation.accuracy,
         macro_f1=evaluation.macro_f1,
-        tokens_per_s=0.0,
-        **asdict(parity),
     )
     return proof, answers
 
 
-def _refusal(int8: Proof, reference: Proof, fastest_float: Proof) -> str:
-    """Why an int8 graph may not serve; empty where it may."""
+def unmeasured_proof(variant: Variant, refused: str = "", tokens_per_s: float = 0.0) -> Proof:
+    """Return a proof without measured agreement, which `texts=0` shows."""
+    return Proof(
+        runtime=variant.runtime,
+        precision=variant.precision,
+        arithmetic=arithmetic(),
+        texts=0,
+        mixes=0,
+        label_agreement=0.0,
+        confident_agreement=0.0,
+        largest_difference=0.0,
+        largest_spread=0.0,
+        accuracy=0.0,
+        macro_f1=0.0,
+        tokens_per_s=tokens_per_s,
+        refused=refused,
+    )
+
+
+def _loss(int8: Proof, reference: Proof, fastest_float: Proof) -> str:
+    """Return why an int8 graph that agrees is not worth its use; empty if it is."""
     reasons = []
-    if int8.label_agreement < LEAST_INT8_AGREEMENT:
-        reasons.append(f"labels agree on {int8.label_agreement:.2%}, and {LEAST_INT8_AGREEMENT:.1%} are needed")
-    if int8.confident_agreement < LEAST_CONFIDENT_INT8_AGREEMENT:
-        reasons.append(
-            f"of confident labels {int8.confident_agreement:.2%} agree, "
-            f"and {LEAST_CONFIDENT_INT8_AGREEMENT:.1%} are needed"
-        )
-    if int8.steady < LEAST_STEADY_INT8:
-        reasons.append(
-            f"{int8.steady:.1%} of texts are answered alike whatever shares their run, and "
-            f"{LEAST_STEADY_INT8:.1%} are needed"
-        )
     if reference.macro_f1 - int8.macro_f1 > LARGEST_F1_LOSS:
         reasons.append(f"macro F1 falls from {reference.macro_f1:.4f} to {int8.macro_f1:.4f}")
     if slow := too_slow(int8, fastest_float):
@@ -155,24 +201,25 @@ def _refusal(int8: Proof, reference: Proof, fastest_float: Proof) -> str:
 
 
 def too_slow(int8: Proof, fastest_float: Proof) -> str:
-    """Why an int8 graph does not pay; empty where it does."""
+    """The reason why an int8 graph is too slow; empty if it is fast enough."""
     gain = int8.tokens_per_s / fastest_float.tokens_per_s
     if gain >= LEAST_INT8_GAIN:
         return ""
-    return f"it is {gain:.2f} times as fast as {fastest_float.variant}, and {LEAST_INT8_GAIN} are needed"
+    return f"it is {gain:.2f} times as fast as {fastest_float.variant}; {LEAST_INT8_GAIN} are needed"
 
 
-def _tell(proof: Proof) -> None:
+def _log(proof: Proof) -> None:
+    if proof.refused:
+        log.warning("%s is refused: %s.", proof.variant, proof.refused)
+        return
     log.info(
-        "%s: %s label on %.2f %% of %d texts, in the worst of %d mixes of batch-mates (%.2f %% of the confident ones); "
-        "macro F1 %.4f; %s tokens/s.%s",
+        "%s: of %s texts in %d mixes, %s get another label than by %s, and %s near ties; macro F1 %.4f; %s tokens/s.",
         proof.variant,
-        "the float graph's" if proof.precision == INT8 else "torch's",
-        100 * proof.label_agreement,
-        proof.texts,
+        f"{proof.texts:,}",
         proof.mixes,
-        100 * proof.confident_agreement,
+        proof.differing or "none",
+        "the float graph" if proof.precision == INT8 else "torch",
+        proof.near_ties or "no",
         proof.macro_f1,
         f"{proof.tokens_per_s:,.0f}",
-        f" Refused: {proof.refused}." if proof.refused else "",
     )

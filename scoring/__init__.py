@@ -1,1 +1,1 @@
-"""Bulk scoring: files in, the same files with label, score and version out."""
+"""Bulk scoring: adds label, score and version to the rows of files."""

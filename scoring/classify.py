@@ -1,4 +1,4 @@
-"""Classifies blocks of rows so that the engine never waits, and writes them as parts."""
+"""Classifies blocks of rows, keeps the engine busy, and writes the results as parts."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -8,33 +8,34 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from common.errors import PipelineError
 from scoring.job import Job
 from scoring.parts import Part, Parts
 from scoring.reading import Source
-from serving.engine import Engine
-from serving.requests import Probabilities
+from serving.backend.engine import Engine
+from serving.backend.requests import Probabilities
 
 AHEAD_TEXTS = 2_048
-"""Texts that wait in the engine: a second's work (MiniLM, two cores), so that it does not run dry while the disk is
+"""Maximum texts waiting in the engine: one second of work (MiniLM, two cores). The engine stays busy while the disk is
 slow, and memory does not grow with the file."""
 AHEAD_CHARACTERS = 4_000_000
-"""Where texts are long, fewer wait."""
+"""Maximum characters waiting in the engine, so that fewer long texts wait."""
 _SUBMITTED_CHARACTERS = 500_000
-"""Most that are tokenized at once, unless one text has more: of a long text, more is kept until it is cut."""
+"""Maximum characters tokenized at once, unless one text has more. Long texts need memory until they are truncated."""
 _UNWRITTEN_PARTS = 2
 
 DIGITS = 6
-"""Of a score; a FP32 number has about seven."""
+"""Decimals of a score; FP32 has about seven."""
 
 
 def classify(engine: Engine, job: Job, parts: Parts, sources: Iterable[Source]) -> Iterator[Source]:
-    """Classify blocks in their order, and write a part whenever one is full or its input ends; gives those classified.
+    """Classify blocks in order and yield them; write a part when it is full or its input ends.
 
-    The blocks of an input follow each other from the beginning of a part to the end of one. When the iteration has
-    ended, all is written.
+    The blocks of an input must be consecutive, from the beginning of a part to the end of one. At the end of the
+    iteration, all parts are written.
 
     Raises:
-        PipelineError: an input is damaged, or columns do not go into one file.
+        PipelineError: an input is damaged, or columns cannot be combined in one file.
     """
     building: _Building | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="part-writer") as writer:
@@ -54,7 +55,7 @@ def classify(engine: Engine, job: Job, parts: Parts, sources: Iterable[Source]) 
 
 
 class _Building:
-    """A part that is not full yet."""
+    """A part that is not yet full."""
 
     def __init__(self, first: Source) -> None:
         self._file = first.file
@@ -73,8 +74,14 @@ class _Building:
     def write(self, engine: Engine, job: Job, parts: Parts) -> None:
         blocks = [source.block for source in self._sources]
         tables = [block.table for block in blocks]
-        schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
-        table = pa.concat_tables(tables, promote_options="permissive").cast(schema)
+        try:
+            schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
+            table = pa.concat_tables(tables, promote_options="permissive").cast(schema)
+        except pa.ArrowException as error:
+            raise PipelineError(
+                f"{job.inputs[self._file].path}: the values of a field up to row {blocks[-1].end.row:,} cannot "
+                f"form one column: {error}. JSON Lines as the output keep them as they are."
+            ) from error
         values = np.concatenate(self._values)
         best = values.argmax(axis=1)
         scores = values[np.arange(len(values)), best].astype(np.float64).round(DIGITS)
@@ -88,7 +95,7 @@ class _Building:
 
 
 def _answered(engine: Engine, sources: Iterable[Source]) -> Iterator[tuple[Source, npt.NDArray[np.float32]]]:
-    """Each block with its probabilities, [texts, labels]; later ones wait in the engine meanwhile."""
+    """Yield each block with its probabilities, [texts, labels], while later blocks wait in the engine."""
     waiting: deque[tuple[Source, list[Future[Probabilities]], int]] = deque()
     texts = characters = 0
     for source in sources:

@@ -1,41 +1,13 @@
-"""Finds the files to score: their formats, compression and what tells that one has changed."""
+"""Finds the files to score, with their kind, size and modification time."""
 
 import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
-from errors import PipelineError
-
-
-class Format(str, Enum):
-    """What a file holds, by its suffix."""
-
-    CSV = "csv"
-    PARQUET = "parquet"
-    JSON_LINES = "jsonl"
-
-
-_FORMATS = {
-    ".csv": Format.CSV,
-    ".parquet": Format.PARQUET,
-    ".pq": Format.PARQUET,
-    ".jsonl": Format.JSON_LINES,
-    ".ndjson": Format.JSON_LINES,
-}
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-SUFFIXES = ".csv, .parquet, .pq, .jsonl or .ndjson; the text formats also with .gz or .zst after it"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A format, and how it is compressed; Parquet compresses itself."""
-
-    format: Format
-    compression: str | None
-    """As Arrow names it."""
+from common.errors import PipelineError
+from tables.kinds import SUFFIXES, Kind, kind_of
 
 
 @dataclass(frozen=True)
@@ -43,31 +15,22 @@ class InputFile:
     """A file to score."""
 
     path: str
-    """Absolute."""
+    """Absolute path."""
     name: str
-    """That its output has in a folder: its own, or its path in the folder that was given."""
+    """Name of its output in a folder: its own name, or its path within the input folder."""
     kind: Kind
     size: int
     modified_ns: int
 
 
-def kind_of(path: Path) -> Kind | None:
-    """The kind of file that a path names by its suffixes; none where it names no kind that is known."""
-    compression = _COMPRESSIONS.get(path.suffix.lower())
-    found = _FORMATS.get((path.with_suffix("") if compression else path).suffix.lower())
-    if found is None or (compression and found is Format.PARQUET):
-        return None
-    return Kind(found, compression)
-
-
 def find_inputs(given: Sequence[str], output: Path) -> list[InputFile]:
-    """The files that are named, in the order given; those of a folder or a glob sorted by name, and each once.
+    """Return the named files in the given order, each once. Files of a folder or a glob are sorted by name.
 
-    Of a folder, all files of a kind that is known are taken, those in its folders too; names that begin with `.` or
-    `_` are passed over, and so is what is written to `output`.
+    From a folder and its subfolders, all files of a known kind are taken, except `output` and names that begin with `.`
+    or `_`.
 
     Raises:
-        PipelineError: a path does not exist or is of no known kind, or nothing was found; all problems are told.
+        PipelineError: a path does not exist or has an unknown kind, or nothing was found; lists all problems.
     """
     found: dict[str, InputFile] = {}
     problems: list[str] = []
@@ -82,24 +45,24 @@ def find_inputs(given: Sequence[str], output: Path) -> list[InputFile]:
             named = str(path) == pattern
             if real == written or real.startswith(f"{written}{os.sep}"):
                 if named:
-                    problems.append(f"{pattern}: is the output too; name another")
+                    problems.append(f"{pattern}: is also the output. Name another output")
             elif kind is None:
                 if named:
-                    problems.append(f"{pattern}: its kind is not known by its name, which must end in {SUFFIXES}")
+                    problems.append(f"{pattern}: unknown file type. The name must end in {SUFFIXES}")
             elif not os.access(path, os.R_OK):
-                problems.append(f"{path}: may not be read")
+                problems.append(f"{path}: permission denied")
             elif real not in found:
                 status = path.stat()
                 found[real] = InputFile(str(path.absolute()), name, kind, status.st_size, status.st_mtime_ns)
     if not found and not problems:
         problems.append(f"{', '.join(given)}: holds no file whose name ends in {SUFFIXES}")
     if problems:
-        raise PipelineError("The inputs are wrong:\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise PipelineError("The inputs have problems:\n" + "\n".join(f"  {problem}" for problem in problems))
     return list(found.values())
 
 
 def _paths(pattern: str) -> Iterator[tuple[Path, str]]:
-    """The files that a pattern names, and their names in a folder of outputs."""
+    """Yield the files that match a pattern, with their names in an output folder."""
     path = Path(pattern)
     if path.is_file():
         yield path, path.name

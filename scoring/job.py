@@ -1,4 +1,4 @@
-"""What a job is: equal jobs go on where one was cut off, others are refused."""
+"""A scoring job. After an interruption, an equal job resumes, and a different one is refused."""
 
 import fcntl
 import json
@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from errors import PipelineError
-from scoring.blocks import Columns
-from scoring.inputs import SUFFIXES, Format, InputFile, Kind, kind_of
+from common.errors import PipelineError
+from scoring.columns import Columns
+from scoring.inputs import InputFile
+from tables.kinds import SUFFIXES, Format, Kind, kind_of
 
 PART_ROWS = 4_096
-"""Rows of an input between two points that a killed job goes on from: about 3 seconds (MiniLM, two cores)."""
+"""Rows between two points from which an interrupted job resumes: about 3 seconds (MiniLM, two cores)."""
 
 _DESCRIPTION = "job.json"
 _JOINED = "joined"
@@ -22,45 +23,45 @@ _JOINED = "joined"
 
 @dataclass(frozen=True)
 class Job:
-    """Inputs, and what is to come of them."""
+    """The inputs, output, columns and version of a job."""
 
     inputs: tuple[InputFile, ...]
     output: Path
-    """Absolute: a file, or a folder of a file for each input where it has no suffix that is known."""
+    """Absolute path of a file, or, without a known suffix, of a folder with one file per input."""
     columns: Columns
     version: int
     part_rows: int
 
     @property
     def work(self) -> Path:
-        """The folder, beside the output, of what is scored already."""
+        """The folder beside the output with the finished parts."""
         return self.output.with_name(f"{self.output.name}.partial")
 
     @property
     def rejected(self) -> Path:
-        """The file of the rows that could not be classified."""
+        """The file with the rows that cannot be classified."""
         return self.output.with_name(f"{self.output.name}.rejected.jsonl")
 
     @property
     def output_kind(self) -> Kind | None:
-        """The kind of the one output file; none where the output is a folder."""
+        """The kind of the output file; None if the output is a folder."""
         return kind_of(self.output)
 
     def kind_of_output(self, file: InputFile) -> Kind:
-        """The kind of file that an input's rows are written to."""
+        """Return the kind of the output file for an input's rows."""
         return self.output_kind or file.kind
 
     def keeps_lines(self, file: InputFile) -> bool:
-        """Whether an input's lines are written as they are, with three fields more."""
+        """Return whether an input's lines are written unchanged, with three more fields."""
         return file.kind.format is self.kind_of_output(file).format is Format.JSON_LINES
 
 
 @contextmanager
 def begun(job: Job, overwrite: bool) -> Iterator[None]:
-    """Begin the job or go on with it; nobody else works on the same output until the end of the block.
+    """Start or resume the job. No other process works on the same output during the block.
 
     Raises:
-        PipelineError: the output exists, another job that was cut off left its work here, or one is under way.
+        PipelineError: the output exists or has a bad name, an interrupted job differs, or another process writes it.
     """
     _check_output(job)
     fresh = not job.work.exists()
@@ -69,7 +70,9 @@ def begun(job: Job, overwrite: bool) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise PipelineError(f"{job.output} is being written by another process.") from error
+            raise PipelineError(
+                f"{job.output} is being written by another process. Wait for it, or name another output."
+            ) from error
         description = job.work / _DESCRIPTION
         begun_as = _read(description)
         if begun_as is not None and begun_as["job"] == _as_json(job):
@@ -96,19 +99,21 @@ def begun(job: Job, overwrite: bool) -> Iterator[None]:
 
 def _check_output(job: Job) -> None:
     if not job.output.parent.is_dir():
-        raise PipelineError(f"{job.output.parent} is no folder, so {job.output.name} cannot be written there.")
+        raise PipelineError(f"{job.output.parent} is not a folder, so {job.output.name} cannot be written there.")
     if job.output_kind is not None:
         if job.output.is_dir():
-            raise PipelineError(f"{job.output} is a folder; name a file, or a folder without such a suffix.")
+            raise PipelineError(f"{job.output} is a folder. Name a file, or a folder without such a suffix.")
         return
     if job.output.suffix and not job.output.is_dir():
         raise PipelineError(
-            f"{job.output} names no kind of file that can be written ({SUFFIXES}), nor a folder: that has no suffix."
+            f"{job.output} has an unknown suffix. Use one of {SUFFIXES} for a file, and no suffix for a folder."
         )
     names = [file.name for file in job.inputs]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise PipelineError(f"Two inputs are named {twice[0]}, and would be one file in {job.output}.")
+        raise PipelineError(
+            f"Two inputs have the name {twice[0]} and would be the same file in {job.output}. Rename one."
+        )
 
 
 def _check_new(job: Job, begun_as: dict[str, Any] | None, overwrite: bool) -> None:
@@ -116,25 +121,25 @@ def _check_new(job: Job, begun_as: dict[str, Any] | None, overwrite: bool) -> No
         return
     if begun_as is not None:
         raise PipelineError(
-            f"{job.work} holds the work of a job that was cut off, and it was another: "
-            f"{_difference(begun_as['job'], _as_json(job))}. Run that one to its end, or add --overwrite to start anew."
+            f"{job.work} contains the parts of an interrupted job that differs: "
+            f"{_difference(begun_as['job'], _as_json(job))}. Finish that job, or add --overwrite to start again."
         )
     _check_absent(job)
 
 
 def _check_absent(job: Job) -> None:
     if job.output.exists() and (job.output.is_file() or any(job.output.iterdir())):
-        raise PipelineError(f"{job.output} exists; name another output, or add --overwrite.")
+        raise PipelineError(f"{job.output} exists. Name another output, or add --overwrite.")
 
 
 def will_replace_output(job: Job) -> None:
-    """Remember that from now on the output is this job's, should it be killed before it has tidied up."""
+    """Record that the output belongs to this job, in case the job is killed before it cleans up."""
     (job.work / _JOINED).touch()
 
 
 def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
     if then["version"] != now["version"]:
-        return f"it scored with version {then['version']}, this one would with {now['version']} (--version)"
+        return f"it used version {then['version']}, this one would use {now['version']} (--version)"
     before: dict[str, Any] = {file["path"]: file for file in then["inputs"]}
     after: dict[str, Any] = {file["path"]: file for file in now["inputs"]}
     for path in before.keys() | after.keys():
@@ -169,5 +174,5 @@ def _read(description: Path) -> dict[str, Any] | None:
 
 
 def remove_work(job: Job) -> None:
-    """Tidy up after the output is in its place."""
+    """Clean up when the output is complete."""
     shutil.rmtree(job.work)

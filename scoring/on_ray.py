@@ -1,7 +1,7 @@
-"""The same work on a Ray cluster, by Ray Data: an engine on each node, and parts that any node may write.
+"""Scores a job on a Ray cluster with Ray Data: one engine per node, and every node can write parts.
 
-All nodes see the inputs, the output's folder and the model repository under the same paths. A part is written whole or
-not at all, and one that is there is not written again, so it does no harm that Ray repeats what a lost node was at.
+All nodes must see the inputs, the output's folder and the model repository under the same paths. Parts are written
+atomically, and existing parts are not scored again. So Ray can safely repeat the tasks of a lost node.
 """
 
 import logging
@@ -17,27 +17,27 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from errors import PipelineError
-from scoring.blocks import Place
+from common.errors import PipelineError
 from scoring.classify import classify
 from scoring.job import Job
 from scoring.parts import Parts
 from scoring.planning import Span, plan
 from scoring.progress import Progress
 from scoring.reading import Source, read
-from serving.bundle import Bundle
-from serving.choice import Wanted, choose_variant
-from serving.engine import Engine
+from serving.backend.engine import Engine
+from serving.backend.variant_choice import Wanted, choose_variant
+from serving.model_repo.bundle import Bundle
+from tables.blocks import Place
 
 SPANS_PER_TASK = 4
-"""Parts that a node is given at once: few, for a lost node's tasks are repeated, and enough that it matters little that
-an engine runs empty at the end of a task."""
+"""Parts per task: few, because tasks of a lost node are repeated, but enough to make the engine's idle time at the end
+of a task negligible."""
 _TASKS_AHEAD = 2
 _TRIES = 3
 _REACH_S = 10.0
 _PROJECT = Path(__file__).resolve().parent.parent
-_CODE = ("errors.py", "status_line.py", "scoring", "serving")
-"""What the nodes run of this project; the packages that it needs are installed there."""
+_CODE = ("common", "scoring", "serving", "tables")
+"""Folders of this project that are sent to the nodes; the nodes must have the required packages installed."""
 
 IntArray = npt.NDArray[np.int64]
 
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Order:
-    """What the nodes do."""
+    """The work that each node gets."""
 
     job: Job
     version_directory: Path
@@ -54,7 +54,7 @@ class Order:
 
 
 class Node:
-    """An engine on a node, on all the cores that it has for Ray; it lasts as long as the job."""
+    """An engine on a node, on all cores that Ray may use there, for the whole job."""
 
     def __init__(self, order: Order) -> None:
         """Load the version."""
@@ -67,7 +67,7 @@ class Node:
         self._engine = Engine(order.version_directory, variant, max(1, cores))
 
     def __call__(self, batch: dict[str, IntArray]) -> dict[str, IntArray]:
-        """Score those of the spans that are not there yet; gives them back."""
+        """Score those spans of the batch that have no part yet, and return the batch."""
         parts = Parts(self._job)
         columns = (batch["file"], batch["row"], batch["offset"], batch["rows"])
         spans = [Span(file, Place(row, offset), rows) for file, row, offset, rows in zip(*columns, strict=True)]
@@ -85,10 +85,10 @@ class Node:
 
 
 def score_on_ray(address: str, order: Order, parts: Parts) -> Progress:
-    """Score what is missing of a job on the cluster at `address`, as `ray.init` takes it.
+    """Score the missing parts of a job on the cluster at `address`, in the format of `ray.init`.
 
     Raises:
-        PipelineError: Ray is not installed, no cluster answers, or it lost more work than it repeated.
+        PipelineError: Ray is not installed, no cluster responds, a node failed, or parts are missing after all tries.
     """
     try:
         import ray
@@ -112,7 +112,7 @@ def score_on_ray(address: str, order: Order, parts: Parts) -> Progress:
                 parts.refresh()
         finally:
             ray.shutdown()
-    raise PipelineError("The cluster lost more work than it repeated. The same command goes on from there.")
+    raise PipelineError("The cluster lost more work than it repeated. Run the same command again: it resumes.")
 
 
 def _score_spans(order: Order, spans: Sequence[Span], missing: Sequence[Span], progress: Progress) -> None:
@@ -130,7 +130,7 @@ def _score_spans(order: Order, spans: Sequence[Span], missing: Sequence[Span], p
         fn_constructor_args=(order,),
         batch_size=SPANS_PER_TASK,
         compute=ActorPoolStrategy(size=len(nodes), max_tasks_in_flight_per_actor=_TASKS_AHEAD),
-        # One for each node. Half a node each, so that another node has room for the one of a node that is lost.
+        # One engine per node, each with half a node, so that another node has room for the engine of a lost node.
         num_cpus=min(node["Resources"]["CPU"] for node in nodes) / 2,
         scheduling_strategy="SPREAD",
     )
@@ -150,7 +150,7 @@ def _score_spans(order: Order, spans: Sequence[Span], missing: Sequence[Span], p
 
 
 def _check_reachable(address: str) -> None:
-    """Tell within seconds what Ray tells after minutes."""
+    """Raise an error within seconds if there is no cluster; Ray takes minutes."""
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal():
         return  # `auto`, `local` or a URL
@@ -162,12 +162,8 @@ def _check_reachable(address: str) -> None:
 
 @contextmanager
 def _code() -> Iterator[Path]:
-    """A folder with what the nodes run of this project, and nothing else, since Ray sends them all of it."""
+    """Yield a folder with only the code that the nodes run, because Ray sends them the whole folder."""
     with tempfile.TemporaryDirectory(prefix="sentiment-scoring-") as name:
         for part in _CODE:
-            source, target = _PROJECT / part, Path(name) / part
-            if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copyfile(source, target)
+            shutil.copytree(_PROJECT / part, Path(name) / part, ignore=shutil.ignore_patterns("__pycache__"))
         yield Path(name)

@@ -1,51 +1,52 @@
-"""Joins the parts of a job to its output: CSV, Parquet or JSON Lines, each complete before it is in its place."""
+"""Joins the parts of a job into its output: CSV, Parquet or JSON Lines. Each file appears only when complete."""
 
 import base64
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scoring.blocks import LINE
-from scoring.inputs import Format, Kind
 from scoring.job import Job, will_replace_output
 from scoring.parts import Parts
-from serving.repository import sync
+from serving.model_repo.repository import sync
+from tables.blocks import LINE
+from tables.csv_writing import csv_header, csv_lines
+from tables.kinds import Format
 
 _GROUP_ROWS = 131_072
 _GROUP_BYTES = 64 * 2**20
-"""A row group of Parquet is written when it has so many rows, or takes so much memory."""
+"""Maximum rows, and maximum memory, of a Parquet row group."""
 
 
-def join(job: Job, parts: Parts) -> int:
-    """Write the output and the file of rejected rows, in the order of the inputs; returns the number of rejected rows.
+def join(job: Job, parts: Parts, escape_formulas: bool = False) -> int:
+    """Write the output and the file of rejected rows, in the order of the inputs; return the number of rejected rows.
 
-    What is written while this runs lies with the parts, so whoever sees an output file sees all of it.
+    Files are written beside the parts and then moved, so that output files are always complete. In CSV, with
+    `escape_formulas`, a `'` precedes each cell that a spreadsheet would run as a formula.
 
     Raises:
-        PipelineError: the inputs' columns do not go into one file.
+        PipelineError: the inputs' columns cannot be combined in one file.
     """
     everything = range(len(job.inputs))
     joined = job.work / "joined-files"
     joined.mkdir(exist_ok=True)
     if job.output_kind:
-        _write(job.output_kind, joined / job.output.name, parts, everything)
+        _write(job, joined / job.output.name, parts, everything, escape_formulas)
     else:
         for index, file in enumerate(job.inputs):
             (joined / file.name).parent.mkdir(parents=True, exist_ok=True)
-            _write(file.kind, joined / file.name, parts, [index])
+            _write(job, joined / file.name, parts, [index], escape_formulas)
     rejected = _join_rejections(parts, everything, job.work / "joined-rejections")
     will_replace_output(job)
     if rejected:
         (job.work / "joined-rejections").replace(job.rejected)
     else:
-        job.rejected.unlink(missing_ok=True)  # of an output that is overwritten
+        job.rejected.unlink(missing_ok=True)  # left from the overwritten output
     if job.output_kind:
         (joined / job.output.name).replace(job.output)
     else:
@@ -56,8 +57,8 @@ def join(job: Job, parts: Parts) -> int:
     return rejected
 
 
-def _write(kind: Kind, path: Path, parts: Parts, files: Sequence[int]) -> None:
-    tables = (pq.read_table(part) for file in files for part in parts.tables(file))
+def _write(job: Job, path: Path, parts: Parts, files: Sequence[int], escape_formulas: bool) -> None:
+    kind = job.kind_of_output(job.inputs[files[0]])
     with ExitStack() as stack:
         writer: _ParquetWriter | _CsvWriter | _JsonWriter
         if kind.format is Format.PARQUET:
@@ -67,12 +68,29 @@ def _write(kind: Kind, path: Path, parts: Parts, files: Sequence[int]) -> None:
             if kind.compression:
                 stream = stack.enter_context(pa.CompressedOutputStream(pa.PythonFile(stream, "w"), kind.compression))
             if kind.format is Format.CSV:
-                writer = stack.enter_context(_CsvWriter(stream, parts.schema(files)))
+                writer = _CsvWriter(stream, parts.schema(files), kind.delimiter or ",", escape_formulas)
             else:
                 writer = _JsonWriter(stream)
-        for table in tables:
+        for table in _tables(job, parts, files, kind.format):
             writer.write(table)
     sync(path)
+
+
+def _tables(job: Job, parts: Parts, files: Sequence[int], output: Format) -> Iterator[pa.Table]:
+    for file in files:
+        from_csv = job.inputs[file].kind.format is Format.CSV
+        for part in parts.tables(file):
+            table = pq.read_table(part)
+            yield _with_nulls(table) if from_csv and output is Format.CSV else table
+
+
+def _with_nulls(table: pa.Table) -> pa.Table:
+    """Return the rows with null for each empty string, because most empty cells of a CSV file are missing values."""
+    columns = [
+        pc.if_else(pc.equal(column, ""), None, column) if pa.types.is_string(column.type) else column
+        for column in table.columns
+    ]
+    return pa.table(columns, names=table.column_names)
 
 
 def _join_rejections(parts: Parts, files: Sequence[int], path: Path) -> int:
@@ -88,7 +106,7 @@ def _join_rejections(parts: Parts, files: Sequence[int], path: Path) -> int:
 
 
 def _aligned(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The same rows with all columns of `schema`; those that they lack are null."""
+    """Return the rows with all columns of `schema`; missing columns are null."""
     columns = [
         table.column(field.name) if field.name in table.column_names else pa.nulls(len(table), field.type)
         for field in schema
@@ -97,7 +115,7 @@ def _aligned(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 class _ParquetWriter:
-    """Row groups of a good size, though parts are small."""
+    """Writes Parquet; combines small parts into larger row groups."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._schema = schema
@@ -128,29 +146,22 @@ class _ParquetWriter:
 
 
 class _CsvWriter:
-    """Fields in quotes where they need them."""
+    """Writes CSV, with quotes only where some reader needs them; null is nothing, an empty string is two quotes."""
 
-    def __init__(self, stream: BinaryIO, schema: pa.Schema) -> None:
+    def __init__(self, stream: BinaryIO, schema: pa.Schema, delimiter: str, escape_formulas: bool) -> None:
+        self._stream = stream
         self._schema = schema
-        self._text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-        self._writer = csv.writer(self._text, lineterminator="\n")
-        self._writer.writerow(schema.names)
+        self._format = (delimiter, escape_formulas)
+        self._stream.write(csv_header(schema.names, *self._format).encode())
 
     def write(self, table: pa.Table) -> None:
         columns = [_csv_fields(column) for column in _aligned(table, self._schema).columns]
-        self._writer.writerows(zip(*columns, strict=True))
-
-    def __enter__(self) -> "_CsvWriter":
-        return self
-
-    def __exit__(self, error: object, *_: object) -> None:
-        if error is None:
-            self._text.flush()
-            self._text.detach()  # the stream beneath is closed by who opened it
+        lines = csv_lines(zip(*columns, strict=True), *self._format)
+        self._stream.write("".join(lines).encode())
 
 
 class _JsonWriter:
-    """Objects, a line each; each has the fields that its row has."""
+    """Writes JSON Lines: one object per line, with the fields of its row."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -159,7 +170,7 @@ class _JsonWriter:
         if LINE in table.column_names:
             lines = table.column(LINE).to_pylist()
             added = map(orjson.dumps, table.drop_columns([LINE]).to_pylist())
-            # Within the object that the line is, which then stays as it was, whatever its numbers and their digits.
+            # Insert the fields into the original line, so that its numbers keep their digits.
             rows = [b"%b,%b\n" % (line[:-1].rstrip(), more[1:]) for line, more in zip(lines, added, strict=True)]
         else:
             rows = [orjson.dumps(row, default=_plain, option=orjson.OPT_APPEND_NEWLINE) for row in table.to_pylist()]
@@ -178,7 +189,7 @@ def _csv_fields(column: pa.ChunkedArray) -> list[Any]:
 
 
 def _plain(value: Any) -> str:
-    """As text, what neither CSV nor JSON has a form for; bytes in base64."""
+    """Convert values that neither CSV nor JSON can represent to text; bytes to base64."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     return str(value.isoformat() if hasattr(value, "isoformat") else value)

@@ -1,8 +1,8 @@
-"""What is scored already: Parquet files beside the output, whose names are the journal.
+"""The finished parts of a job: Parquet files beside the output, whose names record the progress.
 
-A part is written under another name, synced and renamed, so that its name says that all of it is there. It holds the
-rows of one input between two places, and its name tells both: `FILE-ROW-ENDROW-ENDOFFSET-more|last.parquet`. Which of
-these rows were rejected is in a file beside it, which is complete before the part is there.
+A part holds the rows of one input between two positions, which are in its name:
+`FILE-ROW-ENDROW-ENDOFFSET-more|last.parquet`. It is written under a temporary name, synced and renamed, so a file with
+such a name is complete. Rejected rows are listed in a file beside it, which is written first.
 """
 
 import json
@@ -16,36 +16,36 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from errors import PipelineError
-from scoring.blocks import Place, Rejected
-from scoring.inputs import Format
+from common.errors import PipelineError
 from scoring.job import Job
-from serving.repository import sync
+from serving.model_repo.repository import sync
+from tables.blocks import Place, Rejected
+from tables.kinds import Format
 
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)-(\d+)-(more|last)\.parquet")
 
 
 @dataclass(frozen=True, order=True)
 class Part:
-    """Rows of one input."""
+    """Consecutive rows of one input."""
 
     file: int
-    """Which of the job's inputs."""
+    """Index of the input in the job."""
     row: int
-    """Rows before it."""
+    """Number of rows before it."""
     end: Place
     last: bool
-    """Whether the input ends with it."""
+    """True for the last part of the input."""
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Name of the part's file."""
         more = "last" if self.last else "more"
         return f"{self.file:06d}-{self.row:012d}-{self.end.row:012d}-{self.end.offset:015d}-{more}.parquet"
 
     @classmethod
     def named(cls, name: str) -> "Part | None":
-        """The part in a file of this name; none where it is no part's."""
+        """Return the part with this file name, or None if the name is not that of a part."""
         found = _NAME.fullmatch(name)
         if not found:
             return None
@@ -54,10 +54,10 @@ class Part:
 
 
 class Parts:
-    """The parts of one job; threads may write some at the same time, and so may other processes."""
+    """The parts of one job. Several threads and processes may write parts at the same time."""
 
     def __init__(self, job: Job) -> None:
-        """Look at what is there."""
+        """Find the existing parts."""
         self._job = job
         self._folder = job.work
         self._lock = threading.Lock()
@@ -67,7 +67,7 @@ class Parts:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look again at what is there: what leads up from an input's first row without a gap."""
+        """Read the existing parts again from the disk."""
         found = sorted(filter(None, (Part.named(path.name) for path in self._folder.iterdir())))
         self._known = {}
         self._starts = {(part.file, part.row) for part in found}
@@ -77,22 +77,22 @@ class Parts:
                 before.append(part)
 
     def of(self, file: int) -> list[Part]:
-        """The parts of an input, in order, up to the first that is not there."""
+        """Return the parts of an input in order, up to the first gap."""
         return self._known.get(file, [])
 
     def has(self, file: int, row: int) -> bool:
-        """Whether there is a part that begins at a row of an input, also after a gap."""
+        """Return whether a part begins at this row of an input, possibly after a gap."""
         return (file, row) in self._starts
 
     def rows(self) -> int:
-        """Rows of the inputs, bad ones among them, that are done."""
+        """Return the number of rows that are done, up to each input's first gap, including rejected rows."""
         return sum(parts[-1].end.row for parts in self._known.values() if parts)
 
     def write(self, part: Part, table: pa.Table, rejected: Sequence[Rejected]) -> None:
-        """Write a part, with the columns that are added.
+        """Write a part with the added columns.
 
         Raises:
-            PipelineError: its columns do not go into one file with those of others.
+            PipelineError: its columns cannot be combined with those of other parts in one file.
         """
         self._check_schema(table.schema)
         path = self._folder / part.name
@@ -108,28 +108,28 @@ class Parts:
         sync(self._folder)
 
     def tables(self, file: int) -> list[Path]:
-        """The files of an input's parts."""
+        """Return the files of an input's parts."""
         return [self._folder / part.name for part in self.of(file)]
 
     def rejections(self, file: int) -> list[Path]:
-        """The files of an input's rejected rows."""
+        """Return the files with an input's rejected rows."""
         paths = (path.with_suffix(".rejected") for path in self.tables(file))
         return [path for path in paths if path.exists()]
 
     def schema(self, files: Sequence[int]) -> pa.Schema:
-        """The columns of these inputs' parts together.
+        """Return the combined columns of the parts of these inputs.
 
         Raises:
-            PipelineError: they do not go into one file.
+            PipelineError: the columns cannot be combined in one file.
         """
         schemas = [pq.read_schema(path) for file in files for path in self.tables(file)]
         return unified(list(dict.fromkeys(schemas)))
 
     def _check_schema(self, schema: pa.Schema) -> None:
-        """See at once what would stop the job at its end."""
+        """Raise an error now if the columns would make the job fail at its end."""
         kind = self._job.output_kind
         if kind is None or kind.format is Format.JSON_LINES:
-            return  # no input shares a file with another, or each row has its own fields
+            return  # each input has its own file, or each row its own fields
         with self._lock:
             if self._schema is None:
                 files = [file for file in range(len(self._job.inputs)) if self.of(file)]
@@ -138,15 +138,15 @@ class Parts:
 
 
 def unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """The columns of all, each of a type that holds the values of all.
+    """Return the combined columns, each of a type that can represent all values.
 
     Raises:
-        PipelineError: there is no such type.
+        PipelineError: a column has no such type.
     """
     try:
         return pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:
         raise PipelineError(
-            f"The inputs' columns do not go into one file: {error}. Score them into a folder, or into files of their "
+            f"The inputs' columns do not fit into one file: {error}. Score them into a folder, or into files of their "
             "own; JSON Lines into JSON Lines, which keep each line as it is."
         ) from error

@@ -1,18 +1,18 @@
-"""Tells how far a job is, how fast it goes, and when it will be done."""
+"""Reports the progress of a job: rows, speed and remaining time."""
 
 import operator
 import time
 
+from common.progress import StatusLine, duration
 from scoring.job import Job
 from scoring.parts import Parts
-from status_line import StatusLine, duration
 
 
 class Progress:
-    """Counts what is read of the inputs, by bytes, since nobody knows the rows of a text file before its end."""
+    """Measures progress in bytes, because the number of rows of a text file is unknown before its end."""
 
     def __init__(self, job: Job, parts: Parts) -> None:
-        """Begin after the parts that are done already."""
+        """Start from the finished parts."""
         self._sizes = [max(1, file.size) for file in job.inputs]
         done = [bool(parts.of(file)) and parts.of(file)[-1].last for file in range(len(job.inputs))]
         self._read = [1.0 if last else 0.0 for last in done]
@@ -21,29 +21,29 @@ class Progress:
         self._line = StatusLine()
         self._started = time.monotonic()
         self.rows = 0
-        """Classified by this process."""
+        """Number of rows classified by this process."""
 
     def add(self, file: int, rows: int, fraction: float) -> None:
-        """Count rows of an input, of which now so much is done."""
+        """Add rows of an input, and set the share of it that is done."""
         self.rows += rows
         self._read[file] = fraction
         if self._share_before is None:
-            # How much of a compressed file was passed over is known only now.
+            # The share of a compressed file that was skipped is only known now.
             self._share_before = self._share()
         if self._line.is_due():
             self._line.show(self._text())
 
     def end(self) -> None:
-        """Tell the last figures on a line that stays."""
+        """Print the final figures."""
         self._line.show(self._text(), stays=True)
 
     def summary(self) -> str:
-        """What was done, and how fast."""
+        """Return the number of rows, duration and speed, for the log."""
         seconds = time.monotonic() - self._started
         return f"{self.rows:,} rows in {duration(seconds)} ({self.rows / max(seconds, 1e-9):,.0f} rows/s)"
 
     def _share(self) -> float:
-        """Of all inputs' bytes that are read."""
+        """Return the share of all inputs' bytes that has been read."""
         return float(sum(map(operator.mul, self._sizes, self._read)) / sum(self._sizes))
 
     def _text(self) -> str:

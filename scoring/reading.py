@@ -1,55 +1,80 @@
-"""Reads an input, whatever its format."""
+"""Reads the inputs of a job."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
-from errors import PipelineError
-from scoring.blocks import Block, Columns, Place, with_last
-from scoring.inputs import Format, InputFile
+from common.errors import PipelineError
+from scoring.columns import Columns
+from scoring.inputs import InputFile
 from scoring.job import Job
-from scoring.parquet_files import parquet_blocks, parquet_columns
-from scoring.text_files import csv_blocks, csv_columns, first_object, json_blocks
+from tables.blocks import Block, Place, with_last
+from tables.columns import TEXT, Wanted
+from tables.kinds import Format
+from tables.opening import Table, inspect, open_json
+from tables.parquet_files import check_texts, parquet_blocks
+from tables.text_blocks import csv_blocks, json_blocks, unique_names
 
 
 @dataclass(frozen=True)
 class Source:
-    """A block and where it is from."""
+    """A block and its origin."""
 
     file: int
-    """Which of the job's inputs."""
+    """Index of the input in the job."""
     block: Block
     last: bool
-    """Whether the file ends with it."""
+    """True for the last block of the file."""
 
 
-def check_input(file: InputFile, columns: Columns) -> None:
-    """See that a file can be scored, as far as its beginning tells.
+def check_input(file: InputFile, columns: Columns) -> list[str]:
+    """Check the beginning of a file to find out whether it can be scored; return what was assumed, in words.
 
     Raises:
-        PipelineError: it cannot.
+        PipelineError: the file cannot be scored.
     """
-    if file.kind.format is Format.CSV:
-        columns.check(csv_columns(file), file.path)
-    elif file.kind.format is Format.PARQUET:
-        columns.check(parquet_columns(file, columns.text), file.path)
-    elif (first := first_object(file)) is not None:
-        columns.check(list(first), f"The first row of {file.path}")
-    elif file.size:
-        raise PipelineError(f"{file.path} holds no JSON object in its first lines; JSON Lines have one a line.")
+    table = table_of(file, columns)
+    if table.kind.format is Format.JSON_LINES:
+        with open_json(table) as (lines, _):
+            names = next((list(value) for _, _, value in lines if isinstance(value, dict)), [])
+    else:
+        names = unique_names(table.columns) if table.kind.format is Format.CSV else list(table.columns)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise PipelineError(f"{file.path} has two columns {twice[0]!r}. Rename one.")
+    if problem := columns.problem(names):
+        raise PipelineError(f"{file.path} {problem}")
+    if table.kind.format is Format.PARQUET:
+        check_texts(table.source, table.name, table.columns[table.found[0]])
+    elif not table.found and file.size:
+        raise PipelineError(f"{file.path} has no JSON object in its first lines. JSON Lines need one object per line.")
+    return list(table.notes)
+
+
+@lru_cache(maxsize=1_024)
+def table_of(file: InputFile, columns: Columns) -> Table:
+    """Return how an input is written, and the column of its texts.
+
+    Raises:
+        PipelineError: the file is damaged, or the column cannot be found.
+    """
+    return inspect(Path(file.path), file.path, [Wanted(TEXT, columns.text, "--text-column")], file.kind)
 
 
 def read(job: Job, file: int, start: Place) -> Iterator[Source]:
-    """The blocks of an input from `start` on, at least one.
+    """Yield the blocks of an input from `start` on, at least one.
 
     Raises:
         PipelineError: the file is damaged.
     """
     found = job.inputs[file]
-    if found.kind.format is Format.CSV:
-        blocks = csv_blocks(found, job.columns, start)
-    elif found.kind.format is Format.PARQUET:
-        blocks = parquet_blocks(found, job.columns, start)
+    table = table_of(found, job.columns)
+    if table.kind.format is Format.CSV:
+        blocks = csv_blocks(table, start)
+    elif table.kind.format is Format.PARQUET:
+        blocks = parquet_blocks(table.source, table.name, table.columns[table.found[0]], start)
     else:
-        blocks = json_blocks(found, job.columns, start, job.keeps_lines(found))
+        blocks = json_blocks(table, start, job.keeps_lines(found), job.columns.problem)
     for block, last in with_last(blocks):
         yield Source(file, block, last)

@@ -1,45 +1,47 @@
-"""The steps of one job, in order: `python app.py score`."""
+"""The steps of one scoring job, in order: `python app.py score`."""
 
 import argparse
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from errors import PipelineError
-from scoring.blocks import Columns, Place
+from common.errors import PipelineError
+from common.settings import Settings
 from scoring.classify import classify
+from scoring.columns import Columns
 from scoring.inputs import find_inputs
 from scoring.job import PART_ROWS, Job, begun, remove_work
 from scoring.output import join
 from scoring.parts import Parts
 from scoring.progress import Progress
 from scoring.reading import Source, check_input, read
-from serving.bundle import Bundle
-from serving.choice import Wanted, choose_variant
-from serving.engine import Engine
-from serving.processor import usable_cores
-from serving.repository import ModelRepository
-from settings import Settings
+from serving.backend.cpu import usable_cores
+from serving.backend.engine import Engine
+from serving.backend.variant_choice import Wanted, choose_variant
+from serving.model_repo.bundle import Bundle
+from serving.model_repo.repository import ModelRepository
+from tables.blocks import Place
 
 log = logging.getLogger(__name__)
 
 
 def score(settings: Settings, options: argparse.Namespace) -> None:
-    """Score files into others.
+    """Score the input files, and write the output.
 
     Raises:
-        PipelineError: the inputs, the output or the version do not allow it, or another job left its work there.
+        PipelineError: an input, the output or the version cannot be used, or parts of a different job exist.
     """
     repository = ModelRepository(settings.model_repository.absolute())
     job = _job(repository, options)
     directory = repository.version_directory(job.version)
     wanted = Wanted(settings.runtime, settings.precision)
     for file in job.inputs:
-        check_input(file, job.columns)
+        for note in check_input(file, job.columns):
+            log.info("%s: %s.", file.path, note)
     with begun(job, options.overwrite):
         parts = Parts(job)
         if parts.rows():
-            log.info("Going on after %s rows that are scored already.", f"{parts.rows():,}")
+            log.info("Resuming after %s rows that are already scored.", f"{parts.rows():,}")
         try:
             if options.ray:
                 from scoring.on_ray import Order, score_on_ray
@@ -48,23 +50,25 @@ def score(settings: Settings, options: argparse.Namespace) -> None:
             else:
                 progress = _score_here(job, directory, wanted, parts)
         except KeyboardInterrupt:
-            log.info("What is scored so far is kept in %s; the same command goes on from there.", job.work)
+            log.info("The rows scored so far are in %s. Run the same command again: it resumes.", job.work)
             raise
         parts.refresh()
-        rejected = join(job, parts)
+        rejected = join(job, parts, options.escape_formulas)
         remove_work(job)
     log.info("Scored %s with version %d into %s.", progress.summary(), job.version, job.output)
     if rejected:
-        log.warning("%s rows could not be scored; %s has their numbers and the reasons.", f"{rejected:,}", job.rejected)
+        log.warning(
+            "%s rows were not scored. %s lists their row numbers and the reasons.", f"{rejected:,}", job.rejected
+        )
 
 
 def _job(repository: ModelRepository, options: argparse.Namespace) -> Job:
     version = options.version or repository.deployed()
     if version is None:
-        raise PipelineError("No model is deployed; run `python app.py` to train and deploy one, or name a --version.")
+        raise PipelineError("No model is deployed. Run `python app.py` to train and deploy one, or use --version.")
     if version not in repository.published():
         known = ", ".join(map(str, sorted(repository.published()))) or "none"
-        raise PipelineError(f"Version {version} is not in {repository.model}; there are: {known}.")
+        raise PipelineError(f"Version {version} is not in {repository.model}. Available versions: {known}.")
     output = Path(options.out).absolute()
     added = (f"{options.prefix}label", f"{options.prefix}score", f"{options.prefix}version")
     columns = Columns(options.text_column, added)
@@ -72,7 +76,7 @@ def _job(repository: ModelRepository, options: argparse.Namespace) -> Job:
 
 
 def _score_here(job: Job, directory: Path, wanted: Wanted, parts: Parts) -> Progress:
-    """On all cores of this machine."""
+    """Score the missing parts on all cores of this machine."""
     choice = choose_variant(Bundle.load(directory), wanted)
     log.info(
         "Scoring with version %d: %s on %d cores (%s).", job.version, choice.variant, usable_cores(), choice.reason

@@ -1,1 +1,1 @@
-"""Runs the packed graph in Triton, and asks Triton for predictions."""
+"""Runs the packed graph in Triton, and calls Triton for predictions."""

@@ -1,1 +1,1 @@
-"""The database: what the loop remembers."""
+"""The database: feedback, versions, deployments, jobs, events and API keys."""

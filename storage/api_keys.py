@@ -1,4 +1,4 @@
-"""API keys: who may ask, and for what."""
+"""API keys and their scopes."""
 
 import hashlib
 import re
@@ -9,53 +9,55 @@ from enum import Enum
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from errors import PipelineError
+from common.errors import PipelineError
 from storage import events
 from storage.database import Database, now
 from storage.events import EventKind
 from storage.tables import ApiKey
 
 KEY_PREFIX = "sentiment_"
-"""Begins each key, so that people, and programs that look for leaked secrets, know one when they see it."""
+"""Prefix of each key, so that people and secret scanners recognise it."""
 _KEY_BYTES = 32
 ADMIN_NAME = "admin"
-"""Names who has the admin key of the settings, which is not in the database."""
+"""Name of the caller with the admin key of the settings, which is not in the database."""
 ANONYMOUS_NAME = "anonymous"
-"""Names who came without a key."""
+"""Name of a caller without a key."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 
 
 class Scope(str, Enum):
-    """What a key allows."""
+    """A right that a key can give."""
 
     PREDICT = "predict"
     FEEDBACK = "feedback"
     READ = "read"
-    """Metrics, versions, jobs and events."""
+    """Metrics, versions, jobs and events, without texts that users wrote."""
+    TEXTS = "texts"
+    """Texts that users wrote: suggestions, feedback, and texts on which two versions differ."""
     ADMIN = "admin"
-    """Everything."""
+    """All rights."""
 
 
 def hash_key(key: bytes) -> str:
-    """What is kept of a key.
+    """Return the SHA-256 hash of a key, which is stored instead of the key.
 
-    A plain SHA-256: a key is 256 random bits, which nobody finds by trying, however fast each try is. Slow hashes with
-    salts (Argon2, bcrypt) are for what people think up; here they would only make each request slow.
+    A fast hash is enough, because a key has 256 random bits and cannot be guessed. Slow salted hashes (Argon2, bcrypt)
+    protect passwords that people choose; here they would only slow down each request.
     """
     return hashlib.sha256(key).hexdigest()
 
 
 def add_key(database: Database, name: str, scopes: Sequence[Scope]) -> str:
-    """Make a key and return it, for the only time.
+    """Create a key and return it. It cannot be read again.
 
     Raises:
-        PipelineError: the name does not fit, or is that of a valid key.
+        PipelineError: the name is not allowed, or belongs to a valid key.
     """
     if name in (ADMIN_NAME, ANONYMOUS_NAME):
-        raise PipelineError(f"The name {name} is taken: the log means others by it.")
+        raise PipelineError(f"The name {name} is reserved. Choose another.")
     if not _NAME.fullmatch(name):
         raise PipelineError(
-            f"The name {name[:80]!r} does not fit; up to 60 letters, digits, dots, dashes and underscores do."
+            f"The name {name[:80]!r} is invalid. Use up to 60 letters, digits, dots, dashes and underscores."
         )
     key = KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
     allowed = sorted({scope.value for scope in scopes})
@@ -68,13 +70,13 @@ def add_key(database: Database, name: str, scopes: Sequence[Scope]) -> str:
             events.record(session, EventKind.KEY_ADDED, f"The API key {name} was added, for {', '.join(allowed)}.")
     except IntegrityError as error:
         raise PipelineError(
-            f"There is a key {name} already. To rotate it, add one by another name, have it used, and revoke {name}."
+            f"The key {name} already exists. To rotate it, add one under another name, switch to it, and revoke {name}."
         ) from error
     return key
 
 
 def revoke_key(database: Database, name: str) -> None:
-    """Have the key of this name no longer be valid.
+    """Revoke the key with this name.
 
     Raises:
         PipelineError: no valid key has the name.
@@ -82,12 +84,12 @@ def revoke_key(database: Database, name: str) -> None:
     with database.transaction() as session:
         key = session.scalar(select(ApiKey).where(ApiKey.name == name, ApiKey.revoked_at.is_(None)))
         if key is None:
-            raise PipelineError(f"There is no valid key {name[:80]!r}; `python app.py keys list` shows those that are.")
+            raise PipelineError(f"There is no valid key {name[:80]!r}. `python app.py keys list` shows the valid keys.")
         key.revoked_at = now(session)
         events.record(session, EventKind.KEY_REVOKED, f"The API key {name} was revoked.")
 
 
 def valid_keys(database: Database) -> list[ApiKey]:
-    """The keys that were not revoked, the oldest first."""
+    """Return the keys that are not revoked, oldest first."""
     with database.reading() as session:
         return list(session.scalars(select(ApiKey).where(ApiKey.revoked_at.is_(None)).order_by(ApiKey.id)))

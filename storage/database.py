@@ -1,4 +1,4 @@
-"""Opens the database, brings its tables up to date, and gives out transactions."""
+"""Opens the database, migrates its tables, and provides transactions."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -11,26 +11,26 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session
 
-from errors import PipelineError
+from common.errors import PipelineError
 
 _MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 _MIGRATION_LOCK = 7_203_411
-"""Of PostgreSQL's advisory locks, the one under which tables are brought up to date."""
+"""Key of PostgreSQL's advisory lock for migrations."""
 _WAIT_S = 10.0
-"""For another process's transaction on SQLite, or a connection to PostgreSQL."""
+"""Maximum seconds to wait for another process's transaction on SQLite, or for a connection to PostgreSQL."""
 
 
 class Database:
-    """The database of the settings: SQLite, or PostgreSQL by URL. Usable from any thread."""
+    """The pipeline's database: SQLite or PostgreSQL. Any thread may use it."""
 
     def __init__(self, url: str) -> None:
-        """Connect to `url`, as SQLAlchemy writes them.
+        """Connect to `url`, in SQLAlchemy's format.
 
         Raises:
-            PipelineError: there is no such database, or its tables are newer than this code.
+            PipelineError: the database cannot be used, or its tables are newer than this code.
         """
         try:
             self._engine = _engine(url)
@@ -43,33 +43,33 @@ class Database:
         except (ArgumentError, DBAPIError, CommandError, OSError, ModuleNotFoundError) as error:
             reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
             raise PipelineError(
-                f"The database {_without_password(url)} cannot be used: {reason}. SENTIMENT_DATABASE_URL names it, "
-                "as postgresql+psycopg://user:password@host/name or sqlite:///path."
+                f"The database {_without_password(url)} cannot be used: {reason}. Check SENTIMENT_DATABASE_URL, "
+                "such as postgresql+psycopg://user:password@host/name or sqlite:///path."
             ) from error
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """All that is done within is kept, or nothing of it is."""
+        """Open a transaction: all its changes are stored, or none."""
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """One consistent view, which holds up no writer."""
+        """Open a consistent read that does not block writers."""
         with Session(self._readers, expire_on_commit=False) as session:
             yield session
 
     @property
     def engine(self) -> Engine:
-        """For a library that brings tables of its own."""
+        """SQLAlchemy's engine, for a library with its own tables."""
         return self._engine
 
     def close(self) -> None:
-        """Close the connections that are not in use."""
+        """Close the unused connections."""
         self._engine.dispose()
 
     def _migrate(self) -> None:
-        # Not from a file: the same for whoever opens the database, wherever it is started.
+        # Configured here and not in a file, so that it works from every directory.
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         with self._engine.begin() as connection:
@@ -80,7 +80,7 @@ class Database:
 
 
 def now(session: Session) -> datetime:
-    """The time by the database's clock, which is the same for all hosts."""
+    """Return the time of the database's clock, which is the same for all hosts."""
     if session.get_bind().dialect.name == "postgresql":
         told: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
         return told.astimezone(timezone.utc)
@@ -95,7 +95,7 @@ def _engine(url: str) -> Engine:
         )
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    # What users wrote is no part of an error, which goes to the log.
+    # Errors go to the log, so they must not contain users' texts.
     engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": _WAIT_S})
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -103,14 +103,15 @@ def _engine(url: str) -> Engine:
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    # Transactions begin below, and not when the driver sees fit.
+    # `_begin_sqlite` begins transactions, not the driver.
     connection.isolation_level = None
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+    # Erased texts must also disappear from the file; not every build of SQLite does that by default.
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that reads first and then wants to write would fail at once where another has written meanwhile.
+    # IMMEDIATE, because a transaction that reads and then writes would fail if another has written meanwhile.
     reads_only = connection.get_execution_options().get("reads_only", False)
     connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
 
@@ -120,7 +121,3 @@ def _without_password(url: str) -> str:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
         return "of SENTIMENT_DATABASE_URL"
-
-
-DatabaseDownError = OperationalError
-"""The database cannot answer now: it is down, full, or locked by another."""

@@ -1,4 +1,4 @@
-"""Deployments: which version served from when to when, and which one is meant to next."""
+"""Deployments: the history of deployed versions, and a deployment in progress."""
 
 from datetime import datetime, timedelta
 
@@ -9,81 +9,81 @@ from storage.database import Database, now
 from storage.tables import Deployment
 
 INTENDED = "intended"
-"""Written before anything is touched, so that a restart knows what was under way."""
+"""Recorded before anything changes, so that a restart knows about the interrupted deployment."""
 SERVING = "serving"
 ENDED = "ended"
 UNDONE = "undone"
-"""The version never served: it did not load."""
+"""The version was never deployed: it did not load."""
 
 
 def intend(session: Session, version: int, previous: int | None, reason: str) -> Deployment:
-    """Write down that `version` is to serve in the place of `previous`."""
+    """Record the intention to replace `previous` by `version`."""
     deployment = Deployment(version=version, previous=previous, state=INTENDED, reason=reason, started_at=now(session))
     session.add(deployment)
     session.flush()
     return deployment
 
 
-def finish(session: Session, deployment_id: int, bake_s: float) -> None:
-    """The intended version serves from now on, and the one before it does not; 0 seconds are no bake time."""
+def finish(session: Session, deployment_id: int, monitor_s: float) -> None:
+    """Record that the intended version is deployed. Its monitoring window lasts `monitor_s` seconds; 0 for none."""
     time = now(session)
     session.execute(update(Deployment).where(Deployment.state == SERVING).values(state=ENDED, ended_at=time))
     deployment = session.get_one(Deployment, deployment_id)
     deployment.state = SERVING
     deployment.started_at = time
-    deployment.bakes_until = time + timedelta(seconds=bake_s) if bake_s else None
+    deployment.monitored_until = time + timedelta(seconds=monitor_s) if monitor_s else None
 
 
 def undo(session: Session, deployment_id: int) -> None:
-    """The intended version does not serve."""
+    """Record that the intended version was not deployed."""
     deployment = session.get_one(Deployment, deployment_id)
     deployment.state = UNDONE
     deployment.ended_at = now(session)
 
 
-def end_baking(database: Database, deployment_id: int) -> bool:
-    """The version has proven itself; false where another process was first to say so."""
+def end_monitoring(database: Database, deployment_id: int) -> bool:
+    """Record that a version passed its monitoring window; return False if another process recorded it first."""
     with database.transaction() as session:
-        baking = session.get(Deployment, deployment_id, with_for_update=True)
-        if baking is None or baking.bakes_until is None:
+        deployment = session.get(Deployment, deployment_id, with_for_update=True)
+        if deployment is None or deployment.monitored_until is None:
             return False
-        baking.bakes_until = None
+        deployment.monitored_until = None
         return True
 
 
 def serving(session: Session) -> Deployment | None:
-    """What serves, as far as the database knows."""
+    """Return the current deployment according to the database."""
     return session.scalars(select(Deployment).where(Deployment.state == SERVING)).first()
 
 
 def intended(session: Session) -> list[Deployment]:
-    """What was under way when a process ended."""
+    """Return the deployments that were begun but neither finished nor undone."""
     return list(session.scalars(select(Deployment).where(Deployment.state == INTENDED).order_by(Deployment.id)))
 
 
 def rollback_target(session: Session) -> int | None:
-    """The version that served before the one that serves.
+    """Return the version that was deployed before the current one.
 
-    A version that was rolled back from is passed over: after going from 3 back to 2, back again means 1.
+    Versions that were rolled back are skipped: after a rollback from 3 to 2, the next target is 1.
     """
     current = serving(session)
     return current.previous if current else None
 
 
 def previous_of(session: Session, version: int) -> int | None:
-    """What served before `version` did for the first time; none where it was the first."""
+    """Return the version deployed before the first deployment of `version`, or None."""
     query = select(Deployment.previous).where(Deployment.version == version, Deployment.state.in_((SERVING, ENDED)))
     return session.scalars(query.order_by(Deployment.id)).first()
 
 
 def served(session: Session) -> list[int]:
-    """Every version that has served, the one that did last first."""
+    """Return all versions that have been deployed, latest first."""
     query = select(Deployment.version).where(Deployment.state.in_((SERVING, ENDED))).order_by(Deployment.id.desc())
     return list(dict.fromkeys(session.scalars(query)))
 
 
 def mark_alias_set(database: Database, version: int) -> None:
-    """MLflow's alias names the version that serves."""
+    """Record that MLflow's alias points to the deployed version."""
     with database.transaction() as session:
         session.execute(
             update(Deployment).where(Deployment.state == SERVING, Deployment.version == version).values(alias_set=True)
@@ -91,6 +91,6 @@ def mark_alias_set(database: Database, version: int) -> None:
 
 
 def of_version(session: Session, version: int) -> list[tuple[datetime, datetime | None, str]]:
-    """When a version served, and why: from, to (none while it does), reason."""
+    """Return the deployments of a version as (start, end, reason); the end is None if it is still deployed."""
     query = select(Deployment).where(Deployment.version == version, Deployment.state.in_((SERVING, ENDED)))
     return [(item.started_at, item.ended_at, item.reason) for item in session.scalars(query.order_by(Deployment.id))]

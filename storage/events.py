@@ -1,4 +1,4 @@
-"""Events, which tell everything that the loop did and why, and the outbox of the mails about them."""
+"""Events, which record each action of the pipeline and its reason, and the outbox of the mails about them."""
 
 from collections.abc import Collection
 from datetime import timedelta
@@ -12,50 +12,66 @@ from storage.tables import Event, Figures, Mail
 
 FIRST_PAUSE_S = 10.0
 LONGEST_PAUSE_S = 3_600.0
-"""Between attempts to send a mail, which double from the first to the longest."""
+"""Maximum seconds between attempts to send a mail; the pause doubles after each failure."""
 
 
 class EventKind(str, Enum):
-    """What can happen."""
+    """The kinds of events."""
 
     CHECKED = "checked"
     STALE = "stale"
     ESTIMATED_LOW = "estimated-low"
     DRIFT = "drift"
+    DATA_UNFIT = "data-unfit"
+    """The data files cannot be used; checks go on with the data of the deployed version."""
+    DATA_FIT = "data-fit"
     RETRAINING_STARTED = "retraining-started"
     RETRAINING_SKIPPED = "retraining-skipped"
     REJECTED = "candidate-rejected"
     PROMOTED = "promoted"
     PROMOTION_FAILED = "promotion-failed"
-    BAKED = "baked"
+    MONITORED = "monitored"
+    """A version passed its monitoring window; older releases stored `baked`."""
+    SUSPECTED = "suspected"
+    """Live calls raised a suspicion that the pipeline's own probes did not confirm."""
     ROLLED_BACK = "rolled-back"
     RECONCILED = "reconciled"
     JOB_FAILED = "job-failed"
     JOB_CANCELLED = "job-cancelled"
     JOB_RESUMED = "job-resumed"
     FEEDBACK_IMPORTED = "feedback-imported"
+    FEEDBACK_WITHDRAWN = "feedback-withdrawn"
+    SOURCE_QUARANTINED = "source-quarantined"
+    SOURCE_RELEASED = "source-released"
     SHADOW_STARTED = "shadow-started"
     CANARY_STARTED = "canary-started"
     CANARY_STEP = "canary-step"
+    RELEASE_HELD = "release-held"
+    """Figures that clients can influence raise doubts about the candidate; an administrator decides."""
     TAKEN_BACK = "taken-back"
     RELEASE_STOPPED = "release-stopped"
     VERSION_REMOVED = "version-removed"
     KEY_ADDED = "key-added"
     KEY_REVOKED = "key-revoked"
+    KEYS_GUESSED = "keys-guessed"
 
 
 MAILED = {
     EventKind.STALE,
     EventKind.ESTIMATED_LOW,
     EventKind.DRIFT,
+    EventKind.DATA_UNFIT,
     EventKind.RETRAINING_STARTED,
     EventKind.REJECTED,
     EventKind.PROMOTED,
     EventKind.PROMOTION_FAILED,
+    EventKind.SUSPECTED,
     EventKind.ROLLED_BACK,
     EventKind.CANARY_STARTED,
+    EventKind.RELEASE_HELD,
     EventKind.TAKEN_BACK,
     EventKind.JOB_FAILED,
+    EventKind.SOURCE_QUARANTINED,
 }
 
 
@@ -68,7 +84,7 @@ def record(
     version: int | None = None,
     job_id: int | None = None,
 ) -> Event:
-    """Add an event, and the mail about it, in the transaction of what it tells of.
+    """Add an event and its mail, in the same transaction as the change that it describes.
 
     The message's first line is the mail's subject.
     """
@@ -88,25 +104,25 @@ def _body(event: Event) -> str:
         lines.append(f"Version: {event.version}")
     if event.job_id is not None:
         lines.append(f"Job: {event.job_id}")
-    return "\n".join([*lines, *(f"{name}: {_told(value)}" for name, value in event.figures.items())])
+    return "\n".join([*lines, *(f"{name}: {_format_figure(value)}" for name, value in event.figures.items())])
 
 
-def _told(value: object) -> str:
+def _format_figure(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_told(item)}" for name, item in value.items())
+        return ", ".join(f"{name} {_format_figure(item)}" for name, item in value.items())
     if isinstance(value, list):
-        return "; ".join(map(_told, value))
+        return "; ".join(map(_format_figure, value))
     return str(value)
 
 
 def newest(
     database: Database, limit: int, kind: str | None = None, before: int | None = None, words: str = ""
 ) -> list[Event]:
-    """The newest events, the last one first.
+    """Return the newest events, latest first.
 
-    `before` is the id of an event that older ones are asked of, `words` what their messages have, in either case.
+    With `before`, only events with smaller ids; with `words`, only events whose message contains them, in any case.
     """
     query = select(Event).order_by(Event.id.desc()).limit(limit)
     if kind is not None:
@@ -120,14 +136,14 @@ def newest(
 
 
 def newest_of(database: Database, kinds: Collection[EventKind], limit: int) -> list[Event]:
-    """The newest events of some kinds, the last one first."""
+    """Return the newest events of the given kinds, latest first."""
     query = select(Event).where(Event.kind.in_([kind.value for kind in kinds])).order_by(Event.id.desc()).limit(limit)
     with database.reading() as session:
         return list(session.scalars(query))
 
 
 def as_json(event: Event) -> Figures:
-    """An event as the API and the commands tell of it."""
+    """Return an event in the format of the API and the commands."""
     return {
         "id": event.id,
         "at": event.at.isoformat(timespec="seconds"),
@@ -140,21 +156,21 @@ def as_json(event: Event) -> Figures:
 
 
 def due_mails(database: Database) -> list[Mail]:
-    """Mails that wait to be sent, the oldest first."""
+    """Return the unsent mails that are due, oldest first."""
     with database.reading() as session:
         query = select(Mail).where(Mail.sent_at.is_(None), Mail.next_attempt_at <= now(session))
         return list(session.scalars(query.order_by(Mail.event_id)))
 
 
 def mark_delivered(database: Database, event_id: int, way: str) -> None:
-    """A mail has been told by one of the ways."""
+    """Record that a mail was sent through one channel."""
     with database.transaction() as session:
         mail = session.get_one(Mail, event_id)
         mail.delivered = [*mail.delivered, way]
 
 
 def mark_sent(database: Database, event_id: int) -> None:
-    """A mail has been told by every way."""
+    """Record that a mail was sent through all channels."""
     with database.transaction() as session:
         mail = session.get_one(Mail, event_id)
         mail.sent_at = now(session)
@@ -162,7 +178,7 @@ def mark_sent(database: Database, event_id: int) -> None:
 
 
 def mark_unsent(database: Database, event_id: int, error: str) -> float:
-    """A mail could not be sent; returns the seconds until it is tried again."""
+    """Record a failed attempt to send a mail, and return the seconds until the next one."""
     with database.transaction() as session:
         mail = session.get_one(Mail, event_id)
         pause = min(FIRST_PAUSE_S * 2.0 ** min(mail.attempts, 16), LONGEST_PAUSE_S)
@@ -173,6 +189,6 @@ def mark_unsent(database: Database, event_id: int, error: str) -> float:
 
 
 def drop_mails(database: Database) -> None:
-    """Forget what waits, where nobody is to be told."""
+    """Delete all unsent mails; for a pipeline without recipients."""
     with database.transaction() as session:
         session.execute(delete(Mail).where(Mail.sent_at.is_(None)))

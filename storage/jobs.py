@@ -1,4 +1,4 @@
-"""Jobs: checks and retrainings, from the request for one to its end."""
+"""Jobs: checks and retrainings, from the request to the result."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,64 +15,67 @@ Kind = Literal["check", "retrain"]
 CHECK: Kind = "check"
 RETRAIN: Kind = "retrain"
 KINDS: tuple[Kind, ...] = (CHECK, RETRAIN)
-"""Each is also the name of the lease that whoever does such a job must hold."""
+"""The kinds of jobs. Each kind has a lease of the same name, which the running process must hold."""
 
 State = Literal["queued", "running", "succeeded", "rejected", "skipped", "failed", "cancelled"]
 QUEUED: State = "queued"
 RUNNING: State = "running"
 SUCCEEDED: State = "succeeded"
 REJECTED: State = "rejected"
-"""A retraining's candidate did not pass the gates."""
+"""The candidate of a retraining failed a gate."""
 SKIPPED: State = "skipped"
-"""A retraining would have made the same model again."""
+"""The retraining would have repeated an earlier one."""
 FAILED: State = "failed"
 CANCELLED: State = "cancelled"
 ACTIVE: tuple[State, ...] = (QUEUED, RUNNING)
 
 MOST_ATTEMPTS = 3
-"""A job whose process was killed so often is not tried again: it may be what kills it."""
+"""Maximum attempts. If a job's process is killed this often, the job itself may be the cause."""
 
 _ENQUEUE_LOCK = 7_203_412
-"""Of PostgreSQL's advisory locks, the one under which jobs are asked for; SQLite has one writer at a time anyway."""
+"""Key of PostgreSQL's advisory lock for enqueuing jobs. SQLite has one writer at a time anyway."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended."""
+    """The result of a job."""
 
     state: State
     result: Figures
     error: str = ""
 
 
-def enqueue(database: Database, kind: Kind, reason: str) -> Job:
-    """Ask for a job; where one of the kind waits or runs, that is returned."""
+def enqueue(database: Database, kind: Kind, reason: str, fingerprint: str = "") -> Job:
+    """Enqueue a job and return it; if one of this kind is queued or running, return that one instead.
+
+    `fingerprint` is the hash of a retraining's data and settings, if they are known already.
+    """
     with database.transaction() as session:
         if session.get_bind().dialect.name == "postgresql":
             session.execute(select(func.pg_advisory_xact_lock(_ENQUEUE_LOCK)))
         active = session.scalars(select(Job).where(Job.kind == kind, Job.state.in_(ACTIVE)).order_by(Job.id)).first()
         if active is not None:
             return active
-        job = Job(kind=kind, state=QUEUED, reason=reason, created_at=now(session), result={})
+        job = Job(kind=kind, state=QUEUED, reason=reason, created_at=now(session), result={}, fingerprint=fingerprint)
         session.add(job)
         session.flush()
         return job
 
 
 def get(database: Database, job_id: int) -> Job | None:
-    """The job of a number."""
+    """Return the job with this id, or None."""
     with database.reading() as session:
         return session.get(Job, job_id)
 
 
 def waiting(database: Database, kind: Kind) -> Job | None:
-    """The oldest job of a kind that nobody has begun."""
+    """Return the oldest queued job of a kind, or None."""
     with database.reading() as session:
         return session.scalars(select(Job).where(Job.kind == kind, Job.state == QUEUED).order_by(Job.id)).first()
 
 
 def begin(database: Database, job_id: int) -> Job | None:
-    """Mark a waiting job as running, which the caller needs the lease of its kind for; none if it does not wait."""
+    """Mark a queued job as running and return it; None if it is not queued. The caller must hold the kind's lease."""
     with database.transaction() as session:
         job = session.get(Job, job_id, with_for_update=True)
         if job is None or job.state != QUEUED:
@@ -84,26 +87,26 @@ def begin(database: Database, job_id: int) -> Job | None:
 
 
 def set_step(database: Database, job_id: int, step: str) -> None:
-    """Say what a running job does now."""
+    """Record the current step of a running job."""
     with database.transaction() as session:
         session.execute(update(Job).where(Job.id == job_id).values(step=step))
 
 
 def set_fingerprint(database: Database, job_id: int, fingerprint: str) -> None:
-    """Keep what a retraining learns from, and how."""
+    """Record the hash of a retraining's data and settings."""
     with database.transaction() as session:
         session.execute(update(Job).where(Job.id == job_id).values(fingerprint=fingerprint))
 
 
 def end(session: Session, job_id: int, outcome: Outcome) -> None:
-    """Mark a job as ended, in the transaction that also tells of it."""
+    """Mark a job as ended, in the same transaction as its event."""
     job = session.get_one(Job, job_id)
     job.state, job.result, job.error = outcome.state, outcome.result, outcome.error
     job.ended_at = now(session)
 
 
 def request_cancel(database: Database, job_id: int) -> Job | None:
-    """Cancel a job that waits, at once, or one that runs, as soon as it notices; none where there is no such job."""
+    """Cancel a queued job at once, or ask a running one to stop; return the job, or None if it does not exist."""
     with database.transaction() as session:
         job = session.get(Job, job_id, with_for_update=True)
         if job is not None and job.state == QUEUED:
@@ -114,15 +117,15 @@ def request_cancel(database: Database, job_id: int) -> Job | None:
 
 
 def is_cancel_requested(database: Database, job_id: int) -> bool:
-    """Whether a running job should end."""
+    """Return whether cancellation of a running job was requested."""
     with database.reading() as session:
         return bool(session.scalar(select(Job.cancel_requested).where(Job.id == job_id)))
 
 
 def lost(database: Database) -> list[Job]:
-    """Jobs that are marked as running while nobody holds the lease of their kind: their process is gone."""
+    """Return the running jobs whose lease nobody holds, because their process has ended."""
     found = {job.id for job in _running(database) if leases.holder_of(database, job.kind) is None}
-    # One that ended between the two looks gave its lease back.
+    # A job that ended between the two reads has released its lease.
     return [job for job in _running(database) if job.id in found]
 
 
@@ -132,7 +135,7 @@ def _running(database: Database) -> list[Job]:
 
 
 def requeue(session: Session, job_id: int, counts: bool = True) -> None:
-    """Have a lost job done again; unless the attempt `counts`, as if it had not been begun."""
+    """Enqueue a lost job again. The attempt counts only if `counts`."""
     values: dict[str, object] = {"state": QUEUED}
     if not counts:
         values["attempts"] = Job.attempts - 1
@@ -140,40 +143,54 @@ def requeue(session: Session, job_id: int, counts: bool = True) -> None:
 
 
 def active(session: Session) -> list[Job]:
-    """What runs, and what waits, retrainings first."""
+    """Return the running and queued jobs, retrainings first."""
     query = select(Job).where(Job.state.in_(ACTIVE)).order_by(Job.kind.desc(), Job.state.desc(), Job.id)
     return list(session.scalars(query))
 
 
 def ended_checks(database: Database, limit: int) -> list[Job]:
-    """The checks that came to a result, the newest first."""
+    """Return the checks with a result, newest first."""
     with database.reading() as session:
         query = select(Job).where(Job.kind == CHECK, Job.state == SUCCEEDED).order_by(Job.id.desc())
         return list(session.scalars(query.limit(limit)))
 
 
 def ended_retrainings(database: Database) -> list[Job]:
-    """Every retraining that came to a verdict or failed, the newest first."""
+    """Return the retrainings with a result or a failure, newest first."""
     ended = (SUCCEEDED, REJECTED, FAILED)
     with database.reading() as session:
         query = select(Job).where(Job.kind == RETRAIN, Job.state.in_(ended)).order_by(Job.id.desc())
         return list(session.scalars(query))
 
 
+def cancelled_retraining(database: Database, fingerprint: str) -> Job | None:
+    """Return the last retraining with this hash of data and settings if it was cancelled, or None."""
+    with database.reading() as session:
+        query = select(Job).where(Job.kind == RETRAIN, Job.fingerprint == fingerprint).order_by(Job.id.desc())
+        job = session.scalars(query).first()
+        return job if job is not None and job.state == CANCELLED else None
+
+
+def results_of_retrainings(session: Session) -> dict[int, Figures]:
+    """Return, for each version, the result of the retraining that produced it."""
+    query = select(Job.result).where(Job.kind == RETRAIN, Job.state.in_((SUCCEEDED, REJECTED))).order_by(Job.id)
+    return {result["version"]: result for result in session.scalars(query) if "version" in result}
+
+
 def last_ended(database: Database, kind: Kind) -> Job | None:
-    """The job of a kind that succeeded last."""
+    """Return the last successful job of a kind."""
     with database.reading() as session:
         return last_ended_in(session, kind)
 
 
 def last_ended_in(session: Session, kind: Kind) -> Job | None:
-    """The same, as seen by `session`."""
+    """Return the last successful job of a kind, read in `session`."""
     query = select(Job).where(Job.kind == kind, Job.state == SUCCEEDED).order_by(Job.id.desc())
     return session.scalars(query).first()
 
 
 def as_json(job: Job) -> Figures:
-    """A job as the API and the commands tell of it."""
+    """Return a job in the format of the API and the commands."""
 
     def told(time: datetime | None) -> str | None:
         return time.isoformat(timespec="seconds") if time else None

@@ -1,8 +1,8 @@
-"""Leases: the right of one process, on whatever host, to do what only one may do at a time.
+"""Leases: exclusive rights that one process on any host can hold for a limited time.
 
-A holder that hangs loses its lease when the time is up, one that dies does at once where that can be seen; one that
-comes back later finds that out before it acts, because it must renew first (Gray and Cheriton, "Leases: an efficient
-fault-tolerant mechanism for distributed file cache consistency", SOSP 1989).
+A holder that hangs loses its lease when the time expires; a dead holder on the same host loses it at once. A holder
+that resumes later notices the loss before it acts, because it must renew first (Gray and Cheriton, "Leases: an
+efficient fault-tolerant mechanism for distributed file cache consistency", SOSP 1989).
 """
 
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 from sqlalchemy import delete
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 
 from storage.database import Database, now
 from storage.tables import Lease
@@ -25,11 +25,11 @@ from storage.tables import Lease
 SCHEDULER = "scheduler"
 DEPLOYING = "deploying"
 RELEASING = "releasing"
-"""Of whoever steers what is tried on live texts."""
+"""Lease of the process that steers shadow and canary releases."""
 
 
 def take(database: Database, name: str, holder: str, seconds: float) -> bool:
-    """Take the lease, or renew it, for so many seconds from now; false where another holds it."""
+    """Take or renew the lease for some seconds; return False if another process holds it."""
     try:
         with database.transaction() as session:
             time_ = now(session)
@@ -42,18 +42,18 @@ def take(database: Database, name: str, holder: str, seconds: float) -> bool:
             lease.holder = holder
             lease.expires_at = time_ + timedelta(seconds=seconds)
         return True
-    except IntegrityError:  # another made it first
+    except IntegrityError:  # another process created it first
         return False
 
 
 def give_back(database: Database, name: str, holder: str) -> None:
-    """End the lease, if `holder` has it."""
+    """Release the lease if `holder` has it."""
     with database.transaction() as session:
         session.execute(delete(Lease).where(Lease.name == name, Lease.holder == holder))
 
 
 def holder_of(database: Database, name: str) -> str | None:
-    """Who has the lease; none where it is free or over."""
+    """Return the holder of the lease, or None if it is free or expired."""
     with database.reading() as session:
         lease = session.get(Lease, name)
         return None if lease is None or _is_over(lease, now(session)) else lease.holder
@@ -63,10 +63,10 @@ def holder_of(database: Database, name: str) -> str | None:
 def held(
     database: Database, name: str, seconds: float, wait_s: float = 0.0, on_loss: Callable[[], None] = lambda: None
 ) -> Iterator[bool]:
-    """Hold a lease of so many seconds during the block, renewed by a thread; yields whether it could be had.
+    """Hold a lease during the block; a thread renews it. Yields False if another process holds the lease.
 
-    It is asked for until `wait_s` seconds have passed. `on_loss` is called, in that thread, when it could not be
-    renewed in time: another may have it then.
+    Attempts to take it end after `wait_s` seconds. If the lease could not be renewed in time, the thread calls
+    `on_loss`: another process may hold the lease then.
     """
     holder = new_holder()
     deadline = time.monotonic() + wait_s
@@ -87,24 +87,24 @@ def held(
 
 
 def new_holder() -> str:
-    """A name that no other holder has, and that tells where it runs."""
+    """Return a unique name that contains the host and process id."""
     return f"{_here()} {os.getpid()} {secrets.token_hex(4)}"
 
 
 def is_of_this_process(holder: str) -> bool:
-    """Whether `new_holder` made the name in this process."""
+    """Return whether `new_holder` created the name in this process."""
     where, process, _ = holder.rsplit(" ", 2)
     return (where, int(process)) == (_here(), os.getpid())
 
 
 def _here() -> str:
-    """The host, and on it the space within which process ids are unique: containers have their own."""
+    """Return the host's name and the process id namespace; containers have their own."""
     namespace = Path("/proc/self/ns/pid")
     return f"{socket.gethostname()} {namespace.readlink().name if namespace.exists() else 'pid'}"
 
 
 def _is_over(lease: Lease, time_: datetime) -> bool:
-    """Whether nobody has the lease: its time is up, or its holder was a process here that is gone."""
+    """Return whether the lease is free: it has expired, or its holder was a process on this host that has ended."""
     where, process, _ = lease.holder.rsplit(" ", 2)
     return lease.expires_at <= time_ or (where == _here() and not psutil.pid_exists(int(process)))
 
@@ -116,8 +116,8 @@ def _keep(
     while not ended.wait(seconds / 4):
         try:
             kept = take(database, name, holder, seconds)
-        except SQLAlchemyError:
-            # The database may come back before the lease is over.
+        except Exception:
+            # After any error, `on_loss` must be called in time. The database may come back before the lease expires.
             kept = time.monotonic() - renewed_at < seconds
         else:
             renewed_at = time.monotonic()

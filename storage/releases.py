@@ -1,42 +1,44 @@
-"""Releases: which version is tried on live texts beside the one that serves, what was found, and what came of it."""
+"""Shadow and canary releases: the candidate, its results, and its outcome."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from sqlalchemy import delete, func, insert, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.orm import Session
 
 from storage import events
 from storage.database import Database, now
 from storage.events import EventKind
-from storage.feedback import text_hash
+from storage.feedback import newest_label, text_hash
 from storage.sampled_predictions import MOST_CHARACTERS
 from storage.tables import Difference, Feedback, Figures, Release
 
 Mode = Literal["shadow", "canary"]
 SHADOW: Mode = "shadow"
-"""The version answers nobody; a share of the live texts is put to it too."""
+"""The candidate also classifies a share of the live texts, but no client gets its predictions."""
 CANARY: Mode = "canary"
-"""It answers a share of the live texts, which grows."""
+"""Clients get the candidate's predictions for a growing share of the live texts."""
 
 RUNNING = "running"
 PROMOTED = "promoted"
-"""It serves, by itself or because somebody has promoted it."""
+"""The candidate was promoted, automatically or by a person."""
 STOPPED = "stopped"
 TAKEN_BACK = "taken-back"
-"""There was an alarm."""
+"""The candidate had a fault and was rolled back."""
 
 ALL = "all"
-"""Among the parts of the figures, that of texts of all lengths."""
+"""Key of the figures for texts of all lengths."""
+HELD = "held"
+"""Key of the reason why the release is held."""
 MOST_DIFFERENCES = 1_000
-"""That are kept of a release, the newest; also those from which feedback tells which version is right."""
+"""Maximum differing texts stored per release, the newest; feedback on them shows which version is right."""
 
 
 @dataclass(frozen=True, slots=True)
 class DifferingText:
-    """A text on which two versions differ, each with its label and score."""
+    """A text that two versions label differently, with both labels and scores."""
 
     text: str
     champion: tuple[str, float]
@@ -44,10 +46,10 @@ class DifferingText:
 
 
 def begin(session: Session, version: int, champion: int, mode: Mode, steps: Sequence[float], reason: str) -> Release:
-    """Write down that `version` is tried; fails where another is, whoever asked for that.
+    """Start the release of `version`, with `champion` as the deployed version.
 
     Raises:
-        IntegrityError: another is being tried.
+        IntegrityError: another release is running.
     """
     time = now(session)
     release = Release(
@@ -67,33 +69,33 @@ def begin(session: Session, version: int, champion: int, mode: Mode, steps: Sequ
 
 
 def running(session: Session) -> Release | None:
-    """What is being tried now."""
+    """Return the running release, or None."""
     return session.scalars(select(Release).where(Release.state == RUNNING)).first()
 
 
 def last_of(session: Session, version: int) -> Release | None:
-    """When a version was tried last."""
+    """Return the last release of a version, or None."""
     return session.scalars(select(Release).where(Release.version == version).order_by(Release.id.desc())).first()
 
 
 def last(session: Session) -> Release | None:
-    """What is being tried, or was last."""
+    """Return the running or last release, or None."""
     return session.scalars(select(Release).order_by(Release.id.desc())).first()
 
 
 def locked(session: Session, release_id: int) -> Release | None:
-    """A release that still runs, which nobody else changes until the end of the transaction."""
+    """Return a running release, locked until the end of the transaction, or None if it has ended."""
     query = select(Release).where(Release.id == release_id, Release.state == RUNNING)
     return session.scalars(query.with_for_update()).first()
 
 
 def end(session: Session, release: Release, state: str, outcome: str) -> None:
-    """The version is not tried any more."""
+    """End a release with a final state and an outcome."""
     release.state, release.outcome, release.ended_at = state, outcome, now(session)
 
 
 def follow(session: Session, deployed: int) -> None:
-    """End what is being tried where another version serves than it was tried beside, in whatever way that came."""
+    """End the running release if the deployed version is no longer the one that it is compared with."""
     found = running(session)
     release = None if found is None else locked(session, found.id)
     if release is None or deployed == release.champion:
@@ -101,22 +103,33 @@ def follow(session: Session, deployed: int) -> None:
     if deployed == release.version:
         end(session, release, PROMOTED, "it was promoted")
         return
-    end(session, release, STOPPED, f"version {deployed} serves now, instead of {release.champion}")
+    end(session, release, STOPPED, f"version {deployed} is deployed now, instead of {release.champion}")
     message = f"The {release.mode} of version {release.version} ended: {release.outcome}."
     events.record(session, EventKind.RELEASE_STOPPED, message, version=release.version)
 
 
+def held_because(release: Release) -> str:
+    """Return the reason why a running release is held; empty if it is not."""
+    return str(release.figures.get(HELD, "")) if release.state == RUNNING else ""
+
+
+def hold(session: Session, release: Release, reason: str) -> None:
+    """Hold the release at its step until an administrator decides."""
+    release.figures = {**release.figures, HELD: reason}
+    session.flush()
+
+
 def share_of(release: Release) -> float:
-    """Of live texts, those that the version answers now, 0 to 1."""
+    """Return the current share of live texts for which clients get the candidate's predictions, 0 to 1."""
     return release.steps[release.step] if release.state == RUNNING and release.mode == CANARY else 0.0
 
 
 def add_findings(
     database: Database, release_id: int, figures: Figures, differing: Sequence[DifferingText], keeps_texts: bool
 ) -> None:
-    """Add what a gateway counted to the sums, and keep texts that differ, without the texts where they are not wanted.
+    """Add a gateway's counts, and store differing texts, or only their hashes without `keeps_texts`.
 
-    What comes after the end of the release is passed over.
+    Findings that arrive after the end of the release are ignored.
     """
     with database.transaction() as session:
         release = locked(session, release_id)
@@ -149,26 +162,28 @@ def add_findings(
 
 
 def differences(database: Database, release_id: int, limit: int) -> list[Difference]:
-    """The texts on which a release's versions differ, the newest first."""
+    """Return the texts that a release's versions label differently, newest first."""
     query = select(Difference).where(Difference.release_id == release_id).order_by(Difference.id.desc()).limit(limit)
     with database.reading() as session:
         return list(session.scalars(query))
 
 
 def differences_of(database: Database, version: int, limit: int) -> list[Difference] | None:
-    """The same of when a version was tried last; none where it never was."""
+    """Return the differing texts of a version's last release, or None if it had no release."""
     with database.reading() as session:
         tried = last_of(session, version)
     return None if tried is None else differences(database, tried.id, limit)
 
 
-def told_by_feedback(session: Session, release_id: int) -> tuple[int, int]:
-    """Of the texts that differ and have feedback: on how many the champion is right, and on how many the challenger."""
-    of_text = aliased(Feedback)
-    newest = select(func.max(of_text.id)).where(of_text.text_hash == Difference.text_hash).scalar_subquery()
+def right_by_feedback(session: Session, release_id: int, trusted: str) -> tuple[int, int]:
+    """Count the differing texts on which each version is right, according to feedback from trusted sources.
+
+    Returns the count of the champion (the deployed version), then that of the challenger (the candidate). `trusted` is
+    the value of `SENTIMENT_TRUSTED_SOURCES`.
+    """
     query = (
         select(Difference.text_hash, Difference.champion_label, Difference.challenger_label, Feedback.label)
-        .join(Feedback, Feedback.id == newest)
+        .join(Feedback, Feedback.id == newest_label(Difference.text_hash, trusted))
         .where(Difference.release_id == release_id)
         .distinct()
     )
@@ -180,7 +195,7 @@ def told_by_feedback(session: Session, release_id: int) -> tuple[int, int]:
 
 
 def purge_differences(database: Database, days: float, keeps_texts: bool) -> None:
-    """Remove what is older than `days`, and texts where they are not to be kept."""
+    """Delete differences older than `days`; without `keeps_texts`, delete the texts of all others too."""
     with database.transaction() as session:
         session.execute(delete(Difference).where(Difference.at < now(session) - timedelta(days=days)))
         if not keeps_texts:
@@ -188,7 +203,7 @@ def purge_differences(database: Database, days: float, keeps_texts: bool) -> Non
 
 
 def as_json(release: Release) -> Figures:
-    """A release as the API and the commands tell of it."""
+    """Return a release in the format of the API and the commands."""
 
     def told(time: datetime | None) -> str | None:
         return time.isoformat(timespec="seconds") if time else None
@@ -200,17 +215,18 @@ def as_json(release: Release) -> Figures:
         "state": release.state,
         "reason": release.reason,
         "outcome": release.outcome,
+        "held": held_because(release),
         "steps": release.steps,
         "share": share_of(release),
         "started_at": told(release.started_at),
         "step_started_at": told(release.step_started_at),
         "ended_at": told(release.ended_at),
-        "figures": release.figures,
+        "figures": {name: value for name, value in release.figures.items() if name != HELD},
     }
 
 
 def difference_as_json(item: Difference) -> Figures:
-    """A text that differs, in the same way."""
+    """Return a differing text in the format of the API and the commands."""
     return {
         "at": item.at.isoformat(timespec="seconds"),
         **{
@@ -228,7 +244,7 @@ def difference_as_json(item: Difference) -> Figures:
 
 
 def summed(first: Figures, second: Figures) -> Figures:
-    """Sums of what was counted first and then; an answer, of whichever gateway, ends failures in a row."""
+    """Add new counts to the sums. A successful response at any gateway ends a series of failures."""
     figures = _summed(first, second)
     if second.get("answered"):
         figures["failed_in_a_row"] = second.get("failed_in_a_row", 0)
@@ -236,7 +252,7 @@ def summed(first: Figures, second: Figures) -> Figures:
 
 
 def _summed(first: Figures, second: Figures) -> Figures:
-    """Sums of what both have by the same name, in all depths."""
+    """Add values with the same keys, recursively."""
     summed = dict(first)
     for name, value in second.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A sample of what is asked and answered, bounded in number and in time."""
+"""A sample of live predictions, limited in number and age."""
 
 import time
 from collections.abc import Sequence
@@ -13,29 +13,29 @@ from storage.feedback import text_hash
 from storage.tables import SampledPrediction
 
 MOST_CHARACTERS = 5_000
-"""Of a text, its first ones are kept: about twice what a model reads. So the sample's room is bounded too."""
+"""Maximum characters stored per text, about twice what a model reads. It limits the size of the sample."""
 _DECIMALS = 5
-"""Of a probability that is kept."""
+"""Decimals of a stored probability."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweredText:
-    """A text and its answer, as the gateway has them."""
+    """A live text and its prediction, before it is stored."""
 
     text: str
     label: str
     probabilities: bytes
-    """[labels], little-endian float32, in the order of the version's labels"""
+    """[labels], little-endian float32, in the order of the version's labels."""
     version: int
     truncated: bool
     answered_at: float
-    """By this process's monotonic clock."""
+    """Time on this process's monotonic clock."""
 
 
 def add_sample(database: Database, answered: Sequence[AnsweredText], keeps_texts: bool) -> None:
-    """Keep answered texts, or, where texts are not to be kept, what is known of them and their answers."""
+    """Store predictions with their texts, or only with the texts' hashes and lengths without `keeps_texts`."""
     with database.transaction() as session:
-        # By the database's clock, which is the same for all hosts.
+        # The database's clock is the same for all hosts.
         offset = now(session) - timedelta(seconds=time.monotonic())
         session.execute(
             insert(SampledPrediction),
@@ -59,7 +59,7 @@ def add_sample(database: Database, answered: Sequence[AnsweredText], keeps_texts
 def newest_sample(
     database: Database, limit: int, since: datetime | None = None, version: int | None = None
 ) -> list[SampledPrediction]:
-    """The newest rows, the oldest of them first; of one version, and since a time, where these are given."""
+    """Return the newest rows in order of time, optionally only of one version or since a time."""
     query = select(SampledPrediction).order_by(SampledPrediction.id.desc()).limit(limit)
     if since is not None:
         query = query.where(SampledPrediction.at >= since)
@@ -70,10 +70,10 @@ def newest_sample(
 
 
 def purge_sample(database: Database, days: float, rows: int, keeps_texts: bool) -> None:
-    """Remove what is older than `days`, all but about the newest `rows`, and texts where they are not to be kept."""
+    """Delete rows older than `days` and all but about the newest `rows`; without `keeps_texts`, also all texts."""
     with database.transaction() as session:
         session.execute(delete(SampledPrediction).where(SampledPrediction.at < now(session) - timedelta(days=days)))
-        # Ids ascend, with gaps at most: so no more stay than `rows`, and none need be counted.
+        # Ids ascend, possibly with gaps, so at most `rows` remain, and no count is needed.
         newest = session.scalar(select(func.max(SampledPrediction.id))) or 0
         session.execute(delete(SampledPrediction).where(SampledPrediction.id <= newest - rows))
         if not keeps_texts:

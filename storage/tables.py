@@ -1,4 +1,4 @@
-"""The tables: what is known of feedback, versions, deployments, jobs, events, mails and API keys."""
+"""The tables for feedback, versions, deployments, jobs, events, mails, API keys and the rest."""
 
 from datetime import datetime, timezone
 from typing import Any
@@ -19,40 +19,40 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Figures = dict[str, Any]
-"""Numbers and short texts by name, as JSON."""
+"""Numbers and short texts by name, stored as JSON."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A point in time; SQLite, which keeps no time zone, gets and gives UTC."""
+    """A point in time. SQLite stores no time zone, so it stores UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To UTC; without a time zone where the database has none."""
+        """Convert to UTC, without a time zone if the database has none."""
         if value is None:
             return None
         utc = value.astimezone(timezone.utc)
         return utc if dialect.name == "postgresql" else utc.replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Always with the time zone UTC."""
+        """Return the time with the time zone UTC."""
         if value is None:
             return None
         return value.astimezone(timezone.utc) if value.tzinfo else value.replace(tzinfo=timezone.utc)
 
 
 class Table(DeclarativeBase):
-    """Base of all tables."""
+    """Base class of all tables."""
 
     type_annotation_map = {datetime: UtcDateTime, Figures: JSON}  # noqa: RUF012
 
 
-_Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only in a column INTEGER
+_Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite generates ids only in a column of type INTEGER
 
 
 class Feedback(Table):
-    """A text and its right label, as somebody told them. Rows are only ever added; the newest of a text counts."""
+    """A text and its correct label from a source. `storage/feedback.py` defines which row of a text counts."""
 
     __tablename__ = "feedback"
 
@@ -61,24 +61,48 @@ class Feedback(Table):
     text_hash: Mapped[str] = mapped_column(String(64), index=True)
     label: Mapped[str] = mapped_column(Text)
     held_out: Mapped[bool]
-    """Whether models are judged by it, and never learn from it."""
-    source: Mapped[str] = mapped_column(Text)
-    """`api`, `console`, or the name of an imported file."""
+    """True if the row is only used for evaluation, never for training."""
+    source: Mapped[str] = mapped_column(Text, index=True)
+    """Sender of the row: the name of a `FeedbackSource`."""
     received_at: Mapped[datetime] = mapped_column(index=True)
+    withdrawn_at: Mapped[datetime | None]
+    """Time since which the row is not used to train or evaluate models."""
+
+
+class FeedbackSource(Table):
+    """A sender of feedback, with counters of its stored rows and its quarantine."""
+
+    __tablename__ = "feedback_sources"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    """`key:NAME`, `admin`, `console:NAME`, `import:FILE`, `anonymous`, or `legacy:NAME` for rows of older releases."""
+    rows: Mapped[int] = mapped_column(default=0)
+    bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    day: Mapped[datetime]
+    """Start of the day of `rows_of_day`."""
+    rows_of_day: Mapped[int] = mapped_column(default=0)
+    quarantined_at: Mapped[datetime | None]
+    """Time since which no row of the source is used to train or evaluate models."""
+    reason: Mapped[str] = mapped_column(Text, default="")
+    """Reason of the last quarantine or release."""
+    examined_up_to: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Id of the newest row at the last release. Only newer rows can put the source into quarantine again."""
 
 
 class IdempotencyKey(Table):
-    """A client's name for one of its requests, so that one which it sends again is not taken twice."""
+    """A client's key for a request. A repeated request with the same key is stored once."""
 
     __tablename__ = "idempotency_keys"
 
+    caller: Mapped[str] = mapped_column(String(200), primary_key=True)
+    """Caller of the request; empty for keys from releases that did not store it."""
     key: Mapped[str] = mapped_column(String(200), primary_key=True)
     content_hash: Mapped[str] = mapped_column(String(64))
-    created_at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class Event(Table):
-    """Something that the loop did, and why. Rows are only ever added."""
+    """An action of the pipeline and its reason. Rows are only added."""
 
     __tablename__ = "events"
 
@@ -92,16 +116,16 @@ class Event(Table):
 
 
 class Mail(Table):
-    """The outbox: what is to be told of an event, until it has been."""
+    """The outbox: mails about events, until they are sent."""
 
     __tablename__ = "outbox"
 
     event_id: Mapped[int] = mapped_column(ForeignKey("events.id"), primary_key=True)
-    """One mail an event, so that nothing is told twice."""
+    """One mail per event, so that nothing is sent twice."""
     subject: Mapped[str] = mapped_column(Text)
     body: Mapped[str] = mapped_column(Text)
     delivered: Mapped[list[str]] = mapped_column(JSON, default=list)
-    """The ways by which it has been told already."""
+    """Channels through which the mail was already sent."""
     attempts: Mapped[int] = mapped_column(default=0)
     next_attempt_at: Mapped[datetime]
     sent_at: Mapped[datetime | None] = mapped_column(index=True)
@@ -109,7 +133,7 @@ class Mail(Table):
 
 
 class Job(Table):
-    """A check or a retraining, from the request for it to its end."""
+    """A check or a retraining, from the request to its end."""
 
     __tablename__ = "jobs"
 
@@ -117,7 +141,7 @@ class Job(Table):
     kind: Mapped[str] = mapped_column(String(20))
     state: Mapped[str] = mapped_column(String(20), index=True)
     reason: Mapped[str] = mapped_column(Text)
-    """Who or what asked for it."""
+    """Who or what requested it."""
     step: Mapped[str] = mapped_column(Text, default="")
     attempts: Mapped[int] = mapped_column(default=0)
     cancel_requested: Mapped[bool] = mapped_column(default=False)
@@ -125,13 +149,13 @@ class Job(Table):
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
     fingerprint: Mapped[str] = mapped_column(String(64), default="")
-    """Of the data and settings of a retraining, so that the same is not tried again."""
+    """Hash of the data and settings of a retraining, so that it is not repeated."""
     result: Mapped[Figures] = mapped_column(default=dict)
     error: Mapped[str] = mapped_column(Text, default="")
 
 
 class Lease(Table):
-    """The right of one process, on whatever host, to do something that only one may do at a time."""
+    """An exclusive right of one process on any host; see `storage.leases`."""
 
     __tablename__ = "leases"
 
@@ -141,19 +165,19 @@ class Lease(Table):
 
 
 class Version(Table):
-    """A version that was published, also after its directory has been removed."""
+    """A published version, also after its directory is deleted."""
 
     __tablename__ = "versions"
 
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     bundle: Mapped[Figures]
-    """What `bundle.json` says."""
+    """The content of `bundle.json`."""
     added_at: Mapped[datetime]
     removed_at: Mapped[datetime | None]
 
 
 class Verdict(Table):
-    """What a gate found of a version."""
+    """The result of a gate for a version."""
 
     __tablename__ = "verdicts"
     __table_args__ = (Index("ix_verdicts_version", "version"),)
@@ -168,26 +192,26 @@ class Verdict(Table):
 
 
 class Deployment(Table):
-    """A time during which a version served, or the intention that it should."""
+    """A time during which a version was deployed, or the intention to deploy it."""
 
     __tablename__ = "deployments"
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     version: Mapped[int]
     previous: Mapped[int | None]
-    """What served until then, and is gone back to."""
+    """The version deployed before, the target of a rollback."""
     state: Mapped[str] = mapped_column(String(20), index=True)
     reason: Mapped[str] = mapped_column(Text)
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
-    bakes_until: Mapped[datetime | None]
-    """Until then, errors, latency or a failed check take it back by themselves."""
+    monitored_until: Mapped[datetime | None] = mapped_column("bakes_until")
+    """End of the monitoring window, in which the version is rolled back on a fault."""
     alias_set: Mapped[bool] = mapped_column(default=False)
-    """Whether MLflow's alias is known to name the version."""
+    """True if MLflow's alias points to the version."""
 
 
 class Release(Table):
-    """A version that is tried on live texts beside the one that serves, from the beginning to what came of it."""
+    """A shadow or canary release, from its start to its outcome."""
 
     __tablename__ = "releases"
     __table_args__ = (
@@ -203,26 +227,26 @@ class Release(Table):
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     version: Mapped[int]
     champion: Mapped[int]
-    """What serves meanwhile."""
+    """The deployed version during the release."""
     mode: Mapped[str] = mapped_column(String(20))
     state: Mapped[str] = mapped_column(String(20))
-    """One at most is running."""
+    """State of the release; at most one release is running."""
     reason: Mapped[str] = mapped_column(Text)
-    """Who or what asked for it."""
+    """Who or what requested it."""
     outcome: Mapped[str] = mapped_column(Text, default="")
-    """Why it ended."""
+    """Reason of its end."""
     steps: Mapped[list[float]] = mapped_column(JSON)
-    """Shares of live texts that the version answers, one after another; none in the shadow."""
+    """Share of live texts that clients get the candidate's predictions for, at each step; empty for a shadow."""
     step: Mapped[int] = mapped_column(default=0)
     figures: Mapped[Figures] = mapped_column(default=dict)
-    """Sums of what all gateways counted."""
+    """Counts, summed over all gateways."""
     started_at: Mapped[datetime]
     step_started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
 
 
 class Difference(Table):
-    """A live text to which the two versions of a release give different labels; the newest are kept."""
+    """A live text that the two versions of a release label differently; the newest are kept."""
 
     __tablename__ = "differences"
 
@@ -230,7 +254,7 @@ class Difference(Table):
     release_id: Mapped[int] = mapped_column(ForeignKey("releases.id"), index=True)
     at: Mapped[datetime]
     text: Mapped[str | None] = mapped_column(Text)
-    """As that of a sampled prediction."""
+    """The text; null if texts are not stored."""
     text_hash: Mapped[str] = mapped_column(String(64))
     champion_label: Mapped[str] = mapped_column(Text)
     champion_score: Mapped[float]
@@ -239,7 +263,7 @@ class Difference(Table):
 
 
 class ApiKey(Table):
-    """A key with which somebody may ask; the key itself is nowhere, only its hash. Rows are only ever added."""
+    """An API key, of which only the hash is stored. Rows are only added."""
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -254,7 +278,7 @@ class ApiKey(Table):
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     name: Mapped[str] = mapped_column(String(60))
-    """Who has it; the name of a revoked key may be given again."""
+    """Name of the key; the name of a revoked key may be used again."""
     hash: Mapped[str] = mapped_column(String(64), unique=True)
     scopes: Mapped[list[str]] = mapped_column(JSON)
     created_at: Mapped[datetime]
@@ -262,7 +286,7 @@ class ApiKey(Table):
 
 
 class SampledPrediction(Table):
-    """A text that was asked, and the answer: one of a sample, kept for some time."""
+    """A sampled live text and its prediction, stored for some time."""
 
     __tablename__ = "sampled_predictions"
 
@@ -271,12 +295,22 @@ class SampledPrediction(Table):
     version: Mapped[int]
     label: Mapped[str] = mapped_column(Text)
     probabilities: Mapped[list[float]] = mapped_column(JSON)
-    """Calibrated, in the order of the version's labels."""
+    """Calibrated probabilities in the order of the version's labels."""
     text: Mapped[str | None] = mapped_column(Text)
-    """Of a very long one the beginning; none where texts are not to be kept."""
+    """The text, or the beginning of a very long one; null if texts are not stored."""
     text_hash: Mapped[str] = mapped_column(String(64))
-    """As that of feedback."""
+    """Hash of the text, as in the table `feedback`."""
     characters: Mapped[int]
     words: Mapped[int]
     truncated: Mapped[bool]
-    """Whether the text was longer than the model reads, and was cut."""
+    """True if the text was truncated because it is longer than the model reads."""
+
+
+class EndedSession(Table):
+    """A session of the console that was signed out."""
+
+    __tablename__ = "ended_sessions"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    ends_at: Mapped[datetime]
+    """Time at which the session would have expired; the row is not needed after that."""

@@ -1,6 +1,10 @@
-"""What several tests stand on: small random encoders with real tokenizers, and bundles made of them."""
+"""The two tiers, the order of tests, and what several tests use: small random encoders and bundles made of them."""
 
+import logging
+import os
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from export.packed_graph import export_packed_graph
-from serving.bundle import TOKENIZER, Bundle
-from serving.runtime import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME, Variant
+from serving.model_repo.bundle import TOKENIZER, Bundle
+from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME, Variant
 
 REFERENCE = Variant(ONNXRUNTIME, FLOAT32)
 """What every processor runs, with the same answers."""
@@ -36,6 +40,80 @@ SENTENCES = [
     "good",
     "Naïve café — 你好, мир 🙂",
 ]
+
+FULL_FIXTURES = {"as_in_the_image", "pipeline", "postgres_server"}
+"""Tests that use one of these, directly or through another fixture, belong to the full tier."""
+MEASURE = "tests/benchmarks/"
+"""Tests below it measure, and so need the machine to themselves."""
+ORDERED = "tests/e2e/test_pages.py", "tests/e2e/test_running.py"
+"""Modules whose tests build on the ones before, on one pipeline; the last test of the second ends it."""
+INDEPENDENT = {
+    "tests/lifecycle/canary/test_release.py",
+    "tests/lifecycle/deployment/test_promotion.py",
+    "tests/lifecycle/deployment/test_votes.py",
+    "tests/lifecycle/jobs/test_retrain.py",
+}
+"""Modules whose tests take minutes and share little: each test goes to the process that is free next."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", metavar="SEED", help="run modules, and the tests of each, in a random order")
+
+
+def pytest_configure() -> None:
+    # A failing test's report shows the pipeline's log; one line for each HTTP request would bury it.
+    for name in ("httpx", "httpcore", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    seed = config.getoption("shuffle")
+    return "" if seed is None else f"order: random, seed {seed}"
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(MEASURE):
+            item.add_marker(pytest.mark.alone)
+        if item.get_closest_marker("alone") or FULL_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.full)
+    seed = config.getoption("shuffle")
+    if seed is not None:
+        _shuffle(items, seed)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=_begin_late)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return nodeid if module in INDEPENDENT else ORDERED[0] if module in ORDERED else module
+
+    return ByModule(config, log)
+
+
+def _begin_late(item: pytest.Item) -> int:
+    """The longest come first: begun last, one would keep one process busy while the others have ended."""
+    if _module(item) in INDEPENDENT.union(ORDERED):
+        return 0
+    return 1 if item.get_closest_marker("full") else 2
+
+
+def _module(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def _shuffle(items: list[pytest.Item], seed: str) -> None:
+    draw = random.Random(seed)
+    place = {module: draw.random() for module in sorted({_module(item) for item in items})}
+    place |= dict.fromkeys(ORDERED, draw.random())
+    places = [(place[_module(item)], 0.0 if _module(item) in ORDERED else draw.random()) for item in items]
+    items[:] = [item for _, item in sorted(zip(places, items, strict=True), key=lambda pair: pair[0])]
 
 
 def make_encoder(architecture: str, directory: Path, weight_scale: float = 15) -> Path:
@@ -68,10 +146,13 @@ def make_tokenizer(architecture: str) -> PreTrainedTokenizerFast:
             tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
         )
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    raw.normalizer = normalizers.BertNormalizer(lowercase=True)
-    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    raw.train_from_iterator(SENTENCES, trainers.WordPieceTrainer(vocab_size=400, special_tokens=specials))
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = {word for text in SENTENCES for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    letters = sorted({letter for word in words for letter in word})
+    # Not by `WordPieceTrainer`, which finds another vocabulary each time, so that each run had another encoder.
+    pieces = dict.fromkeys([*specials, *letters, *(f"##{letter}" for letter in letters), *sorted(words)])
+    raw = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    raw.normalizer, raw.pre_tokenizer = normalizer, splitter
     raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"

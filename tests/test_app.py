@@ -1,6 +1,7 @@
 """The command line: what it offers, and what it says when something cannot be."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from tests.e2e.conftest import PROJECT, free_ports
 
-INSIDE_TRITON = {Path("serving/packed_onnx/model.py"), Path("serving/engine_metrics.py")}
+INSIDE_TRITON = {Path("serving/backend/packed_onnx/model.py"), Path("serving/backend/engine_metrics.py")}
 """What Triton's own Python modules are needed for."""
 
 
@@ -26,6 +27,14 @@ def app(directory: Path, *arguments: str, **environment: str) -> subprocess.Comp
     )
 
 
+def test_the_version_is_one_everywhere(tmp_path: Path) -> None:
+    version = app(tmp_path, "--version").stdout.split()[-1]
+    assert f'version = "{version}"' in (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+    assert (
+        re.findall(r"^## ([\d.]+)", (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[0] == version
+    )
+
+
 def test_help_names_each_command(tmp_path: Path) -> None:
     output = app(tmp_path, "--help").stdout
     assert all(f"\n    {command} " in output for command in ("data", "train", "export", "serve", "predict"))
@@ -36,10 +45,10 @@ def test_help_names_each_command(tmp_path: Path) -> None:
     [
         (["data"], {"SENTIMENT_TRAIN_DATA": "no.csv"}, "no.csv: no such file"),
         (["data"], {"SENTIMENT_PROT": "1"}, "did you mean SENTIMENT_PORT?"),
-        (["export"], {}, "model holds no trained model; run `python app.py train` first."),
+        (["export"], {}, "model contains no trained model. Run `python app.py train` first."),
         (["serve"], {}, "No model is deployed; run `python app.py` to train, export and serve one."),
-        (["gateway"], {}, "`python app.py gateway` runs no Triton; SENTIMENT_TRITON_URL names one"),
-        (["scheduler"], {}, "`python app.py scheduler` runs no Triton; SENTIMENT_TRITON_URL names one"),
+        (["gateway"], {}, "`python app.py gateway` runs no Triton. Set SENTIMENT_TRITON_URL to one"),
+        (["scheduler"], {}, "`python app.py scheduler` runs no Triton. Set SENTIMENT_TRITON_URL to one"),
         (["predict", "fine"], {}, "Start it with `python app.py`."),
     ],
 )
@@ -60,7 +69,7 @@ def test_port_in_use_is_told_before_the_work_begins(tmp_path: Path) -> None:
         other.listen()
         ended = app(tmp_path, SENTIMENT_PORT=str(port))
     assert ended.returncode == 1
-    assert f"Triton's gRPC (127.0.0.1:{port + 1}): Address already in use" in ended.stderr
+    assert f"the gRPC port for programs (127.0.0.1:{port + 1}): Address already in use" in ended.stderr
     assert "SENTIMENT_PORT" in ended.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -68,21 +77,21 @@ def test_port_in_use_is_told_before_the_work_begins(tmp_path: Path) -> None:
 def test_sample_data_are_made_where_none_are_given(tmp_path: Path) -> None:
     ended = app(tmp_path, "data")
     assert ended.returncode == 0, ended.stderr
-    assert "No data were given, so sample data were made" in ended.stderr
-    assert "The data are good: 11741 texts to learn from, 1305 to validate on" in ended.stderr
-    assert "No data were given" not in app(tmp_path, "data").stderr
+    assert "No data files found; made sample data" in ended.stderr
+    assert "Data check passed: 11741 training texts, 1305 validation texts" in ended.stderr
+    assert "No data files found" not in app(tmp_path, "data").stderr
 
 
 def test_importing_does_nothing(tmp_path: Path) -> None:
     modules = [
         ".".join(path.relative_to(PROJECT).with_suffix("").parts)
-        for folder in ("trainer", "export", "serving", "scoring", "gateway")
+        for folder in ("trainer", "export", "serving", "scoring", "tables", "gateway")
         for path in (PROJECT / folder).rglob("*.py")
         if path.name != "__init__.py" and path.relative_to(PROJECT) not in INSIDE_TRITON
     ]
     code = (
         f"import sys, threading; sys.path.insert(0, {str(PROJECT)!r})\n"
-        + "".join(f"import {module}\n" for module in [*modules, "app", "serve", "settings"])
+        + "".join(f"import {module}\n" for module in [*modules, "app", "serve", "common.settings"])
         + "assert threading.active_count() == 1, threading.enumerate()"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)

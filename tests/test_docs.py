@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from reference import PAGES as WRITTEN
-from settings import ENV_PREFIX, Settings
+from common.settings import ENV_PREFIX, Settings
+from docs.generate_reference import PAGES as WRITTEN
 from tests.pages import PAGES, PROJECT, blocks
 
 RUN_BY = {
     "README.md": "tests/e2e/test_pages.py",
-    "docs/access.md": "tests/gateway/test_access_page.py",
+    "docs/access.md": "tests/gateway/auth/test_access_page.py",
     "docs/client-and-scoring.md": "tests/scoring/test_docs.py",
     "docs/deploying.md": "tests/deploy/test_docs.py",
     "docs/developing.md": "tests/test_docs.py",
@@ -22,10 +22,11 @@ RUN_BY = {
     "docs/how-to-postgresql.md": "tests/storage/test_postgresql_page.py",
     "docs/how-to-roll-back.md": "tests/e2e/test_pages.py",
     "docs/loop.md": "tests/e2e/test_pages.py",
-    "docs/many-machines.md": "tests/lifecycle/test_many_machines.py",
+    "docs/many-machines.md": "tests/lifecycle/deployment/test_many_machines.py",
+    "docs/moving-to-a-newer-triton.md": "tests/deploy/test_docs.py",
     "docs/operations.md": "tests/e2e/test_pages.py",
-    "docs/quality.md": "tests/lifecycle/test_suggestions.py",
-    "docs/releases.md": "tests/lifecycle/test_release.py",
+    "docs/quality.md": "tests/lifecycle/monitoring/test_suggestions.py",
+    "docs/releases.md": "tests/lifecycle/canary/test_release.py",
     "docs/training.md": "tests/trainer/test_processes.py",
     # Its first steps are those of the fixture that test_pages.py stands on.
     "docs/tutorial.md": "tests/e2e/conftest.py",
@@ -59,8 +60,10 @@ def test_index_leads_to_each_page() -> None:
 
 @pytest.mark.parametrize("page", WRITTEN)
 def test_reference_is_what_the_code_says(page: str) -> None:
-    assert blocks("docs/developing.md")[0] == "python reference.py"
-    assert (PROJECT / "docs" / page).read_text(encoding="utf-8") == WRITTEN[page](), "run `python reference.py`"
+    assert blocks("docs/developing.md")[0] == "python -m docs.generate_reference"
+    assert (PROJECT / "docs" / page).read_text(encoding="utf-8") == WRITTEN[page](), (
+        "run `python -m docs.generate_reference`"
+    )
 
 
 def test_each_setting_that_a_page_names_is_one() -> None:

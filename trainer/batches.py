@@ -1,4 +1,4 @@
-"""Texts as token ids, the order in which an epoch learns from them, and what of it falls to each process."""
+"""Texts as token ids, their order in an epoch, and the share of each process."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,18 +9,19 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from serving.model_repo.texts import readable
 from trainer.dataset import LabelledTexts
 from trainer.processes import Processes
 
 NO_TARGET = -100
-"""Of what nobody learns from, to PyTorch's losses and the trainer."""
+"""Target that PyTorch's losses and the trainer ignore."""
 _NO_TEXT = -1
-"""Position of what stands in for a text in the share of a process for which none is left."""
+"""Position of a placeholder in the share of a process for which no text is left."""
 _TOKENIZE_CHUNK = 10_000
 
 
 class TokenizedTexts(torch.utils.data.Dataset[dict[str, Any]]):
-    """Texts as token ids in one flat array, so that a million of them fit in memory."""
+    """Texts as token ids in one flat array, so that a million texts fit in memory."""
 
     def __init__(
         self, data: LabelledTexts, labels: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, max_length: int
@@ -32,7 +33,9 @@ class TokenizedTexts(torch.utils.data.Dataset[dict[str, Any]]):
         lengths: list[int] = []
         for start in range(0, len(data.texts), _TOKENIZE_CHUNK):
             encoded: Sequence[Sequence[int]] = tokenizer(
-                data.texts[start : start + _TOKENIZE_CHUNK], truncation=True, max_length=max_length
+                [readable(text, max_length).text for text in data.texts[start : start + _TOKENIZE_CHUNK]],
+                truncation=True,
+                max_length=max_length,
             )["input_ids"]
             lengths.extend(len(ids) for ids in encoded)
             chunks.append(np.fromiter((token for ids in encoded for token in ids), dtype=np.int32))
@@ -46,7 +49,7 @@ class TokenizedTexts(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.targets)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """Token ids and target of one text, or of none."""
+        """Token ids and target of one text, or of the placeholder."""
         if position == _NO_TEXT:
             return self[0] | {"labels": NO_TARGET}
         start = self._ends[position - 1] if position else 0
@@ -54,30 +57,30 @@ class TokenizedTexts(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class EpochSampler(LengthGroupedSampler):
-    """Draws the order of an epoch from the seed and the epoch's number alone, and gives a process its share of it.
+    """Orders the texts of an epoch by the seed and the epoch's number, and gives a process its share.
 
-    So a training that resumes within an epoch passes over the texts that it has seen there; from the global random
-    state, which a checkpoint restores as it was then, it would draw another order, with some texts twice and some
-    not at all. And a batch holds the same texts however many processes share it.
+    So a training that resumes within an epoch skips the texts that it has already seen. With the global random state,
+    which a checkpoint restores, the order would differ: some texts would come twice and some not at all. A batch
+    contains the same texts whatever the number of processes.
     """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int, processes: Processes) -> None:
-        """Divide batches of `batch_size` texts, of so many tokens each, among the processes."""
+        """Divide batches of `batch_size` texts among the processes; `lengths` are tokens per text."""
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
         self._seed = seed
         self._processes = processes
         self.set_epoch(0)
 
     def __len__(self) -> int:
-        """Number of texts of this process's share, the same in each."""
+        """Number of texts in the share of each process."""
         return -(-len(self.lengths) // self._processes.count)
 
     def __iter__(self) -> Iterator[int]:
-        """Every so-manieth text of the order, so that of each batch all have as many, and of like lengths."""
+        """Every n-th text for n processes, so that all get equal shares of each batch, with similar lengths."""
         order = list(super().__iter__())  # type: ignore[no-untyped-call]
         order += [_NO_TEXT] * (-len(order) % self._processes.count)
         return iter(order[self._processes.rank :: self._processes.count])
 
     def set_epoch(self, epoch: int) -> None:
-        """Have the next pass be that of `epoch`; the trainer calls it."""
+        """Set the epoch of the next pass; the trainer calls it."""
         self.generator.manual_seed(self._seed + epoch)

@@ -1,47 +1,42 @@
-"""Reads the two CSV files that a model learns from, and tells everything that is wrong with them at once."""
+"""Reads and checks the training and validation files. Rows that cannot be used are rejected; the rest is the data."""
 
-import codecs
-import csv
-import difflib
 import hashlib
-import io
+import logging
 import os
-import sys
-from array import array
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
 
-from errors import PipelineError
+from common.errors import PipelineError
+from common.label_names import parse_label_names
+from common.settings import Settings
+from serving.model_repo.bundle import RowCounts
+from tables.labelled import LabelledRow
+from trainer.classes import MAX_LABELS, MIN_TRAIN_ROWS, MIN_VAL_ROWS, leave_out_small_classes
+from trainer.file_changes import read_unchanged
+from trainer.held_out import held_out
+from trainer.labels import Labels, count, nearest, shown
+from trainer.rejected import DATA_LIST, FEEDBACK_LIST, RejectedRows, list_path, rejected_rows
+from trainer.rows import MISSING_LABEL, UNKNOWN_LABEL, FileRows
 
-MIN_TRAIN_ROWS = 10
-"""A class of fewer texts is memorised, not learned: most batches of 32 would hold none of them."""
+_TOLD_LABELS = 5
 
-MIN_VAL_ROWS = 5
-"""With fewer texts of a class, a single one moves its recall, and so macro F1, by more than 20 points."""
-
-_MAX_LABELS = 1000
-"""More labels than that are texts read as labels, and to compare them all with each other would take minutes."""
-
-_TOLD_PER_KIND = 5
-_SHOWN_CHARACTERS = 60
+log = logging.getLogger(__name__)
 
 
 class DatasetError(PipelineError):
-    """The data files cannot be trained on; `problems` holds a line for each reason."""
+    """The data files cannot be used for training; `problems` has one line per reason."""
 
     def __init__(self, problems: list[str]) -> None:
         """Keep the problems and list them in the message."""
-        super().__init__("The data cannot be trained on:\n" + "\n".join(f"  {problem}" for problem in problems))
+        super().__init__("The data files have problems:\n" + "\n".join(f"  {problem}" for problem in problems))
         self.problems = problems
 
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts and their labels, of the same length and in the order of the file."""
+    """Texts and their labels, two lists of the same length in the order of the file."""
 
     texts: list[str]
     labels: list[str]
@@ -49,322 +44,268 @@ class LabelledTexts:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Checked data: no text is twice in it, and both parts hold the same labels."""
+    """Checked data: no text occurs twice, and both parts have the same labels."""
 
     train: LabelledTexts
     val: LabelledTexts
     labels: tuple[str, ...]
     """All labels, sorted."""
     fingerprint: str
-    """SHA-256 of both parts as they are here, whatever the order of their rows and the form of the CSV files."""
-    repairs: list[str]
-    """A line for each kind of thing that was put right without asking."""
+    """SHA-256 of both parts, independent of the order of rows and the format of the files."""
+    notes: list[str]
+    """What was assumed, unified, left out and rejected, in words."""
+    counts: dict[str, RowCounts] = field(default_factory=dict)
+    """Rows of the files `train` and `val`."""
+    is_held_out: bool = False
+    """True if there is no validation file: `val` is then a part of the training file."""
+
+    def log_notes(self) -> None:
+        """Log each note as a warning."""
+        for note in self.notes:
+            log.warning("%s.", note)
 
 
-def load_dataset(train_path: Path, val_path: Path) -> Dataset:
-    """Read and check a training and a validation file with the columns `text` and `label`.
+@dataclass(frozen=True)
+class FileFacts:
+    """What was found in one data file."""
 
-    Other columns, blank rows, a byte order mark and white space around texts and labels are passed over in silence. Put
-    right and told in `repairs`: the letter case of a column name, a row that repeats another with the same label, and
-    a training text that is also a validation text, which is taken out of training so that validation stays honest.
+    path: Path
+    counts: RowCounts
+    labels: dict[str, int]
+    """Number of texts by label: in the training file without the texts that are used for validation."""
+    encoding: str
+    delimiter: str
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """The result of reading the data files, whether they can be used or not."""
+
+    train: FileFacts
+    val: FileFacts
+    is_held_out: bool
+    """True if there is no validation file: `val` is then a part of the training file."""
+    overlap: int
+    """Number of training texts that are also in the validation file, and were removed from training."""
+    notes: list[str]
+    problems: list[str]
+    rejected_list: Path
+    dataset: Dataset | None
+    """The data; None if there are problems."""
+
+
+def load_dataset(settings: Settings, write_list: bool = True) -> Dataset:
+    """Read and check the data files of the settings, and list the rejected rows in the state directory.
+
+    With `write_list` false, the list stays as it is.
 
     Raises:
-        DatasetError: anything else is wrong; all problems of both files are told, of each kind the first five.
+        DatasetError: the data cannot be used. It lists the problems of both files.
+        PipelineError: the list of rejected rows cannot be written.
     """
-    train, val = _DataFile(train_path), _DataFile(val_path)
-    if os.path.realpath(train_path) == os.path.realpath(val_path):  # `resolve` fails on a loop of links
-        train.problem("same file", "is both the training and the validation data; name two files")
-        raise DatasetError(train.problems())
-    with _any_field_size():
-        train.read()
-        val.read()
-    shared = [text for text in train.texts if text in val.texts]
-    if shared:
-        train.repairs.append(
-            f"{train.path}: {_count(len(shared), 'row')} taken out of training, the text being in {val.path} too "
-            f"(first: {train.place(shared[0])} is {val.place(shared[0])} there)"
+    found = check_data(settings, write_list)
+    if found.dataset is None:
+        raise DatasetError(found.problems)
+    return found.dataset
+
+
+def check_data(settings: Settings, write_list: bool = True) -> DataCheck:
+    """Read the data files of the settings, and return what was found, including all problems.
+
+    Rows are rejected that have a fault, that contradict others, or whose label has too few texts. A text that repeats
+    another with the same label is used once. A training text that is also a validation text is removed from training,
+    or it would inflate the validation results. If `SENTIMENT_VAL_DATA` is unset and the file is absent, a tenth of the
+    training file is held out. A file that changes while it is read is read again; if it always does, it is a problem.
+
+    Raises:
+        PipelineError: the list of rejected rows cannot be written.
+    """
+    path = list_path(settings, DATA_LIST)
+
+    def read() -> DataCheck:
+        with rejected_rows(path if write_list else None) as rejected:
+            return _check(settings, rejected, path)
+
+    found, changing = read_unchanged((settings.train_data, settings.val_data), read)
+    if not changing:
+        return found
+    told = "was changed each time while it was read. Write it under another name, and rename it when it is complete"
+    return replace(found, problems=[f"{file} {told}" for file in changing], dataset=None)
+
+
+@dataclass(frozen=True)
+class ImportedTexts:
+    """The usable rows of a file of feedback."""
+
+    texts: LabelledTexts
+    counts: RowCounts
+    rejected_list: Path
+    """The CSV file that lists the rejected rows."""
+    notes: list[str]
+    """What was assumed, unified and rejected, in words."""
+
+
+def read_labelled_texts(path: Path, labels: tuple[str, ...], settings: Settings) -> ImportedTexts:
+    """Read one file by the rules of the data files; a label that is not among `labels` is a reason to reject a row.
+
+    A row without a label is rejected, but does not count as a fault of the file: in a list of texts to label, people
+    leave rows open.
+
+    Raises:
+        DatasetError: the file cannot be read, or too many rows are rejected.
+        PipelineError: the list of rejected rows cannot be written.
+    """
+    numbers = Labels(parse_label_names(settings.label_names), known=labels)
+    known = frozenset(labels)
+    unknown: Counter[str] = Counter()
+
+    def fault(row: LabelledRow) -> str:
+        if numbers.known(row.label) in known:
+            return ""
+        unknown[row.label] += 1
+        return f"{UNKNOWN_LABEL}: {shown(row.label)} is not among the model's labels{nearest(row.label, labels)}"
+
+    target = list_path(settings, FEEDBACK_LIST)
+    with rejected_rows(target) as rejected:
+        file = FileRows(path, numbers, rejected)
+        file.read(settings, fault)
+    told = [_told_label(path, label, rows, labels) for label, rows in unknown.most_common(_TOLD_LABELS)]
+    if problem := file.problem or _too_many_rejected(settings, file, target, besides=MISSING_LABEL):
+        raise DatasetError([problem, *told])
+    notes = [*file.notes, *numbers.notes(file.by_label()), *_rejections(file, target), *told]
+    return ImportedTexts(_labelled_texts(file.texts, file, numbers), file.counts(), target, notes)
+
+
+def _told_label(path: Path, label: str, rows: int, labels: Sequence[str]) -> str:
+    """Return what is wrong with a label of feedback; without a similar one, name the labels of the model."""
+    hint = nearest(label, labels) or f", which are {', '.join(map(shown, labels[:_TOLD_LABELS]))}"
+    return f"{path}: {shown(label)} ({count(rows, 'row')}) is not among the model's labels{hint}"
+
+
+def _check(settings: Settings, rejected: RejectedRows, path: Path) -> DataCheck:
+    numbers = Labels(parse_label_names(settings.label_names))
+    train = FileRows(settings.train_data, numbers, rejected)
+    val = FileRows(settings.val_data, numbers, rejected)
+    # A validation file that the settings name must be there: a misspelt path must not hold other texts out.
+    is_held_out = "val_data" not in settings.model_fields_set and not os.path.lexists(settings.val_data)
+    files = [train] if is_held_out else [train, val]
+    if os.path.realpath(train.path) == os.path.realpath(val.path):  # `resolve` fails on circular links
+        train.problem = (
+            f"{train.path} is both the training and the validation file. Name another file in SENTIMENT_VAL_DATA, or "
+            "unset it and remove that file: then a tenth of the training file is held out"
         )
-    train.check_classes(val, MIN_TRAIN_ROWS, taken_out=shared)
-    val.check_classes(train, MIN_VAL_ROWS, taken_out=())
-    if problems := train.problems() + val.problems():
-        raise DatasetError(problems)
-    for text in shared:
-        del train.texts[text]
-    learned, judged = train.labelled_texts(), val.labelled_texts()
-    return Dataset(
-        learned, judged, tuple(sorted(val.counts)), fingerprint(learned, judged), train.repairs + val.repairs
+    else:
+        for file in files:
+            file.read(settings)
+    notes = [note for file in files for note in file.notes]
+    overlap = _remove_overlap(train, val, notes)
+    problems = [problem for file in files if (problem := file.problem or _too_many_rejected(settings, file, path))]
+    if len(numbers) > MAX_LABELS:
+        paths = " and ".join(str(file.path) for file in files)
+        problems = [
+            f"{paths}: {len(numbers):,} different labels. Does the label column contain texts? "
+            "Set SENTIMENT_LABEL_COLUMN to another column"
+        ]
+    if not problems:
+        problems = leave_out_small_classes(train, None if is_held_out else val, numbers, notes)
+        problems += [problem for file in files if (problem := _too_many_rejected(settings, file, path))]
+    source = train if is_held_out else val
+    val_texts = val.texts
+    if is_held_out and not problems:
+        val_texts = _hold_out(train)
+        notes.append(
+            f"There is no validation file ({val.path}): held out {count(len(val_texts), 'text')} of {train.path}, "
+            f"about a tenth of each label and at least {MIN_VAL_ROWS}, chosen by a hash of the text"
+        )
+    learned, judged = _labelled_texts(train.texts, train, numbers), _labelled_texts(val_texts, source, numbers)
+    used = {*learned.labels, *judged.labels}
+    notes += numbers.notes(number for number in range(len(numbers)) if numbers.name(number) in used)
+    notes += [note for file in files for note in _rejections(file, path)]
+    counts = {"train": train.counts(), "val": RowCounts(len(val_texts), len(val_texts), 0, {})}
+    if not is_held_out:
+        counts["val"] = val.counts()
+    dataset = None
+    if not problems:
+        labels = tuple(sorted(set(judged.labels)))
+        dataset = Dataset(learned, judged, labels, fingerprint(learned, judged), notes, counts, is_held_out)
+    return DataCheck(
+        FileFacts(train.path, counts["train"], _by_label(learned), train.encoding, train.delimiter),
+        FileFacts(source.path, counts["val"], _by_label(judged), source.encoding, source.delimiter),
+        is_held_out,
+        overlap,
+        notes,
+        problems,
+        path,
+        dataset,
     )
 
 
-def read_labelled_texts(path: Path, labels: tuple[str, ...]) -> LabelledTexts:
-    """Read one file of the same form, all of whose labels must be among `labels`.
-
-    Raises:
-        DatasetError: anything is wrong; all problems are told, of each kind the first five.
-    """
-    file = _DataFile(path)
-    with _any_field_size():
-        file.read()
-    for label in file.counts:
-        if label not in labels:
-            told = f"{_shown(label)} is no label of the model{_nearest(label, labels)}; it has {', '.join(labels)}"
-            file.problem("unknown label", told, f"{file.first_rows[label]}, column label")
-    if problems := file.problems():
-        raise DatasetError(problems)
-    return file.labelled_texts()
+def _hold_out(train: FileRows) -> dict[str, int]:
+    """Remove the texts that are held out from the training file; return them, each with its index there."""
+    chosen = held_out(train.texts, train.labels, MIN_VAL_ROWS, MIN_TRAIN_ROWS)
+    return {text: train.texts.pop(text) for text in [text for text in train.texts if text in chosen]}
 
 
-class _DataFile:
-    """One CSV file while it is read and checked: what it holds, what was put right, what is wrong."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.texts: dict[str, int] = {}
-        """Texts in the order of the file, each with its index in the three lists that follow."""
-        self.labels: list[str] = []
-        self.rows = array("Q")
-        self.lines = array("Q")
-        self.counts: Counter[str] = Counter()
-        """Rows by label; a row whose text has a problem counts, so that one mistake is not told as two."""
-        self.first_rows: dict[str, str] = {}
-        self.repairs: list[str] = []
-        self._repeated: list[str] = []
-        self._lost = 0
-        """Rows that could not be read; each of them might have had any label."""
-        self._problem_counts: Counter[str] = Counter()
-        self._problems: defaultdict[str, list[str]] = defaultdict(list)
-
-    def problem(self, kind: str, problem: str, place: str = "") -> None:
-        self._problem_counts[kind] += 1
-        if len(self._problems[kind]) < _TOLD_PER_KIND:
-            self._problems[kind].append(f"{self.path}{place and ', '}{place}: {problem}")
-
-    def problems(self) -> list[str]:
-        told: list[str] = []
-        for kind, problems in self._problems.items():
-            told += problems
-            if rest := self._problem_counts[kind] - len(problems):
-                told.append(f"{self.path}: … and {rest:,} more ({kind})")
-        return told
-
-    def place(self, text: str) -> str:
-        return _place(self.rows[self.texts[text]], self.lines[self.texts[text]])
-
-    def labelled_texts(self) -> LabelledTexts:
-        return LabelledTexts(list(self.texts), [self.labels[index] for index in self.texts.values()])
-
-    def read(self) -> None:
-        try:
-            with self.path.open("rb") as file:
-                self._parse(file)
-        except IsADirectoryError:
-            self.problem("directory", "is a directory; name a CSV file")
-        except FileNotFoundError:
-            self.problem("no file", "no such file; SENTIMENT_TRAIN_DATA and SENTIMENT_VAL_DATA name the files")
-        except OSError as error:
-            self.problem("unreadable", f"cannot be read: {error.strerror}")
-
-    def _parse(self, file: BinaryIO) -> None:
-        if foreign := _foreign_format(file.read(4)):
-            self.problem("format", f"{foreign}; save it as CSV in UTF-8")
-            return
-        file.seek(0)
-        records = self._records(file)
-        _, _, header = next(records, (0, 0, []))
-        if not header and not self._problems:
-            self.problem("empty file", "is empty; its first row must name the columns text and label")
-        if self._problems:
-            return
-        text_column, label_column = self._find_column("text", header), self._find_column("label", header)
-        if text_column is None or label_column is None:
-            return
-        for row, line, fields in records:
-            if len(fields) == len(header):
-                self._add(row, line, fields[text_column].strip(), sys.intern(fields[label_column].strip()))
-            else:
-                self._lost += 1
-                counts = f"{_count(len(fields), 'field')} under {_count(len(header), 'column name')}"
-                hint = "put a text with commas in double quotes"
-                self.problem("number of fields", f"{counts}; {hint}", _place(row, line))
-        if not self.counts and not self._problems:
-            self.problem("no rows", "has column names but no rows under them")
-        if self._repeated:
-            count = _count(len(self._repeated), "row")
-            self.repairs.append(f"{self.path}: {count} taken out as repetitions (first: {self._repeated[0]})")
-
-    def _records(self, file: BinaryIO) -> Iterator[tuple[int, int, list[str]]]:
-        """Rows that are not blank, with the row number of a spreadsheet and the number of their first line."""
-        damage: list[tuple[str, str]] = []
-        reader = csv.reader(_decoded_lines(file, damage), skipinitialspace=True, strict=True)
-        row = 0
-        while True:
-            row, line = row + 1, reader.line_num + 1
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                fields = []
-                if "unexpected end" in str(error):
-                    damage.append(("quotes", "a double quote that opens here is never closed"))
-                else:
-                    damage.append(
-                        ("quotes", 'a double quote inside a quoted text must be doubled (""), or one is missing')
-                    )
-            for kind, problem in damage:
-                self.problem(kind, problem, _place(row, line))
-            if damage:
-                self._lost += 1
-            elif "".join(fields).strip():
-                yield row, line, fields
-            damage.clear()
-
-    def _find_column(self, name: str, header: list[str]) -> int | None:
-        found = [index for index, title in enumerate(header) if title.strip().casefold() == name]
-        if len(found) == 1:
-            if header[found[0]].strip() != name:
-                self.repairs.append(f"{self.path}, row 1: column {header[found[0]]!r} is read as {name}")
-            return found[0]
-        titles = ", ".join(_shown(title) for title in header)
-        if found:
-            self.problem("columns", f"{len(found)} columns are named {name}; keep one", "row 1")
-        else:
-            delimiter = next((d for d in ";\t|" if len(header) == 1 and d in header[0]), None)
-            hint = f"; separate the columns with commas, not {delimiter!r}" if delimiter else ""
-            self.problem("columns", f"there is no column {name}; the columns are {titles}{hint}", "row 1")
-        return None
-
-    def _add(self, row: int, line: int, text: str, label: str) -> None:
-        index = self.texts.get(text)
-        if text and label and index is None:
-            self.texts[text] = len(self.labels)
-            self.labels.append(label)
-            self.rows.append(row)
-            self.lines.append(line)
-        elif not text:
-            self.problem("empty text", "empty", f"{_place(row, line)}, column text")
-        elif index is not None and label == self.labels[index]:
-            self._repeated.append(f"{_place(row, line)} repeats {self.place(text)}")
-            return
-        elif index is not None and label:
-            told = f"{_shown(text)} is {_shown(label)} here but {_shown(self.labels[index])} in {self.place(text)}"
-            self.problem("contradiction", f"{told}; keep one of them", f"{_place(row, line)}, column label")
-        if label:
-            self.counts[label] += 1
-            self.first_rows.setdefault(label, _place(row, line))
-        else:
-            self.problem("no label", f"no label for {_shown(text)}", f"{_place(row, line)}, column label")
-
-    def check_classes(self, other: "_DataFile", minimum: int, taken_out: Iterable[str]) -> None:
-        """Check the labels by themselves and against the other file, `taken_out` being texts that will not count."""
-        if len(self.counts) > _MAX_LABELS:
-            self.problem("labels", f"{len(self.counts):,} different labels; are the texts there?", "column label")
-        if not self.counts or max(len(self.counts), len(other.counts)) > _MAX_LABELS:
-            return
-        if len(self.counts) == 1 and not self._lost:
-            self.problem("one label", f"only {_shown(*self.counts)}; there must be two or more", "column label")
-        for label, twin in _twins(label for label in self.counts if label in other.counts or not other.counts):
-            told = f"{_shown(label)} and {_shown(twin)} differ by letter case or white space only; write them alike"
-            self.problem("labels", told, "column label")
-        left = self.counts.copy()
-        left.subtract(self.labels[self.texts[text]] for text in taken_out)
-        for label, rows in left.items():
-            place = f"{self.first_rows[label]}, column label"
-            if other.counts and label not in other.counts:
-                nearest = _nearest(label, other.counts)
-                self.problem("label in one file", f"{_shown(label)} is not in {other.path}{nearest}", place)
-            elif rows + self._lost < minimum:
-                after = f", {_count(self.counts[label] - rows, 'repetition')} of validation texts taken out"
-                after = after if rows < self.counts[label] else ""
-                told = f"{_shown(label)} has {_count(rows, 'row')}{after}; at least {minimum} are needed here"
-                self.problem("class too small", told, "column label")
+def _remove_overlap(train: FileRows, val: FileRows, notes: list[str]) -> int:
+    """Remove texts of the validation file from the training file; return their number."""
+    shared = [text for text in train.texts if text in val.texts]
+    if shared:
+        place = f"{train.place(shared[0])} is {val.place(shared[0])} there"
+        notes.append(
+            f"{train.path}: removed {count(len(shared), 'text')} from training, because the text is also in {val.path} "
+            f"(first: {place})"
+        )
+    for text in shared:
+        del train.texts[text]
+    return len(shared)
 
 
-@contextmanager
-def _any_field_size() -> Iterator[None]:
-    # The limit, 128 KiB, belongs to the whole process.
-    limit = csv.field_size_limit(2**31 - 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)
+def _too_many_rejected(settings: Settings, file: FileRows, path: Path, besides: str = "") -> str:
+    """Return the problem that a file has too many rejected rows, besides those for one reason; empty if it has not."""
+    counts = file.counts()
+    rejected = sum(counts.rejected.values()) - counts.rejected.get(besides, 0)
+    rows = counts.rows - counts.rejected.get(besides, 0)
+    if rejected <= settings.max_rejected * rows:
+        return ""
+    return (
+        f"{file.path}: {rejected:,} of {count(rows, 'row')} cannot be used ({_reasons(counts)}), more than the "
+        f"share SENTIMENT_MAX_REJECTED={settings.max_rejected:g} allows. {path} lists them. Repair the rows, or raise "
+        "SENTIMENT_MAX_REJECTED"
+    )
 
 
-def _foreign_format(start: bytes) -> str:
-    if start == b"PK\x03\x04":
-        return "is an Excel workbook or a zip archive"
-    if start[:2] == b"\x1f\x8b":
-        return "is compressed with gzip"
-    utf16 = start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    return "is UTF-16 or binary, not UTF-8" if utf16 or b"\0" in start else ""
+def _rejections(file: FileRows, path: Path) -> list[str]:
+    counts = file.counts()
+    notes = []
+    if counts.repetitions:
+        notes.append(f"{file.path}: left out {count(counts.repetitions, 'row')} with the text and label of another row")
+    if counts.rejected:
+        rejected = f"{sum(counts.rejected.values()):,} of {count(counts.rows, 'row')}"
+        notes.append(f"{file.path}: rejected {rejected} ({_reasons(counts)}). {path} lists them")
+    return notes
 
 
-def _decoded_lines(file: BinaryIO, damage: list[tuple[str, str]]) -> Iterator[str]:
-    """Lines with their ends; what is not UTF-8 text is added to `damage`, and replaced so that the row goes on."""
-    offset = 0
-    for raw in file:
-        line = raw.decode(errors="replace")
-        if "\ufffd" in line:
-            try:
-                raw.decode()
-            except UnicodeDecodeError as error:
-                byte = raw[error.start : error.start + 1]
-                guess = f"in Windows-1252 or Latin-1 it would be {byte.decode('cp1252', errors='replace')!r}"
-                told = f"byte 0x{byte.hex()} at offset {offset + error.start:,} of the file is not UTF-8 ({guess})"
-                damage.append(("encoding", f"{told}; save the file in UTF-8"))
-        if "\0" in line:
-            told = f"there is a NUL byte at offset {offset + raw.index(0):,} of the file; remove it"
-            damage.append(("NUL bytes", told))
-            line = line.replace("\0", "\ufffd")  # Python 3.10's csv module gives up on it
-        if offset == 0:
-            line = line.removeprefix("\ufeff")
-        offset += len(raw)
-        if "\r" in line.rstrip("\r\n"):
-            yield from io.StringIO(line, newline="")  # a lone carriage return ends a line too
-        else:
-            yield line
+def _reasons(counts: RowCounts) -> str:
+    return ", ".join(f"{reason} {number:,}" for reason, number in counts.rejected.items())
+
+
+def _labelled_texts(texts: dict[str, int], file: FileRows, numbers: Labels) -> LabelledTexts:
+    names = [numbers.name(number) for number in range(len(numbers))]
+    return LabelledTexts(list(texts), [names[file.labels[index]] for index in texts.values()])
+
+
+def _by_label(texts: LabelledTexts) -> dict[str, int]:
+    return dict(sorted(Counter(texts.labels).items()))
 
 
 def fingerprint(*parts: LabelledTexts) -> str:
-    """SHA-256 of labelled texts, part by part; the order within a part does not matter."""
+    """SHA-256 of labelled texts, part by part, independent of the order within a part."""
     digest = hashlib.sha256()
     for part in parts:
-        # No text holds NUL, so no two rows look alike; sorted digests take less memory than sorted texts.
+        # Texts contain no NUL, so different rows differ here. Sorted digests need less memory than sorted texts.
         digests = sorted(
             hashlib.sha256(f"{label}\0{text}".encode()).digest()
             for text, label in zip(part.texts, part.labels, strict=True)
         )
         digest.update(hashlib.sha256(b"".join(digests)).digest())
     return digest.hexdigest()
-
-
-def _twins(labels: Iterable[str]) -> Iterator[tuple[str, str]]:
-    forms: dict[str, str] = {}
-    for label in labels:
-        first = forms.setdefault(_form(label), label)
-        if first != label:
-            yield first, label
-
-
-def _nearest(label: str, others: Iterable[str]) -> str:
-    for other in others:
-        if _form(other) == _form(label):
-            return f"; it differs from {_shown(other)} by letter case or white space only"
-    nearest = difflib.get_close_matches(label, others, n=1)
-    return f"; did you mean {_shown(nearest[0])}?" if nearest else ""
-
-
-def _form(label: str) -> str:
-    return " ".join(label.split()).casefold()
-
-
-def _place(row: int, line: int) -> str:
-    return f"row {row}" if row == line else f"row {row} (line {line})"
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

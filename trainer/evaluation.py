@@ -1,36 +1,64 @@
-"""How good a classifier is: accuracy, F1, confusion, and whether its scores can be believed."""
+"""Evaluates a classifier: accuracy, F1, confusion matrix and calibration."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import confusion_matrix
+
+from common.settings import Settings
 
 CALIBRATION_BINS = 15
-"""Bins of the calibration error, as in Guo et al. (2017)."""
+"""Number of bins of the calibration error, as in Guo et al. (2017)."""
+
+LARGEST_LOSS = 0.01
+"""Largest accepted loss of accuracy or macro F1 against another model, whether or not it could be chance."""
+
+TEMPERATURES = (0.25, 10.0)
+"""Bounds of the temperature. Without them, texts without errors would lead to 0."""
+
+Scores = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one classifier on one set of texts."""
+    """Results of one classifier on one set of texts."""
 
     texts: int
     accuracy: float
     macro_f1: float
     f1_by_label: dict[str, float]
     calibration_error: float
-    """Expected calibration error, 0 (scores are honest) to 1."""
+    """Expected calibration error, from 0 (perfectly calibrated) to 1."""
     confusion: list[list[int]]
     """Rows are the right labels, columns the predicted ones, both in the order of the labels."""
 
     def metrics(self) -> dict[str, float]:
-        """The figures as flat names and numbers, as MLflow and `bundle.json` want them."""
+        """The results as flat names and numbers, for MLflow and `bundle.json`."""
         figures = asdict(self)
         by_label = {f"f1_{label}": f1 for label, f1 in figures.pop("f1_by_label").items()}
         del figures["confusion"]
         return figures | by_label
+
+
+def under_thresholds(
+    settings: Settings, figures: Mapping[str, float], where: str, before: Mapping[str, float] | None = None
+) -> list[str]:
+    """Return which of `figures`, by the names of `Evaluation`, are under their threshold, in words.
+
+    If the figures `before` of another model are given, a figure that was under the threshold as well is left out,
+    unless it has fallen by more than `LARGEST_LOSS`.
+    """
+    problems = []
+    for name, least in (("accuracy", settings.min_accuracy), ("macro_f1", settings.min_macro_f1)):
+        value, was = figures[name], before[name] if before else 1.0
+        if value < least and (was >= least or value < was - LARGEST_LOSS):
+            told = "macro F1" if name == "macro_f1" else name
+            problems.append(f"{told} on {where} is {value:.4f}, under {least:g} ({figures['texts']:.0f} texts)")
+    return problems
 
 
 def evaluate(
@@ -51,10 +79,10 @@ def evaluate_answers(
     Macro F1 is the mean over the labels that occur among the targets.
     """
     indices = list(range(len(labels)))
-    f1 = f1_score(targets, predicted, labels=indices, average=None, zero_division=0)
+    f1 = _f1_by_label(predicted, targets, len(labels))
     return Evaluation(
         texts=len(targets),
-        accuracy=float(accuracy_score(targets, predicted)),
+        accuracy=float(np.mean(predicted == targets)),
         macro_f1=macro_f1(predicted, targets),
         f1_by_label={label: float(value) for label, value in zip(labels, f1, strict=True)},
         calibration_error=expected_calibration_error(confidence, predicted == targets),
@@ -63,8 +91,24 @@ def evaluate_answers(
 
 
 def macro_f1(predicted: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]) -> float:
-    """Mean F1 over the labels that occur among the targets; of a label that nobody asked for, none is right."""
-    return float(f1_score(targets, predicted, labels=np.unique(targets), average="macro", zero_division=0))
+    """Mean F1 over the labels that occur among the targets; a prediction below 0 is not a label, and so wrong.
+
+    The figure is scikit-learn's, without its checks, which would take most of the time of thousands of resamples.
+    """
+    occur = np.bincount(targets) > 0
+    return float(_f1_by_label(predicted, targets, len(occur))[: len(occur)][occur].mean())
+
+
+def f1_scores(right: npt.ArrayLike, asked: npt.ArrayLike, answered: npt.ArrayLike) -> Scores:
+    """F1 by how many texts were answered rightly with a label, have it, and were answered with it; 0 without any."""
+    scores: Scores = 2 * np.asarray(right) / np.maximum(np.add(asked, answered), 1e-12)
+    return scores
+
+
+def _f1_by_label(predicted: npt.NDArray[np.integer], targets: npt.NDArray[np.integer], labels: int) -> Scores:
+    answered = np.bincount(predicted[predicted >= 0], minlength=labels)
+    right = np.bincount(targets[predicted == targets], minlength=len(answered))
+    return f1_scores(right, np.bincount(targets, minlength=len(answered)), answered)
 
 
 def expected_calibration_error(confidence: npt.NDArray[np.floating], correct: npt.NDArray[np.bool_]) -> float:
@@ -81,14 +125,26 @@ def expected_calibration_error(confidence: npt.NDArray[np.floating], correct: np
 
 
 def fit_temperature(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]) -> float:
-    """The temperature T for which softmax(`logits` / T) has the least log loss on `targets`.
+    """The temperature T that minimises the log loss of softmax(`logits` / T) on `targets`.
 
-    It changes no label, only the confidence. Temperature scaling, Guo et al. 2017, section 4.2.
-    The bounds keep a validation set without a single error from asking for T = 0.
+    It changes the confidence, and no label. Temperature scaling: Guo et al. 2017, section 4.2.
     """
 
     def log_loss(temperature: float) -> float:
         log_probabilities = log_softmax(logits / temperature, axis=1)
         return float(-log_probabilities[np.arange(len(targets)), targets].mean())
 
-    return float(minimize_scalar(log_loss, bounds=(0.25, 10.0), method="bounded").x)
+    return float(minimize_scalar(log_loss, bounds=TEMPERATURES, method="bounded").x)
+
+
+def at_bound(temperature: float) -> str:
+    """Return what it means for the scores if `fit_temperature` stopped at a bound; empty if it did not."""
+    lowest, highest = TEMPERATURES
+    if temperature < 1.01 * lowest:
+        return (
+            f"The temperature stopped at its bound {lowest:g}: the held-out training texts have few errors or low "
+            "scores, so scores may not match how often labels are right"
+        )
+    if temperature > 0.99 * highest:
+        return f"The temperature stopped at its bound {highest:g}: scores are higher than labels are often right"
+    return ""

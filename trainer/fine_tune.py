@@ -1,4 +1,4 @@
-"""Fine-tunes the base model on the checked data, in one process or several, and survives being killed."""
+"""Fine-tunes the base model on the checked data, in one or several processes. An interrupted training resumes."""
 
 import gc
 import hashlib
@@ -28,19 +28,20 @@ from transformers import (
     set_seed,
 )
 
-from errors import PipelineError
-from serving.processor import has_bf16, usable_cores
-from settings import Settings
+from common.errors import PipelineError
+from common.settings import Settings
+from serving.backend.cpu import has_bf16, usable_cores
 from trainer.base_model import load_base_model
 from trainer.batches import NO_TARGET, EpochSampler, TokenizedTexts
 from trainer.dataset import Dataset
 from trainer.evaluation import evaluate
 from trainer.processes import Processes
 from trainer.progress import ProgressLine
+from trainer.selection import hold_out
 
 EVALUATIONS_PER_EPOCH = 2
 PATIENCE = 2
-"""Evaluations in a row without a better macro F1 before training stops: one epoch."""
+"""Consecutive evaluations without a better macro F1 after which training stops: one epoch."""
 WARMUP_RATIO = 0.06
 WEIGHT_DECAY = 0.01
 
@@ -49,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FineTuned:
-    """A fine-tuned classifier, the best of its training by macro F1 on the validation texts."""
+    """A fine-tuned classifier: the state with the best macro F1 on the held-out training texts (`hold_out`)."""
 
     base_model: str
     model: PreTrainedModel
@@ -59,18 +60,24 @@ class FineTuned:
     """[validation texts, labels]"""
     val_targets: npt.NDArray[np.int64]
     """[validation texts], in the order of the logits"""
+    selection_logits: npt.NDArray[np.float32]
+    """[held-out training texts, labels]"""
+    selection_targets: npt.NDArray[np.int64]
+    """[held-out training texts], in the order of the logits"""
     history: list[dict[str, float]]
-    """What was logged during training; each entry has a `step`."""
+    """Metrics logged during training; each entry has a `step`."""
+    steps: int
+    """Number of training steps, until early stopping."""
     hyperparameters: dict[str, Any]
     checkpoints: Path
-    """Where a killed training resumes from; to be removed once the result is safe."""
+    """Directory of checkpoints for resuming; to be removed when the result is saved."""
 
 
 def fine_tune(settings: Settings, dataset: Dataset) -> FineTuned:
-    """Fine-tune; a training of the same data and settings that was killed goes on where it was.
+    """Fine-tune the base model. An interrupted training with the same data and settings resumes.
 
-    Where `torchrun` has started several processes, each calls this and has the same result as the others, which is that
-    of one process but for the numbers' rounding and the dropped units.
+    If `torchrun` has started several processes, each calls this and gets the same result. It equals the result of one
+    process, except for rounding and for which units dropout removes.
 
     Raises:
         PipelineError: the base model cannot be loaded, the disk is full, or another process has ended.
@@ -79,8 +86,10 @@ def fine_tune(settings: Settings, dataset: Dataset) -> FineTuned:
     torch.set_num_threads(max(1, usable_cores() // processes.here))
     set_seed(settings.seed)
     base = load_base_model(settings, dataset.labels)
-    train = TokenizedTexts(dataset.train, dataset.labels, base.tokenizer, base.max_length)
-    val = TokenizedTexts(dataset.val, dataset.labels, base.tokenizer, base.max_length)
+    train, selection, val = (
+        TokenizedTexts(part, dataset.labels, base.tokenizer, base.max_length)
+        for part in (*hold_out(dataset.train), dataset.val)
+    )
     hyperparameters = {
         "base_model": base.name,
         "epochs": settings.epochs,
@@ -91,35 +100,39 @@ def fine_tune(settings: Settings, dataset: Dataset) -> FineTuned:
         "weight_decay": WEIGHT_DECAY,
         "warmup_ratio": WARMUP_RATIO,
         "bf16": _bf16(),
+        "selection_texts": len(selection),
     }
     checkpoints = settings.state_dir / "training" / _key(dataset.fingerprint, hyperparameters)
     log.info(
-        "Fine-tuning %s (%.1fM parameters) on %d texts, validating on %d, with %d threads%s in %s.",
+        "Fine-tuning %s (%.1fM parameters) on %d texts, with %d for choosing the best state, %d threads%s, in %s.",
         base.name,
         base.model.num_parameters() / 1e6,
         len(train),
-        len(val),
+        len(selection),
         torch.get_num_threads(),
         f" in each of {processes.count} processes" if processes.count > 1 else "",
         "bf16" if hyperparameters["bf16"] else "float32",
     )
     with processes.together():
-        trainer = _trainer(settings, processes, checkpoints, base.model, base.tokenizer, train, val, dataset.labels)
+        trainer = _trainer(
+            settings, processes, checkpoints, base.model, base.tokenizer, train, selection, dataset.labels
+        )
         if processes.as_first_finds(lambda: checkpoints.name) != checkpoints.name:
             raise PipelineError(
-                f"Process {processes.rank} of the training has other data or settings than the first one; "
-                "all need the same files and the same SENTIMENT_… variables."
+                f"Process {processes.rank} of the training has other data or settings than the first one. "
+                "All need the same files and the same SENTIMENT_… variables."
             )
         checkpoint = processes.as_first_finds(lambda: _last_whole_checkpoint(checkpoints))
         if checkpoint:
-            log.info("Resuming the training that was cut off, from %s.", checkpoint.name)
+            log.info("Resuming the interrupted training from %s.", checkpoint.name)
         if not processes.is_first:
-            set_seed(settings.seed + processes.rank)  # else all would drop the same units
+            set_seed(settings.seed + processes.rank)  # otherwise dropout would remove the same units in all
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        prediction = trainer.predict(val)
+        selected, validated = trainer.predict(selection), trainer.predict(val)
+        steps = trainer.state.global_step
         history = [{key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history]
-        # What averages the gradients has to go before the process group does: it would wait for gloo's threads with
-        # Python's lock, which these need (github.com/pytorch/pytorch/issues/56297).
+        # The gradient averaging must go before the process group: it would wait for gloo's threads while it holds
+        # Python's lock, which these threads need (github.com/pytorch/pytorch/issues/56297).
         del trainer
         gc.collect()
     return FineTuned(
@@ -127,17 +140,20 @@ def fine_tune(settings: Settings, dataset: Dataset) -> FineTuned:
         model=base.model,
         tokenizer=base.tokenizer,
         max_length=base.max_length,
-        val_logits=np.asarray(prediction.predictions, dtype=np.float32),
-        # Not val.targets: the evaluation groups texts by length too, and so changes their order.
-        val_targets=np.asarray(prediction.label_ids, dtype=np.int64),
+        val_logits=np.asarray(validated.predictions, dtype=np.float32),
+        # Not val.targets: the evaluation groups texts by length and so changes their order.
+        val_targets=np.asarray(validated.label_ids, dtype=np.int64),
+        selection_logits=np.asarray(selected.predictions, dtype=np.float32),
+        selection_targets=np.asarray(selected.label_ids, dtype=np.int64),
         history=history,
+        steps=steps,
         hyperparameters=hyperparameters,
         checkpoints=checkpoints,
     )
 
 
 class _EarlyStopping(EarlyStoppingCallback):
-    """Early stopping that also stops a training which is resumed where it had stopped."""
+    """Early stopping that also stops a training that resumes after early stopping."""
 
     def on_train_begin(self, *arguments: Any, **named: Any) -> None:
         super().on_train_begin(*arguments, **named)  # type: ignore[no-untyped-call]
@@ -147,14 +163,14 @@ class _EarlyStopping(EarlyStoppingCallback):
 
 
 class _ResumableTrainer(Trainer):
-    """A trainer of `TokenizedTexts` whose checkpoints can be relied upon."""
+    """A trainer of `TokenizedTexts` with reliable checkpoints."""
 
     def __init__(self, processes: Processes, **named: Any) -> None:
         super().__init__(compute_loss_func=_loss, **named)
         self._processes = processes
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """This process's share of each batch, which accelerate therefore is not to divide any more."""
+        """This process's share of each batch; accelerate must not divide it again."""
         texts = self.train_dataset
         assert isinstance(texts, TokenizedTexts)
         share = self.args.train_batch_size
@@ -174,17 +190,17 @@ class _ResumableTrainer(Trainer):
         try:
             super()._save_checkpoint(*arguments, **named)
         except Exception as error:
-            # A full disk is an OSError, a SafetensorError or a RuntimeError, as the file may be.
+            # A full disk raises an OSError, a SafetensorError or a RuntimeError, depending on the file.
             raise PipelineError(
-                f"The training could not write its checkpoint to {self.args.output_dir}: {error}. "
-                "Make room or set SENTIMENT_STATE_DIR to another disk, then run it again: it resumes."
+                f"The training cannot write its checkpoint to {self.args.output_dir}: {error}. "
+                "Free some space or set SENTIMENT_STATE_DIR to another disk, then run it again: it resumes."
             ) from error
 
 
 def _loss(outputs: Any, targets: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
-    """This process's part of the mean loss over the texts of a batch, which the trainer averages over the processes.
+    """This process's part of the mean loss over a batch; the trainer averages over the processes.
 
-    The models' own is the mean over a share, whatever its size, and the trainer would multiply it once too often.
+    The models' own loss is the mean over a share of any size, and the trainer would scale it twice.
     """
     return cross_entropy(outputs["logits"], targets, ignore_index=NO_TARGET, reduction="sum") / num_items_in_batch
 
@@ -200,7 +216,7 @@ def _trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: TokenizedTexts,
-    val: TokenizedTexts,
+    selection: TokenizedTexts,
     labels: tuple[str, ...],
 ) -> Trainer:
     steps_per_epoch = -(-len(train) // settings.batch_size)
@@ -233,7 +249,7 @@ def _trainer(
             save_steps=evaluate_every,
             save_total_limit=2,
             load_best_model_at_end=True,
-            # With them the patience that early stopping had left.
+            # Restores the remaining patience of early stopping.
             restore_callback_states_from_checkpoint=True,
             metric_for_best_model="macro_f1",
             greater_is_better=True,
@@ -244,7 +260,7 @@ def _trainer(
             ddp_find_unused_parameters=False,
         ),
         train_dataset=train,
-        eval_dataset=val,
+        eval_dataset=selection,
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
         compute_metrics=metrics,
         callbacks=[_EarlyStopping(early_stopping_patience=PATIENCE)] + [ProgressLine()] * processes.is_first,
@@ -254,12 +270,12 @@ def _trainer(
 
 
 def _key(fingerprint: str, hyperparameters: dict[str, Any]) -> str:
-    """Checkpoints belong to one data set and one set of hyperparameters."""
+    """Directory name for the checkpoints of one data set with one set of hyperparameters."""
     return hashlib.sha256(json.dumps([fingerprint, hyperparameters], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _last_whole_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint whose state, which is written last, can be read; half-written ones are removed."""
+    """The newest complete checkpoint. Its state is written last; checkpoints without a readable state are deleted."""
     found = sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for checkpoint in found:
         try:

@@ -1,4 +1,4 @@
-"""The processes of one training, each of which learns from its share of every batch, as `torchrun` starts them."""
+"""The processes of one training, started by `torchrun`. Each trains on its share of every batch."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed
 
-from errors import PipelineError
+from common.errors import PipelineError
 
 Found = TypeVar("Found")
 
@@ -19,40 +19,40 @@ _AGAIN = "Run the same command again: the training resumes from its last checkpo
 
 @dataclass(frozen=True)
 class Processes:
-    """How many there are, and which of them this one is; one alone unless `torchrun` started it."""
+    """Number of processes, and the position of this one. Without `torchrun` there is one."""
 
     rank: int = 0
-    """Among all; the first, 0, evaluates, records and saves for all."""
+    """Position of this process. The first one, 0, evaluates, records and saves."""
     count: int = 1
     here: int = 1
-    """How many of them share this machine's cores."""
+    """Number of processes that share this machine's cores."""
 
     @classmethod
     def started(cls) -> "Processes":
-        """Those that `torchrun`, or anything that sets the same environment variables, has started."""
+        """Read the environment variables that `torchrun` sets."""
         rank, count, here = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
         return cls(int(rank or 0), int(count or 1), int(here or 1))
 
     @property
     def is_first(self) -> bool:
-        """Whether this one evaluates, records and saves."""
+        """This process evaluates, records and saves."""
         return self.rank == 0
 
     def share(self, batch_size: int) -> int:
-        """How many texts of a batch this one learns from.
+        """Number of texts of a batch for this process.
 
         Raises:
-            PipelineError: not as many as each other one.
+            PipelineError: the batch cannot be divided into equal shares.
         """
         if batch_size % self.count:
             raise PipelineError(
                 f"A batch of {batch_size} texts (SENTIMENT_BATCH_SIZE) cannot be divided among {self.count} "
-                f"processes; give a multiple of {self.count}, such as {-(-batch_size // self.count) * self.count}."
+                f"processes. Use a multiple of {self.count}, such as {-(-batch_size // self.count) * self.count}."
             )
         return batch_size // self.count
 
     def as_first_finds(self, find: Callable[[], Found]) -> Found:
-        """What `find` returns to the first process, in all of them; only there it is called."""
+        """Call `find` in the first process, and return its result in all processes."""
         if self.count == 1:
             return find()
         found: list[Any] = [find() if self.is_first else None]
@@ -62,10 +62,10 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Work with the others in the block; where one of them ends too early, all do.
+        """Take part in the training during the block. If one process ends early, all end.
 
         Raises:
-            PipelineError: another one ended.
+            PipelineError: another process ended.
         """
         if self.count == 1:
             yield
@@ -75,10 +75,10 @@ class Processes:
             yield
             torch.distributed.destroy_process_group()
         except RuntimeError as error:
-            # Gloo has no error of its own.
+            # Gloo has no exception type.
             if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
                 raise PipelineError(
-                    f"Process {self.rank} of the training lost another of its {self.count} processes: "
+                    f"Process {self.rank} of {self.count} of the training lost the connection to another: "
                     f"{str(error).splitlines()[0]} {_AGAIN}"
                 ) from error
             raise
@@ -87,5 +87,5 @@ class Processes:
 
 
 def _give_up(*_: object) -> NoReturn:
-    """What `torchrun` tells the processes that are left when one has ended."""
-    raise PipelineError(f"The training was told to end, which it is when one of its processes has ended. {_AGAIN}")
+    """Handle SIGTERM, which `torchrun` sends to the remaining processes when one has ended."""
+    raise PipelineError(f"torchrun stopped this process of the training, because another one ended. {_AGAIN}")

@@ -1,11 +1,11 @@
-"""One line that says how far the training is, how well it goes, and when it will be done."""
+"""The progress line of a training: steps, quality and the time left."""
 
 import time
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from status_line import StatusLine, duration
+from common.progress import StatusLine, duration
 
 _STEPS_BEFORE_AN_ESTIMATE = 5
 
@@ -14,14 +14,14 @@ class ProgressLine(TrainerCallback):
     """Reports steps, quality and the time left."""
 
     def __init__(self) -> None:
-        """Start silent; the first report comes with the first step."""
+        """Print nothing until the first step."""
         self._line = StatusLine()
         self._started = 0.0
         self._first_step = 0
         self._loss = self._quality = ""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Remember when, and at which step, this process began."""
+        """Record the time and the step at which this process began."""
         self._started = time.monotonic()
         self._first_step = state.global_step
 
@@ -32,7 +32,7 @@ class ProgressLine(TrainerCallback):
             self._loss = f"  loss {logs['loss']:.3f}"
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Report progress, not too often."""
+        """Report progress at a limited rate."""
         enough_to_estimate = state.global_step - self._first_step >= _STEPS_BEFORE_AN_ESTIMATE
         if enough_to_estimate and self._line.is_due():
             self._report(state)
@@ -44,7 +44,7 @@ class ProgressLine(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Report the quality just measured on a line that stays."""
+        """Report the new quality on a line that stays."""
         metrics: dict[str, float] = kwargs["metrics"]
         self._quality = f"  accuracy {metrics['eval_accuracy']:.3f}  macro F1 {metrics['eval_macro_f1']:.3f}"
         self._report(state, stays=True)

@@ -1,49 +1,69 @@
-"""`training.json`: what is known of the model in `./model`, kept beside its weights."""
+"""`training.json`: facts about the model in `./model`, stored beside its weights."""
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from errors import PipelineError
+from common.errors import PipelineError
+from common.settings import Settings
+from common.stored_json import read_object
+from serving.model_repo.bundle import RowCounts
 
 FILE_NAME = "training.json"
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """How a model came to be; what the export needs beside the weights and the tokenizer."""
+    """How a model was trained. The export needs it besides the weights and the tokenizer."""
 
     version: int
-    """MLflow's version of the registered model; Triton's version too."""
+    """Version of the registered model in MLflow, and in Triton."""
     run_id: str
-    """MLflow's run."""
+    """Id of the MLflow run."""
     base_model: str
     labels: tuple[str, ...]
     max_length: int
-    """In tokens."""
+    """Maximum tokens per text."""
     temperature: float
-    """Divides the logits, so that scores are calibrated."""
+    """The logits are divided by it to calibrate the scores."""
     data_fingerprint: str
     metrics: dict[str, float]
+    training_key: str = ""
+    """`training_key` of the data and settings; empty in a record of an older release."""
+    baseline: dict[str, float] = field(default_factory=dict)
+    """Metrics of the baseline on the validation texts; empty in a record of an older release."""
+    data: dict[str, RowCounts] = field(default_factory=dict)
+    """Rows of the files `train` and `val`. Records of older releases do not have this field."""
+
+    def is_of(self, settings: Settings, fingerprint: str) -> bool:
+        """Return whether a training on the data with this fingerprint, with these settings, would repeat this one."""
+        return self.data_fingerprint == fingerprint and self.training_key in ("", training_key(settings, fingerprint))
 
     def save(self, model_dir: Path) -> None:
-        """Write it beside the weights in `model_dir`."""
+        """Write the record to `model_dir`."""
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
         (model_dir / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, model_dir: Path) -> "TrainingRecord":
-        """Read it from `model_dir`.
+        """Read the record from `model_dir`, which another release may have written.
 
         Raises:
             PipelineError: there is no trained model, or its record is damaged.
         """
         path = model_dir / FILE_NAME
         try:
-            fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**fields, "labels": tuple(fields["labels"])})
+            return read_object(cls, json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
-            raise PipelineError(f"{model_dir} holds no trained model; run `python app.py train` first.") from error
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise PipelineError(f"{path} is damaged ({error}); run `python app.py train` again.") from error
+            raise PipelineError(f"{model_dir} contains no trained model. Run `python app.py train` first.") from error
+        except (ValueError, RecursionError) as error:
+            raise PipelineError(f"{path} is damaged ({error}). Run `python app.py train` again.") from error
+
+
+def training_key(settings: Settings, fingerprint: str) -> str:
+    """Return a hash of the data and settings of a training. The same key would produce the same model."""
+    how = settings.model_dump(
+        mode="json", include={"base_model", "max_length", "epochs", "batch_size", "learning_rate", "seed"}
+    )
+    return hashlib.sha256(json.dumps([fingerprint, how], sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""Makes sample data from the human ratings in the source distribution of `vaderSentiment` 3.3.2.
+"""Makes sample data from human ratings in the source distribution of `vaderSentiment` 3.3.2.
 
 The ratings come from C.J. Hutto and E.E. Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of
 Social Media Text", ICWSM 2014: each text was rated from -4 to 4 by about twenty people. They are under the MIT licence,
-© 2016 C.J. Hutto, whose notice must go with every copy: it is written beside each data file, as `<file>.license`.
+© 2016 C.J. Hutto, whose notice must accompany every copy: it is written beside each data file as `<file>.license`.
 """
 
 import csv
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from errors import PipelineError
-from pypi_download import VADER, fetch
+from common.errors import PipelineError
+from common.pypi_download import VADER, fetch
 
 Domain = Literal["film", "product", "tweet", "editorial"]
 
@@ -33,7 +33,7 @@ _DISTRIBUTION = VADER.filename.removesuffix(".tar.gz")
 _RATINGS_ARCHIVE = f"{_DISTRIBUTION}/additional_resources/hutto_ICWSM_2014.tar.gz"
 _LICENSE = f"{_DISTRIBUTION}/LICENSE.txt"
 CLEAR_RATING = 0.5
-"""Nearer to zero than this, the raters disagree or see no sentiment."""
+"""Minimum distance of a rating from zero. Below it, the raters disagree or see no sentiment."""
 _VALIDATION_SHARE = 0.1
 
 _Row = tuple[str, str]
@@ -52,7 +52,7 @@ def read_ratings(domain: Domain) -> list[tuple[str, float]]:
     """Read the texts of a domain, cleaned, with their mean ratings from -4 (negative) to 4 (positive).
 
     Raises:
-        PipelineError: the source distribution cannot be fetched.
+        PipelineError: the source distribution cannot be downloaded.
     """
     with tarfile.open(fileobj=io.BytesIO(_distributed_file(_RATINGS_ARCHIVE))) as archive:
         table = _member(archive, f"hutto_ICWSM_2014/{_TABLES[domain]}_GroundTruth.txt").decode()
@@ -62,17 +62,17 @@ def read_ratings(domain: Domain) -> list[tuple[str, float]]:
 
 
 def write_sample_data(train_path: Path, val_path: Path, seed: int) -> SampleCounts:
-    """Write film and product sentences of clear sentiment as two CSV files with the columns `text` and `label`.
+    """Write film and product sentences with clear sentiment to two CSV files with the columns `text` and `label`.
 
-    The labels are `Positive` and `Negative`. A tenth of each label in each domain goes to validation. No text is in
-    both files, nor twice in one, letter case apart. The same seed gives the same bytes.
+    The labels are `Positive` and `Negative`. A tenth of each label in each domain is for validation. Ignoring letter
+    case, no text occurs twice. The same seed gives the same bytes.
 
     Raises:
-        PipelineError: a file of other content is in the place of one to write, a file cannot be written, or the source
-            distribution cannot be fetched.
+        PipelineError: a file with other content exists, a file cannot be written, or the source distribution cannot be
+            downloaded.
     """
     if os.path.realpath(train_path) == os.path.realpath(val_path):
-        raise PipelineError(f"Training and validation data cannot both be {train_path}; name two files.")
+        raise PipelineError(f"{train_path} cannot be both the training and the validation file. Use two files.")
     train, val = _split(seed)
     notice = _notice()
     _write_all(
@@ -139,18 +139,18 @@ def _distributed_file(name: str) -> bytes:
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
     file = archive.extractfile(name)
-    assert file is not None  # the checksum was verified, so what was a file is one
+    assert file is not None  # the checksum was verified, so the member exists
     return file.read()
 
 
 def _write_all(files: Mapping[Path, bytes]) -> None:
-    """Write all files, each in one step, and none before all could be written beside their places."""
+    """Write all files or none: first temporary files, then renames."""
     parts: dict[Path, Path] = {}
     try:
         for path, content in files.items():
             if path.exists() and path.read_bytes() != content:
                 raise PipelineError(
-                    f"{path} exists and is not the sample data of this seed; move it away, or name another file by "
+                    f"{path} exists and is not the sample data of this seed. Move it away, or name other files in "
                     "SENTIMENT_TRAIN_DATA and SENTIMENT_VAL_DATA."
                 )
         for path, content in files.items():

@@ -6,29 +6,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
+from sklearn.metrics import ConfusionMatrixDisplay
 
-from errors import PipelineError
-from serving.protocol import MODEL_NAME
-from settings import Settings
+from common.errors import PipelineError
+from common.settings import Settings
+from serving.model_repo.protocol import MODEL_NAME
 from trainer.evaluation import Evaluation
 from trainer.record import FILE_NAME, TrainingRecord
 
 EXPERIMENT = "sentiment"
 CHAMPION = "champion"
 """MLflow's alias of the version that is deployed."""
+_LONGEST_TAG = 5_000
+"""Maximum characters of a tag's value on every MLflow server."""
 
 
 class Tracking:
     """The MLflow tracking server and model registry of the settings."""
 
     def __init__(self, settings: Settings) -> None:
-        """Connect; with the default store its database and artifacts are made in the state directory.
+        """Connect. The default store is created in the state directory.
 
         Raises:
             PipelineError: the tracking server cannot be reached or used.
@@ -40,8 +42,8 @@ class Tracking:
                 settings.state_dir.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise PipelineError(
-                    f"The state directory {settings.state_dir} cannot be made: {error.strerror}. "
-                    "SENTIMENT_STATE_DIR names another."
+                    f"The state directory {settings.state_dir} cannot be created: {error.strerror}. "
+                    "Set SENTIMENT_STATE_DIR to another one."
                 ) from error
             artifacts = (settings.state_dir / "mlflow-artifacts").resolve().as_uri()
         try:
@@ -61,11 +63,12 @@ class Tracking:
         hyperparameters: Mapping[str, Any],
         history: list[dict[str, float]],
         evaluation: Evaluation,
+        baseline: Evaluation,
         tags: Mapping[str, str],
     ) -> str:
-        """Record one finished training with its model; returns the run's id.
+        """Record one finished training with its model, and return the run's id.
 
-        `history` are metrics by step, as the trainer logged them.
+        `history` are metrics by step, as the trainer logged them. Metrics of the `baseline` get the prefix `baseline_`.
         """
         now = round(time.time() * 1000)
         run = self._client.create_run(self._experiment_id, start_time=now, tags={"mlflow.source.name": "app.py train"})
@@ -80,6 +83,7 @@ class Tracking:
                     if name != "step"
                 ),
                 *(Metric(name, value, now, 0) for name, value in _named(evaluation.metrics())),
+                *(Metric(f"baseline_{name}", value, now, 0) for name, value in _named(baseline.metrics())),
             ],
             params=[Param(name, str(value)) for name, value in hyperparameters.items()],
             tags=[RunTag(name, value) for name, value in tags.items()],
@@ -93,11 +97,15 @@ class Tracking:
         self._client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
         return run_id
 
-    def register(self, run_id: str, taken: set[int]) -> int:
-        """Register the run's model; returns its version.
+    def record_data(self, run_id: str, report: Mapping[str, Any]) -> None:
+        """Save the report on the data in the run."""
+        self._client.log_dict(run_id, dict(report), "data_report.json")
 
-        `taken` are versions that a model repository holds already, from a store that is gone:
-        one integer names a model everywhere, so such a number is used up and the next one taken.
+    def register(self, run_id: str, taken: set[int]) -> int:
+        """Register the run's model, and return its version.
+
+        `taken` are versions that already exist in the model repository, from an MLflow store that was deleted. One
+        integer identifies a model everywhere, so such numbers are skipped.
         """
         source = f"{self._client.get_run(run_id).info.artifact_uri}/model"
         try:
@@ -116,31 +124,36 @@ class Tracking:
             )
 
     def save_record(self, record: TrainingRecord) -> None:
-        """Keep the training's record, which names the version, with the run."""
+        """Save the training record, which contains the version, in the run."""
         self._client.log_dict(record.run_id, asdict(record), f"model/{FILE_NAME}")
 
     def check_registered(self, version: int) -> None:
-        """Raise a PipelineError unless the registry holds `version`."""
+        """Raise a PipelineError unless the registry contains `version`."""
         try:
             self._client.get_model_version(MODEL_NAME, str(version))
         except MlflowException as error:
             raise PipelineError(
-                f"MLflow at {self.uri} cannot tell of version {version}: {error.message} Check "
-                "SENTIMENT_MLFLOW_TRACKING_URI and SENTIMENT_STATE_DIR; if its store is gone, train again."
+                f"MLflow at {self.uri} does not return version {version}: {error.message} Check "
+                "SENTIMENT_MLFLOW_TRACKING_URI and SENTIMENT_STATE_DIR. If the store is gone, train again."
             ) from error
 
     def record_export(self, run_id: str, version: int, bundle: Mapping[str, Any]) -> None:
-        """Keep what the export measured, `bundle.json`, with the run and the version."""
+        """Save `bundle.json` with the export's measurements in the run, and tag the version."""
         self._client.log_dict(run_id, dict(bundle), "bundle.json")
         self._client.set_model_version_tag(MODEL_NAME, str(version), "exported", "true")
 
     def record_verdicts(self, version: int, verdicts: Mapping[str, bool]) -> None:
-        """Keep which gates the version passed, as tags of it."""
+        """Record the results of the gates as tags of the version."""
         for gate, passed in verdicts.items():
             self._client.set_model_version_tag(MODEL_NAME, str(version), f"gate.{gate}", str(passed).lower())
 
+    def record_sources(self, version: int, rows: Mapping[str, int]) -> None:
+        """Record the number of training rows of each feedback source as a tag of the version."""
+        counts = ", ".join(f"{source} {count}" for source, count in sorted(rows.items()))
+        self._client.set_model_version_tag(MODEL_NAME, str(version), "feedback", counts[:_LONGEST_TAG] or "none")
+
     def set_champion(self, version: int) -> None:
-        """Point the alias `champion` at `version`.
+        """Set the alias `champion` to `version`.
 
         Raises:
             PipelineError: MLflow cannot be used, or does not know the version.
@@ -148,18 +161,18 @@ class Tracking:
         try:
             self._client.set_registered_model_alias(MODEL_NAME, CHAMPION, str(version))
         except MlflowException as error:
-            raise PipelineError(f"MLflow's alias could not be set to version {version}: {error.message}") from error
+            raise PipelineError(f"MLflow's alias cannot be set to version {version}: {error.message}") from error
 
     def aliased(self) -> set[int]:
-        """The versions that an alias names, whoever set it."""
+        """All versions that have an alias."""
         try:
             return {int(version) for version in self._client.get_registered_model(MODEL_NAME).aliases.values()}
         except MlflowException as error:
-            raise PipelineError(f"MLflow cannot tell its aliases: {error.message}") from error
+            raise PipelineError(f"MLflow does not return its aliases: {error.message}") from error
 
 
 def _named(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
-    """MLflow allows few characters in a metric's name; a label may have any."""
+    """Replace characters that MLflow does not allow in a metric's name; labels may contain any."""
     allowed = "_-. /:"
     return [
         ("".join(char if char.isalnum() or char in allowed else "_" for char in name), float(value))
@@ -168,21 +181,10 @@ def _named(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 def confusion_figure(confusion: list[list[int]], labels: list[str]) -> Figure:
-    """Draw a confusion matrix: share of each right label by colour, number of texts in the cells."""
-    counts = np.array(confusion)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    """Draw a confusion matrix, with the number of texts in each cell."""
     size = 2.6 + 0.9 * len(labels)
-    with matplotlib.rc_context({"font.size": 11}):
-        figure = Figure(figsize=(size + 1, size), layout="constrained")
-        axes = figure.subplots()
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(len(labels)), labels)
-        axes.set_yticks(range(len(labels)), labels, rotation=90, va="center")
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("right")
-        for row, column in np.ndindex(counts.shape):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            text = f"{counts[row, column]}\n{shares[row, column]:.0%}"
-            axes.text(column, row, text, ha="center", va="center", color=colour)
-        figure.colorbar(image, label="share of the right label")
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    ConfusionMatrixDisplay(np.array(confusion), display_labels=labels).plot(
+        ax=figure.subplots(), cmap="Blues", values_format=",d"
+    )
     return figure

@@ -1,4 +1,4 @@
-"""One training from the two CSV files to `./model` and a registered version in MLflow."""
+"""One training from the data files to `./model` and a registered version in MLflow."""
 
 import errno
 import logging
@@ -9,35 +9,56 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
 
-from errors import PipelineError
-from serving.repository import ModelRepository
-from settings import Settings
-from trainer.dataset import load_dataset
-from trainer.evaluation import evaluate, fit_temperature
+from common.errors import PipelineError
+from common.settings import Settings
+from serving.model_repo.bundle import RowCounts
+from serving.model_repo.repository import ModelRepository
+from trainer.base_tokenizer import BaseTokenizer, load_base_tokenizer
+from trainer.baseline import evaluate_baseline, not_better
+from trainer.data_report import DataReport, data_report
+from trainer.dataset import DatasetError, check_data, load_dataset
+from trainer.evaluation import at_bound, evaluate, fit_temperature, under_thresholds
 from trainer.fine_tune import FineTuned, fine_tune
-from trainer.record import TrainingRecord
+from trainer.record import TrainingRecord, training_key
 from trainer.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
 
-def train(settings: Settings) -> TrainingRecord:
-    """Check the data, fine-tune, calibrate, record in MLflow, save to the model directory.
+def train(settings: Settings, counts: dict[str, RowCounts] | None = None) -> TrainingRecord:
+    """Check the data, fine-tune, calibrate, record in MLflow, and save to the model directory.
 
-    The model directory is replaced last, by renaming, so that a failed training leaves the old one.
+    `counts` are recorded as the rows of the data files. If they are missing, those of the files read here are.
+
+    The model directory is replaced last, by renaming, so a failed training keeps the old one.
 
     Raises:
-        PipelineError: the data, the base model, MLflow or the disk does not allow it.
+        PipelineError: there is a problem with the data, the base model, MLflow or the disk.
     """
     started = time.monotonic()
-    dataset = load_dataset(settings.train_data, settings.val_data)
-    for repair in dataset.repairs:
-        log.warning("%s", repair)
+    found = check_data(settings)
+    if found.dataset is None:
+        raise DatasetError(found.problems)
+    dataset = found.dataset
+    base = load_base_tokenizer(settings)
+    report = data_report(found, base)
+    _log(report)
     tracking = Tracking(settings)
+    baseline = evaluate_baseline(dataset)
+    log.info(
+        "Baseline (TF-IDF with logistic regression) on the validation texts: accuracy %.4f, macro F1 %.4f.",
+        baseline.accuracy,
+        baseline.macro_f1,
+    )
     tuned = fine_tune(settings, dataset)
+    if base is None:  # the training has just downloaded the encoder
+        tokenizer = Tokenizer.from_str(tuned.tokenizer.backend_tokenizer.to_str())  # a copy, because it is changed
+        report = data_report(found, BaseTokenizer(tuned.base_model, tokenizer, tuned.max_length))
+        _log(report)
 
-    temperature = fit_temperature(tuned.val_logits, tuned.val_targets)
+    temperature = fit_temperature(tuned.selection_logits, tuned.selection_targets)
     probabilities = torch.softmax(torch.from_numpy(tuned.val_logits) / temperature, dim=1).numpy()
     evaluation = evaluate(probabilities, tuned.val_targets, dataset.labels)
     log.info(
@@ -47,6 +68,23 @@ def train(settings: Settings) -> TrainingRecord:
         evaluation.calibration_error,
         temperature,
     )
+    if warning := at_bound(temperature):
+        log.warning("%s (calibration error %.3f on the validation texts).", warning, evaluation.calibration_error)
+    warning = not_better(
+        evaluation.metrics(),
+        baseline.metrics(),
+        steps=tuned.steps,
+        texts=len(dataset.train.texts),
+        unknown=report.tokens.unknown if report.tokens else 0.0,
+    )
+    if warning:
+        log.warning("%s", warning)
+    for problem in under_thresholds(settings, evaluation.metrics(), "validation"):
+        log.warning(
+            "The model misses a threshold of the checks: %s. More or better data help, or another encoder. If this is "
+            "good enough, lower SENTIMENT_MIN_ACCURACY or SENTIMENT_MIN_MACRO_F1.",
+            problem,
+        )
 
     staging = _save_beside(settings.model_dir, tuned)
     run_id = tracking.record_run(
@@ -54,6 +92,7 @@ def train(settings: Settings) -> TrainingRecord:
         tuned.hyperparameters | {"temperature": temperature, "train_texts": len(dataset.train.texts)},
         tuned.history,
         evaluation,
+        baseline,
         {
             "data_fingerprint": dataset.fingerprint,
             "train_data": str(settings.train_data),
@@ -61,6 +100,7 @@ def train(settings: Settings) -> TrainingRecord:
             "training_minutes": f"{(time.monotonic() - started) / 60:.1f}",
         },
     )
+    tracking.record_data(run_id, report.as_json())
     record = TrainingRecord(
         version=tracking.register(run_id, taken=ModelRepository(settings.model_repository).published()),
         run_id=run_id,
@@ -70,13 +110,16 @@ def train(settings: Settings) -> TrainingRecord:
         temperature=temperature,
         data_fingerprint=dataset.fingerprint,
         metrics=evaluation.metrics(),
+        baseline=baseline.metrics(),
+        training_key=training_key(settings, dataset.fingerprint),
+        data=counts or dataset.counts,
     )
     tracking.save_record(record)
     record.save(staging)
     replace_directory(settings.model_dir, staging)
     shutil.rmtree(tuned.checkpoints)
     log.info(
-        "Trained version %d in %.1f min; saved to %s, recorded in MLflow at %s.",
+        "Trained version %d in %.1f min. Saved it to %s and recorded it in MLflow at %s.",
         record.version,
         (time.monotonic() - started) / 60,
         settings.model_dir,
@@ -86,13 +129,17 @@ def train(settings: Settings) -> TrainingRecord:
 
 
 def take_part(settings: Settings) -> None:
-    """Learn with the first process of a training, which does what `train` does.
+    """Take part in a training as a process other than the first, which runs `train`.
 
     Raises:
-        PipelineError: as `fine_tune` does.
+        PipelineError: `fine_tune` fails.
     """
-    logging.disable(logging.WARNING)  # the first one says what all would
-    fine_tune(settings, load_dataset(settings.train_data, settings.val_data))
+    logging.disable(logging.WARNING)  # the first process logs for all
+    fine_tune(settings, load_dataset(settings, write_list=False))
+
+
+def _log(report: DataReport) -> None:
+    log.log(logging.WARNING if report.warnings else logging.INFO, "The data:\n%s", report.as_text())
 
 
 def _save_beside(model_dir: Path, tuned: FineTuned) -> Path:
@@ -105,14 +152,14 @@ def _save_beside(model_dir: Path, tuned: FineTuned) -> Path:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise PipelineError(
-            f"The trained model could not be saved beside {model_dir}: {error}. "
-            "Make room, then run it again: it resumes."
+            f"The trained model cannot be saved beside {model_dir}: {error}. "
+            "Free some space, then run it again: it resumes."
         ) from error
     return staging
 
 
 def replace_directory(target: Path, replacement: Path) -> None:
-    """Put `replacement` in `target`'s place; a kill between the two renames leaves both, under other names."""
+    """Replace `target` with `replacement`. A kill between the two renames leaves both under other names."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -122,7 +169,7 @@ def replace_directory(target: Path, replacement: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        # Complete before it is seen, as by a rename, and there twice until then.
+        # Copy completely before the rename, so that no half-copied directory appears at `target`.
         copy = target.with_name(f".{target.name}.copy")
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(replacement, copy)

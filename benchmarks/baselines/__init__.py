@@ -1,1 +1,1 @@
-"""Servers that users run today; each is a script of its own, as they would write it."""
+"""Common alternative servers, each an independent script as a user would write it."""

@@ -1,7 +1,7 @@
-"""The server that a careful user would tune: LitServe, padded batches of 32, the model in OpenVINO.
+"""A carefully tuned alternative server: LitServe with padded batches of 32 and the model in OpenVINO.
 
-`litserve_server.py MODEL PORT CORES PRECISION`. The tuning: the precision (`bf16` where the processor has it, else
-`f32`), one worker of one unpinned thread a core, and a batch that waits at most 5 ms to be filled.
+Usage: `litserve_server.py MODEL PORT CORES PRECISION`. The tuning: a precision (`bf16` if the processor supports it,
+else `f32`), one worker with one unpinned thread per core, and at most 5 ms to fill a batch.
 """
 
 import sys
@@ -19,16 +19,16 @@ BATCH_TIMEOUT_S = 0.005
 
 
 class Sentiment(litserve.LitAPI):  # type: ignore[misc]
-    """Classifies texts in batches, each padded to its longest."""
+    """Classifies texts in batches, each padded to its longest text."""
 
     def __init__(self, model: str, precision: str) -> None:
-        """Serve the model in a directory, computed in a precision."""
+        """Serve the model in the directory `model` with the OpenVINO precision `precision`."""
         super().__init__(max_batch_size=BATCH_SIZE, batch_timeout=BATCH_TIMEOUT_S, api_path="/predict/live")
         self._directory = model
         self._precision = precision
 
     def setup(self, device: str) -> None:  # noqa: ARG002 - LitServe's signature
-        """Load the model; runs in each worker."""
+        """Load the model; LitServe calls this in each worker."""
         model = AutoModelForSequenceClassification.from_pretrained(self._directory)
         self._labels = model.config.id2label
         self._tokenizer = Tokenizer.from_file(f"{self._directory}/tokenizer.json")
@@ -46,7 +46,7 @@ class Sentiment(litserve.LitAPI):  # type: ignore[misc]
         self._request = openvino.Core().compile_model(graph, "CPU", options).create_infer_request()
 
     def decode_request(self, request: dict[str, str]) -> str:
-        """Take the text out of a request."""
+        """Return the text of a request."""
         return request["text"]
 
     def batch(self, inputs: list[str]) -> list[Any]:
@@ -54,7 +54,7 @@ class Sentiment(litserve.LitAPI):  # type: ignore[misc]
         return list(self._tokenizer.encode_batch_fast(inputs))
 
     def predict(self, x: list[Any]) -> np.ndarray[Any, Any]:
-        """Probabilities [texts, labels]."""
+        """Return the probabilities, [texts, labels]."""
         input_ids = np.array([encoding.ids for encoding in x])
         attention_mask = np.array([encoding.attention_mask for encoding in x])
         feed = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": np.zeros_like(input_ids)}
@@ -63,11 +63,11 @@ class Sentiment(litserve.LitAPI):  # type: ignore[misc]
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 
     def unbatch(self, output: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
-        """One row a text."""
+        """Split the probabilities into one row per text."""
         return list(output)
 
     def encode_response(self, output: np.ndarray[Any, Any]) -> dict[str, Any]:
-        """The body of the answer."""
+        """Return the body of the response."""
         best = int(output.argmax())
         return {"predictions": {"label": {"0": self._labels[best]}, "score": {"0": round(float(output[best]), 4)}}}
 

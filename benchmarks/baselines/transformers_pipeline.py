@@ -1,4 +1,4 @@
-"""The server that a user would write: FastAPI and a `transformers` pipeline. `transformers_pipeline.py MODEL PORT`."""
+"""A simple alternative server: FastAPI and a `transformers` pipeline. Usage: `transformers_pipeline.py MODEL PORT`."""
 
 import sys
 
@@ -9,13 +9,13 @@ from transformers import pipeline
 
 
 class Request(BaseModel):
-    """One text."""
+    """A request with one text."""
 
     text: str
 
 
 def create_app(model: str) -> FastAPI:
-    """Make the app that answers by the model in a directory."""
+    """Create the app that serves the model in the directory `model`."""
     classify = pipeline("text-classification", model=model, device="cpu")
     app = FastAPI()
 

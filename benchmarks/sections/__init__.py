@@ -1,1 +1,1 @@
-"""What is measured, a section a module; each adds its measurements to the run's results."""
+"""The sections of a benchmark run, one per module; each adds its measurements to the run's results."""

@@ -1,22 +1,22 @@
-"""*engine*: the graph in process, in each runtime and precision, batched in each way, on all cores."""
+"""Section *engine*: the graph in process on all cores, with each runtime, precision and way of batching."""
 
 from contextlib import ExitStack
 from functools import partial
 
 from benchmarks.batching import WAYS
-from benchmarks.engine_process import engine_process
+from benchmarks.engine_worker import engine_process, in_process
 from benchmarks.results import Case
 from benchmarks.run import Run
 from benchmarks.texts import REVIEWS
-from errors import PipelineError
+from common.errors import PipelineError
 
 SECTION = "engine"
-SHARES = "where a core's time goes (packed)"
+TITLE = "Engine, in process, reviews"
 
 
 def measure(run: Run) -> None:
-    """Measure every way in every variant that the model has, whether or not it may serve."""
-    texts = run.texts_file(REVIEWS)
+    """Measure each way of batching with each of the model's variants, including refused ones."""
+    texts = run.engine_texts_file(REVIEWS)
     cases = []
     with ExitStack() as stack:
         for variant in run.model.variants():
@@ -26,6 +26,5 @@ def measure(run: Run) -> None:
             except PipelineError as error:
                 run.results.notes.append(f"{SECTION}: {variant} is left out. {error}")
                 continue
-            cases += [Case(str(variant), way, partial(engine.measure, way, texts)) for way in WAYS]
-            cases.append(Case(str(variant), SHARES, partial(engine.shares, texts)))
+            cases += [Case(str(variant), way, partial(in_process, engine, way, texts)) for way in WAYS]
         run.measure(SECTION, cases)

@@ -1,28 +1,26 @@
-"""*lengths*: the gateway, and the engine packed and padded, for short, mixed, long and uniform texts."""
+"""Section *lengths*: the gateway, and the engine with packing and padding, for texts of mixed and uniform length."""
 
 from contextlib import ExitStack
 from functools import partial
 
-from benchmarks.batching import PACKED, PACKED_16, PADDED, PADDED_16
-from benchmarks.engine_process import engine_process
+from benchmarks.batching import PACKED, PADDED
+from benchmarks.engine_worker import engine_process, in_process
 from benchmarks.processes import running_pipeline
 from benchmarks.results import Case
 from benchmarks.run import Run
 from benchmarks.sections.server import START_TIMEOUT_S
-from benchmarks.texts import FLAT_LONG, LONG, MIXED, TWEETS
+from benchmarks.texts import FLAT_LONG, MIXED
 
 SECTION = "lengths"
+TITLE = "Texts of other lengths, by 64 texts or connections; the gateway by 16 for flat-long"
 GATEWAY = "gateway, live"
 ENGINE_PACKED = "engine, packed"
 ENGINE_PADDED = "engine, padded"
-SETS = (TWEETS, MIXED, LONG, FLAT_LONG)
+SETS = (MIXED, FLAT_LONG)
 
 
 def measure(run: Run) -> None:
-    """Measure each set of texts in the variant that is served.
-
-    By 64 texts, in a batch or on as many connections; long texts by 16, of which a core has its fill.
-    """
+    """Measure each set of texts with the deployed variant."""
     with ExitStack() as stack:
         pipeline = stack.enter_context(running_pipeline(run.model.repository.root, run.directory / "pipeline"))
         run.progress(f"{SECTION}: waiting until the pipeline answers")
@@ -30,9 +28,10 @@ def measure(run: Run) -> None:
         engine = stack.enter_context(engine_process(run.model.directory, run.model.choice().variant))
         cases = []
         for name in SETS:
-            long = name in (LONG, FLAT_LONG)
-            packed, padded, connections = (PACKED_16, PADDED_16, 16) if long else (PACKED, PADDED, 64)
-            for group, way in ((ENGINE_PACKED, packed), (ENGINE_PADDED, padded)):
-                cases.append(Case(group, name, partial(engine.measure, way, run.texts_file(name))))
+            texts = run.engine_texts_file(name)
+            for group, way in ((ENGINE_PACKED, PACKED), (ENGINE_PADDED, PADDED)):
+                cases.append(Case(group, name, partial(in_process, engine, way, texts)))
+            # 16 long texts take the gateway as long as 64 others.
+            connections = 16 if name == FLAT_LONG else 64
             cases.append(Case(GATEWAY, name, run.live_load(pipeline, connections, name)))
         run.measure(SECTION, cases)

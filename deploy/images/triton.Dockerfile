@@ -4,10 +4,12 @@
 #   docker build -f deploy/images/triton.Dockerfile -t sentiment-triton .
 #   docker build -f deploy/images/triton.Dockerfile -t sentiment-triton-gpu --build-arg ONNXRUNTIME=onnxruntime-gpu==1.31.1 .
 #
-# 26.09 is Triton 2.73, the release of the client in requirements.lock. Unlike the bundled build its Python backend
-# takes NumPy 2 as it is. There is no smaller published image with a Python backend; NVIDIA's compose.py makes one.
+# 26.11 was the newest release when this was written; docs/moving-to-a-newer-triton.md says how to move on. The client in
+# requirements.lock is that of 26.09 (2.73), the newest on PyPI then, which speaks the same protocol. Unlike the bundled
+# build its Python backend takes NumPy 2 as it is. There is no smaller published image with a Python backend; NVIDIA's
+# compose.py makes one.
 
-ARG TRITON=nvcr.io/nvidia/tritonserver:26.09-py3
+ARG TRITON=nvcr.io/nvidia/tritonserver:26.11-py3
 # hadolint ignore=DL3006
 FROM ${TRITON} AS build
 # As requirements.lock has it, or another build or version of it, as the one for CUDA 13.
@@ -21,23 +23,25 @@ RUN grep -E '^[A-Za-z0-9_.-]+==' /build/requirements.lock > /build/constraints.t
 # hadolint ignore=DL3006
 FROM ${TRITON}
 COPY --from=build /opt/sentiment/packages /opt/sentiment/packages
-COPY errors.py deploy/images/is_answering.py /opt/sentiment/
+COPY deploy/images/is_answering.py deploy/images/start_triton.sh /opt/sentiment/
+COPY common /opt/sentiment/common
 COPY serving /opt/sentiment/serving
-COPY serving/packed_onnx/model.py /opt/tritonserver/backends/packed_onnx/model.py
+COPY serving/backend/packed_onnx/model.py /opt/tritonserver/backends/packed_onnx/model.py
 # The engine divides the cores; more threads would only get in each other's way. (What sounds like a token is none.)
 # hadolint ignore=DL3064
 ENV PYTHONPATH=/opt/sentiment/packages:/opt/sentiment \
     PYTHONDONTWRITEBYTECODE=1 \
     OMP_NUM_THREADS=1 \
     TOKENIZERS_PARALLELISM=false
-RUN python3 -c "import onnxruntime, openvino, serving.choice, serving.engine" \
+RUN python3 -c "import onnxruntime, openvino, serving.backend.variant_choice, serving.backend.engine" \
     && groupadd --gid 10001 sentiment && useradd --uid 10001 --gid 10001 --no-create-home sentiment \
     && install -d -o sentiment -g sentiment /models
 USER 10001:10001
 EXPOSE 8001 8002
 HEALTHCHECK --interval=10s --timeout=15s --start-period=300s \
     CMD ["python3", "/opt/sentiment/is_answering.py", "ready"]
-ENTRYPOINT ["/opt/tritonserver/bin/tritonserver"]
+# Ends at once where there is no SENTIMENT_TRITON_KEY.
+ENTRYPOINT ["/opt/sentiment/start_triton.sh"]
 # Started before there is a version, it ends: whoever starts it waits for /models/sentiment/config.pbtxt.
 CMD ["--model-repository=/models", \
      "--model-control-mode=explicit", \

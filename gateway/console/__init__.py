@@ -1,1 +1,1 @@
-"""The console: pages for people, at `/`."""
+"""The console: the gateway's web pages, at `/`."""

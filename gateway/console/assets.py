@@ -1,6 +1,6 @@
-"""What the pages load besides themselves: style, scripts and the two libraries, kept in memory.
+"""The static files of the pages, kept in memory: styles, scripts and two libraries.
 
-A name holds a hash of the content, so a browser may keep what it has for ever and asks anew for what was changed.
+Each URL contains a hash of the content, so browsers can cache files for ever and still load changed ones.
 """
 
 import gzip
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastapi import Request, Response
 
-from gateway.deps import DirectRoute, Endpoint
+from gateway.routes.direct_route import DirectRoute, Endpoint
 
 _DIRECTORY = Path(__file__).resolve().parent / "static"
 _PREFIX = "/console/static"
@@ -21,7 +21,7 @@ CACHE = "public, max-age=31536000, immutable"
 
 @dataclass(frozen=True)
 class Asset:
-    """A file, as it is sent."""
+    """A static file in the form in which it is sent."""
 
     path: str
     body: bytes
@@ -31,7 +31,7 @@ class Asset:
 
 @lru_cache(maxsize=1)
 def assets() -> dict[str, Asset]:
-    """Every file by its name, such as `vendor/htmx.min.js`."""
+    """Return all static files by name, such as `vendor/htmx.min.js`."""
     found = {}
     for file in sorted(_DIRECTORY.rglob("*")):
         media_type = _MEDIA_TYPES.get(file.suffix)
@@ -44,7 +44,7 @@ def assets() -> dict[str, Asset]:
 
 
 def routes() -> list[DirectRoute]:
-    """A route for each file, open to everybody: they are the same in every installation."""
+    """Return a route for each file. They need no key, because the files are the same in every installation."""
     return [
         DirectRoute(asset.path, _answer_with(asset), scope=None, methods=["GET"], include_in_schema=False)
         for asset in assets().values()

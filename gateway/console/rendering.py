@@ -1,4 +1,4 @@
-"""Turns templates into pages. Jinja escapes whatever is put into them; nothing here marks text as safe."""
+"""Renders templates. Jinja escapes all values; no code here marks text as safe."""
 
 from datetime import datetime
 from functools import lru_cache
@@ -10,11 +10,11 @@ from gateway.console.assets import assets
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 NOTHING = "–"
-"""Stands where there is no figure."""
+"""Placeholder for a missing value."""
 
 
 def render(template: str, context: dict[str, object]) -> str:
-    """Fill in a template."""
+    """Render a template."""
     return _environment().get_template(template).render(context)
 
 
@@ -41,32 +41,32 @@ def _environment() -> Environment:
 
 
 def percent(share: float | None, decimals: int = 1) -> str:
-    """A share, 0 to 1, in percent."""
+    """Format a share from 0 to 1 in percent."""
     return NOTHING if share is None else f"{100 * share:.{decimals}f} %"
 
 
 def figure(value: float | None, decimals: int = 1) -> str:
-    """A number with thousands set apart."""
+    """Format a number with thousands separators."""
     return NOTHING if value is None else f"{value:,.{decimals}f}"
 
 
 def milliseconds(value: float | None) -> str:
-    """A duration, with as many decimals as say something."""
+    """Format a duration in milliseconds with about three significant digits."""
     if value is None:
         return NOTHING
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} ms"
 
 
 def utc(time: datetime | None) -> str:
-    """A point in time for people."""
+    """Format a time for people."""
     return NOTHING if time is None else f"{time:%Y-%m-%d %H:%M:%S}"
 
 
 def iso(time: datetime | None) -> str:
-    """A point in time for programs."""
+    """Format a time for programs (ISO 8601)."""
     return "" if time is None else time.isoformat(timespec="seconds")
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """A number with its noun."""
+    """Format a number with its noun in the singular or plural."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -1,1 +1,1 @@
-"""The gates: what a candidate must show before it takes the champion's place."""
+"""The gates: tests that a candidate must pass before it is promoted."""

@@ -1,9 +1,8 @@
-"""Behaviour checks: what holds for a model of sentiment whatever its data (CheckList, Ribeiro et al., ACL 2020).
+"""Behaviour checks: expected properties of any sentiment model (CheckList, Ribeiro et al., ACL 2020).
 
-They name no label, so any model can be put through them: a negation must turn whatever label the plain sentence got,
-and a name or a typo must not. A model of another language or of other labels fails many of them, so a candidate is
-held against the champion and not against a number; and what the champion gets wrong more often than right does not
-count.
+They name no label, so they apply to any model: a negation must change the label of the plain sentence, and another name
+or a typo must not. A model of another language or with other labels fails many checks. So a candidate is compared with
+the champion, not with a fixed number. A kind of check that the champion fails more often than not does not count.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,10 +12,10 @@ from storage.versions import GateVerdict
 
 LEAST_CHAMPION_SHARE = 0.5
 LARGEST_LOSS = 0.15
-"""Of the share of checks that hold, from the champion's: 3 of 20."""
+"""Largest accepted loss in the share of passed checks against the champion: 3 of 20."""
 
 Ask = Callable[[Sequence[str]], list[str]]
-"""The labels of texts."""
+"""A function that returns the labels of texts."""
 
 _OPINIONS = ("good", "great", "excellent", "bad", "terrible", "awful")
 _SUBJECTS = ("The film is {}", "This product is {}", "The service was {}")
@@ -53,11 +52,11 @@ _TYPOS = [
     ("The worst acting I have ever seen.", "The worst actng I have ever seen."),
 ]
 SUITE = {"negation": (_NEGATIONS, False), "names": (_NAMES, True), "typos": (_TYPOS, True)}
-"""Pairs of texts, and whether they must get the same label."""
+"""By kind: pairs of texts, and whether both texts must get the same label."""
 
 
 def shares_that_hold(ask: Ask) -> dict[str, float]:
-    """The share of the checks of each kind that hold."""
+    """Return the share of passed checks of each kind."""
     shares = {}
     for kind, (pairs, same) in SUITE.items():
         labels = ask([text for pair in pairs for text in pair])
@@ -67,7 +66,7 @@ def shares_that_hold(ask: Ask) -> dict[str, float]:
 
 
 def behaves(champion: dict[str, float], candidate: dict[str, float]) -> GateVerdict:
-    """The gate: of no kind may many fewer checks hold than with the champion."""
+    """Gate: of no kind does the candidate pass many fewer checks than the champion."""
     counting = [kind for kind in SUITE if champion[kind] >= LEAST_CHAMPION_SHARE]
     failed = [kind for kind in counting if champion[kind] - candidate[kind] > LARGEST_LOSS]
     told = ", ".join(f"{kind} {champion[kind]:.0%} → {candidate[kind]:.0%}" for kind in SUITE)

@@ -1,8 +1,8 @@
-"""Whether a candidate is worse than the champion, on the same texts: a paired bootstrap.
+"""Tests whether a candidate is worse than the champion on the same texts, by a paired bootstrap.
 
-Pairs of answers are drawn with replacement, so that what makes a text hard for both cancels out. Efron and Tibshirani,
-"An Introduction to the Bootstrap", 1993, chapter 13 (percentile intervals); for paired comparisons of classifiers,
-Koehn, "Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004.
+Pairs of predictions are drawn with replacement, so that the difficulty of a text for both models cancels out. Efron and
+Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile intervals); for paired comparisons of
+classifiers, Koehn, "Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,15 +13,14 @@ import numpy.typing as npt
 
 from storage.tables import Figures
 from storage.versions import GateVerdict
+from trainer.evaluation import LARGEST_LOSS, f1_scores, macro_f1
 
 RESAMPLES = 1_000
 CHANCE = 0.05
-"""Of an interval that misses the true difference; of all parts' intervals together (Bonferroni), for of six equal
-parts one would look worse in every seventh comparison otherwise."""
-LARGEST_LOSS = 0.01
-"""Of accuracy or macro F1 over all texts, whether or not it could be chance."""
+"""Probability that an interval misses the true difference; for several parts, that any does (Bonferroni). Otherwise,
+with six equal parts, one would look worse in every seventh comparison."""
 LEAST_SLICE_TEXTS = 50
-"""In fewer texts, a difference of six points is one of three texts."""
+"""Minimum number of texts in a slice. In fewer texts, a difference of six points is less than three texts."""
 _SEED = 0
 
 Indices = npt.NDArray[np.int64]
@@ -30,39 +29,39 @@ Measure = Callable[[Indices, Indices], float]
 
 @dataclass(frozen=True)
 class PairedAnswers:
-    """What both models answered to the same texts; each [texts], indices of labels."""
+    """Right labels, and both models' predictions for the same texts; each [texts], indices of labels."""
 
     targets: Indices
     champion: Indices
     candidate: Indices
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> "PairedAnswers":
-        """Those of some texts."""
+        """Return the predictions for the `chosen` texts."""
         return PairedAnswers(self.targets[chosen], self.champion[chosen], self.candidate[chosen])
 
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much the candidate's figure is above the champion's."""
+    """The candidate's and the champion's value of a measure, with the interval of their difference."""
 
     champion: float
     candidate: float
     low: float
     high: float
-    """Ends of the interval of the difference."""
+    """`low` and `high` are the ends of the interval of the difference."""
 
     @property
     def value(self) -> float:
-        """The difference itself."""
+        """The candidate's value minus the champion's."""
         return self.candidate - self.champion
 
     @property
     def is_worse(self) -> bool:
-        """Whether the candidate is worse by more than chance explains."""
+        """True if the candidate is worse by more than chance explains."""
         return self.high < 0
 
     def figures(self) -> Figures:
-        """For the verdict."""
+        """Return the figures for the verdict."""
         return {
             "champion": self.champion,
             "candidate": self.candidate,
@@ -71,17 +70,17 @@ class Difference:
         }
 
     def __str__(self) -> str:
-        """As in a verdict's message."""
+        """Format the difference for a verdict's message."""
         return f"{self.champion:.4f} → {self.candidate:.4f} ({self.low:+.4f} to {self.high:+.4f})"
 
 
 def accuracy(predicted: Indices, targets: Indices) -> float:
-    """Share of right labels."""
+    """Return the share of right labels."""
     return float(np.mean(predicted == targets))
 
 
 def difference(answers: PairedAnswers, measure: Measure, comparisons: int = 1) -> Difference:
-    """The difference of a figure, with its interval, which is one of so many `comparisons`."""
+    """Return the difference of a measure with its interval, corrected for the number of `comparisons`."""
     random = np.random.default_rng(_SEED)
     resampled = []
     for _ in range(RESAMPLES * comparisons):
@@ -98,19 +97,9 @@ def difference(answers: PairedAnswers, measure: Measure, comparisons: int = 1) -
     )
 
 
-def fast_macro_f1(predicted: Indices, targets: Indices) -> float:
-    """`evaluation.macro_f1` for thousands of resamples: the same figure, without the library's checks of each."""
-    labels = int(max(predicted.max(), targets.max())) + 1
-    right = np.bincount(targets[predicted == targets], minlength=labels)
-    asked = np.bincount(targets, minlength=labels)
-    answered = np.bincount(predicted[predicted >= 0], minlength=labels)
-    occur = asked > 0
-    return float(np.mean(2 * right[occur] / (asked[occur] + answered[occur])))
-
-
 def not_worse(answers: PairedAnswers) -> GateVerdict:
-    """The gate over all texts: neither a loss beyond chance, nor one of over `LARGEST_LOSS`."""
-    found = {"accuracy": difference(answers, accuracy), "macro F1": difference(answers, fast_macro_f1)}
+    """Gate over all texts: no loss beyond chance, and none over `LARGEST_LOSS`."""
+    found = {"accuracy": difference(answers, accuracy), "macro F1": difference(answers, macro_f1)}
     failed = [name for name, item in found.items() if item.is_worse or item.value < -LARGEST_LOSS]
     told = ", ".join(f"{name} {item}" for name, item in found.items())
     message = f"{'Worse' if failed else 'Not worse'} than the champion on {len(answers.targets)} texts: {told}."
@@ -119,11 +108,11 @@ def not_worse(answers: PairedAnswers) -> GateVerdict:
 
 
 def f1_of(label: int) -> Measure:
-    """The F1 of one label; 0 where it neither occurs nor is answered."""
+    """Return a function that computes the F1 of one label; 0 if the label neither occurs nor is predicted."""
 
     def measure(predicted: Indices, targets: Indices) -> float:
-        right = np.count_nonzero((predicted == label) & (targets == label))
-        return float(2 * right / max(1, np.count_nonzero(predicted == label) + np.count_nonzero(targets == label)))
+        is_answered, is_asked = predicted == label, targets == label
+        return float(f1_scores((is_answered & is_asked).sum(), is_asked.sum(), is_answered.sum()))
 
     return measure
 
@@ -131,10 +120,10 @@ def f1_of(label: int) -> Measure:
 def not_worse_on_slices(
     answers: PairedAnswers, labels: Sequence[str], slices: dict[str, npt.NDArray[np.bool_]]
 ) -> GateVerdict:
-    """The gate on each label and slice with enough texts: no loss of the label's F1, or of accuracy, beyond chance.
+    """Gate on each label and slice with enough texts: no loss of the label's F1 or the slice's accuracy beyond chance.
 
-    Of a label it is F1, over all texts: its share of right answers alone would hold for ever with a champion that gives
-    the label too often.
+    A label is measured by F1 over all texts. Recall alone would always favour a champion that predicts the label too
+    often.
     """
     occurs = {f"label {label}": answers.targets == index for index, label in enumerate(labels)}
     measures = {name: f1_of(index) for index, name in enumerate(occurs)}

@@ -1,8 +1,7 @@
-"""A trial: a Triton of its own that serves one version to nobody else, with real requests."""
+"""A trial: a separate Triton that runs one version without live traffic, and gets real requests from the pipeline."""
 
 import asyncio
 import os
-import socket
 import statistics
 import subprocess
 import time
@@ -13,67 +12,66 @@ from pathlib import Path
 
 import psutil
 
-from errors import PipelineError
-from lifecycle.asking import CALL_TIMEOUT_S
-from serving import triton
-from serving.die_with_parent import command_dying_with_parent
-from serving.protocol import MAX_BATCH_SIZE
-from serving.repository import ModelRepository
-from serving.supervisor import sweep
-from serving.triton_client import TritonClient, TritonTimeoutError, TritonUnavailableError
-from settings import Settings
+from common.errors import PipelineError
+from common.settings import Settings
+from lifecycle.gates.batch_predict import CALL_TIMEOUT_S
+from serving.client.errors import TritonTimeoutError, TritonUnavailableError
+from serving.client.triton_client import TritonClient
+from serving.host import triton
+from serving.host.die_with_parent import command_dying_with_parent
+from serving.host.supervisor import sweep
+from serving.model_repo.protocol import MAX_BATCH_SIZE
+from serving.model_repo.repository import ModelRepository
 from storage.tables import Figures
 from storage.versions import GateVerdict
 
 START_TIMEOUT_S = 300.0
 LARGEST_SLOWDOWN = 2.0
-"""Of a lone text's median latency, and of the time for a full batch. A version whose int8 graph was refused takes up to
-1.8 times as long as one that is served in int8 (BERT-base size), and a better model is worth that."""
+"""Highest accepted ratio of a lone text's median latency, and of the time for a full batch. A version whose int8 graph
+was refused takes up to 1.8 times as long as a version in int8 (BERT-base size), and a better model is worth that."""
 LARGEST_GROWTH = 3.0
-"""Of the memory, for the same reason."""
+"""Highest accepted ratio of memory; a version without its int8 graph also needs more memory."""
 SLACK_MS = 2.0
 SLACK_MIB = 32.0
-"""More by less than these is noise, whatever the ratio."""
+"""A difference below `SLACK_MS` or `SLACK_MIB` is noise, whatever the ratio."""
 _ROUNDS = 7
 _LONE_TEXTS = 24
-"""Asked one after the other in a round."""
+"""Texts that are sent one at a time in each round."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A version that answers at an address."""
+    """A version that runs in a Triton of its own at an address."""
 
     address: str
     process: subprocess.Popen[bytes]
 
     def memory_mib(self) -> float:
-        """What the version takes for itself: the processes inside Triton, without what they share with others."""
+        """Return the memory of the processes inside Triton, without pages that they share with others."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         return sum(int(child.memory_full_info().uss) for child in children) / 2**20
 
 
 @contextmanager
-def trial(settings: Settings, version: int, directory: Path) -> Iterator[Trial]:
-    """Serve a published version from a Triton of its own, whose files lie in `directory`, until the end of the block.
+def trial(settings: Settings, source: ModelRepository, version: int, directory: Path) -> Iterator[Trial]:
+    """Run a version of `source` in a Triton of its own during the block; its files are in `directory`.
 
     Raises:
-        PipelineError: no Triton can run here, or it does not serve the version; the message has the end of its log.
+        PipelineError: Triton cannot run here, or cannot serve the version; the message has the end of its log.
     """
-    source = ModelRepository(settings.model_repository)
     repository = ModelRepository(directory / "triton_repo")
     target = repository.version_directory(version)
     target.mkdir(parents=True, exist_ok=True)
     for file in source.version_directory(version).iterdir():
         _link(file, target / file.name)
     repository.deploy(version)
-    own = settings.model_copy(
-        update={"model_repository": repository.root, "state_dir": directory, "port": _free_port(), "triton_url": None}
-    )
+    own = settings.model_copy(update={"model_repository": repository.root, "state_dir": directory, "triton_url": None})
     log_file = directory / "triton.log"
     with log_file.open("wb") as output:
         process = subprocess.Popen(
-            command_dying_with_parent(triton.command(own), own_group=True),
+            command_dying_with_parent(triton.command(own), own_group=True, private_files=True),
             env=triton.environment(own),
+            cwd=triton.working_directory(own),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -92,9 +90,9 @@ def trial(settings: Settings, version: int, directory: Path) -> Iterator[Trial]:
 
 
 def within_budget(champion: Trial, candidate: Trial, texts: Sequence[str]) -> GateVerdict:
-    """The gate: the candidate answers about as fast as the champion, from about as much memory.
+    """Gate: the candidate is about as fast as the champion, and needs about as much memory.
 
-    Both are asked in turns, so that whatever else the machine does slows both.
+    Both are timed in turns, so that other load on the machine slows both.
     """
     lone: dict[str, list[float]] = {"champion": [], "candidate": []}
     batch: dict[str, list[float]] = {"champion": [], "candidate": []}
@@ -142,7 +140,7 @@ async def _becomes_ready(address: str, process: "subprocess.Popen[bytes]") -> bo
 
 
 async def _time(address: str, texts: Sequence[str]) -> tuple[float, float]:
-    """Seconds for a lone text, the median, and for a full batch."""
+    """Return the median seconds for a lone text, and the seconds for a full batch."""
     client = TritonClient(address)
     try:
         lone = []
@@ -160,29 +158,9 @@ async def _time(address: str, texts: Sequence[str]) -> tuple[float, float]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name, where one file system has both; a copy elsewhere."""
+    """Hard-link `source` to `target`, or copy it if a link is not possible."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:
         target.write_bytes(source.read_bytes())
-
-
-def _free_port() -> int:
-    """The first of four free ports in a row, as the gateway and Triton number them."""
-    while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-        if port + 3 > 65_535:
-            continue
-        others = [socket.socket() for _ in range(3)]
-        try:
-            for offset, other in enumerate(others, start=1):
-                other.bind(("127.0.0.1", port + offset))
-            return port
-        except OSError:
-            continue
-        finally:
-            for other in others:
-                other.close()

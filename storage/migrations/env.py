@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection that `Database` has begun a transaction on."""
+"""Alembic's entry point: runs the migrations on a connection on which `Database` has begun a transaction."""
 
 from alembic import context
 

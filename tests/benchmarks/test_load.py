@@ -1,32 +1,22 @@
-"""The load generators send every request once, count what is refused, and their summary is understood."""
+"""The load generator sends every text once, counts what is refused, and lasts long enough for a slow server."""
 
 import json
-import shutil
-import subprocess
-import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.http_load import steady, summary
-from benchmarks.load import Client, Load, Requests, http_client, live_body, parse_summary
-from benchmarks.processes import Server, free_ports
-from errors import PipelineError
+from benchmarks.http_connection import is_complete
+from benchmarks.load_worker import steady
+from benchmarks.processes import free_ports
+from benchmarks.worker import Worker, worker
+from common.errors import PipelineError
 
-WRK_OUTPUT = b"""Running 1s test @ http://127.0.0.1:18000/predict/live
-  1 threads and 4 connections
-  Thread Stats   Avg      Stdev     Max   +/- Stdev
-    Latency   612.00us  210.00us   4.11ms   91.20%
-  6470 requests in 1.00s, 1.10MB read
-  Non-2xx or 3xx responses: 12
-{"answered": 6458, "refused": 12, "lost": 0, "seconds": 1.000115, "p50_ms": 0.5890, "p99_ms": 1.2300, \
-"steady_answers": 6450, "steady_seconds": 0.998}
-"""
+TEXTS = [f"text number {number}, long enough to be sent often" for number in range(100)]
 
 
 class Answering(ThreadingHTTPServer):
@@ -35,14 +25,20 @@ class Answering(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.pause_s = 0.0
+        self.refuses_all = False
         super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/predict/live"
 
     def handle_error(self, *_: Any) -> None:
         """Load generators leave without waiting for their last answers."""
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Refuses texts with an odd number."""
+    """Refuses every other text."""
 
     protocol_version = "HTTP/1.1"
     server: Answering
@@ -52,7 +48,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         text = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"]
         self.server.texts.append(text)
-        self.send_response(503 if int(text) % 2 else 200)
+        is_refused = self.server.refuses_all or len(self.server.texts) % 2
+        if not is_refused:
+            time.sleep(self.server.pause_s)
+        self.send_response(503 if is_refused else 200)
         self.send_header("Content-Length", "2")
         self.end_headers()
         self.wfile.write(b"{}")
@@ -72,84 +71,66 @@ def answering() -> Iterator[Answering]:
     server.server_close()
 
 
-@pytest.fixture(params=["wrk", "http_load"])
-def generator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "http_load":
-        monkeypatch.setattr(shutil, "which", lambda _: None)
-    elif shutil.which("wrk") is None:
-        pytest.skip("wrk is not installed")
+@pytest.fixture(scope="module")
+def generator() -> Iterator[Worker]:
+    with worker("benchmarks.load_worker") as process:
+        yield process
 
 
 @pytest.fixture
-def idle(tmp_path: Path) -> Iterator[Server]:
-    process = subprocess.Popen(["sleep", "60"])
-    yield Server(process, tmp_path / "log", 0)
-    process.kill()
-    process.wait()
+def texts(tmp_path: Path) -> str:
+    file = tmp_path / "texts.json"
+    file.write_text(json.dumps(TEXTS))
+    return str(file)
 
 
-@pytest.mark.usefixtures("generator")
-def test_every_text_is_sent_once_and_refusals_are_counted(answering: Answering, idle: Server, tmp_path: Path) -> None:
-    client = http_client(f"http://127.0.0.1:{answering.server_port}/predict/live", 4)
-    load = Load(client, Requests(map(str, count()), live_body), idle, tmp_path)
-
-    load(1)  # learns how many texts are needed
-    answering.texts.clear()
-    figures = load(1)
-
+def test_every_text_is_sent_once_and_refusals_are_counted(answering: Answering, generator: Worker, texts: str) -> None:
+    task = {"kind": "http", "url": answering.url, "connections": 4, "texts": texts}
+    for _ in range(2):
+        figures = generator.do(seconds=0.5, **task)
+        assert figures["texts_per_s"] > 0
+        assert figures["failed"] > 0
+        assert 0 < figures["p50_ms"] <= figures["p99_ms"]
+    assert len(answering.texts) > len(TEXTS), "or it says nothing of a second round"
     assert len(set(answering.texts)) == len(answering.texts)
-    assert figures["texts_per_s"] > 0
-    assert figures["failed"] > 0
-    assert 0 < figures["p50_ms"] <= figures["p99_ms"]
-    assert figures["generator_cores"] < 1
 
 
-def fake_generator(tmp_path: Path, answered_per_s: int) -> Client:
-    """Answers at a fixed rate, in no time."""
-    script = "import json, sys; seconds = float(sys.argv[1]); print('noise'); print(json.dumps({'answered':"
-    script += f"int({answered_per_s} * seconds), 'refused': 0, 'lost': 0,"
-    script += "'seconds': seconds, 'p50_ms': 1, 'p99_ms': 2, 'steady_answers': 0, 'steady_seconds': 0}))"
-
-    def command(seconds: float, file: Path | None, _: bool) -> list[str]:
-        assert file is not None
-        with (tmp_path / "asked").open("a") as asked:
-            asked.write(f"{seconds:g} {len(file.read_bytes().splitlines())}\n")
-        return [sys.executable, "-c", script, str(seconds)]
-
-    return Client(command, 8)
+def test_known_texts_are_sent_again(answering: Answering, generator: Worker, texts: str) -> None:
+    generator.do(kind="http", url=answering.url, connections=2, seconds=0.2, texts=texts, repeated=3)
+    assert set(answering.texts) == set(TEXTS[:3])
 
 
-def runs(tmp_path: Path) -> list[tuple[float, int]]:
-    lines = (tmp_path / "asked").read_text().splitlines()
-    return [(float(seconds), int(offered)) for seconds, offered in map(str.split, lines)]
+def test_a_run_lasts_until_a_slow_server_has_answered_often(
+    answering: Answering, generator: Worker, texts: str
+) -> None:
+    answering.pause_s = 0.1
+    generator.do(kind="http", url=answering.url, connections=4, seconds=0.1, texts=texts)
+    assert len(answering.texts) > 1.5 * 6 * 4, "refusals do not count"
 
 
-def test_run_that_sent_texts_twice_is_made_again_with_more(idle: Server, tmp_path: Path) -> None:
-    load = Load(fake_generator(tmp_path, 1_000), Requests(map(str, count()), live_body), idle, tmp_path)
-    assert load(1)["texts_per_s"] == 1_000
-    (_, first), (_, second) = runs(tmp_path)
-    assert first < 1_000 < second
+def test_a_server_that_answers_nothing_well_is_an_error(answering: Answering, generator: Worker, texts: str) -> None:
+    answering.refuses_all = True
+    with pytest.raises(PipelineError, match=r"None of .* requests was answered with 200"):
+        generator.do(kind="http", url=answering.url, connections=2, seconds=0.1, texts=texts, longest_s=0.5)
 
 
-def test_run_that_was_too_short_for_a_slow_server_is_made_longer(idle: Server, tmp_path: Path) -> None:
-    load = Load(fake_generator(tmp_path, 2), Requests(map(str, count()), live_body), idle, tmp_path)
-    assert load(1)["texts_per_s"] == 2
-    load(1)
-    assert [seconds for seconds, _ in runs(tmp_path)] == [1, 20, 20]
+def test_what_is_offered_does_not_wait_for_answers(answering: Answering, generator: Worker, texts: str) -> None:
+    answering.pause_s = 0.3
+    loads = [(50, 1.0), (20, 1.0)]
+    many, few = generator.do(kind="offer", url=answering.url, texts=texts, deadline_s=10, loads=loads)
+    assert len(answering.texts) == 50 + 20
+    for load, offered in ((many, 50), (few, 20)):
+        assert load["statuses"].pop("none") == 0
+        assert load["statuses"].keys() == {"200", "503"}
+        assert sum(load["statuses"].values()) == offered
+        assert load["p50_ms"]["200"] >= 300
 
 
-def test_summary_is_found_after_what_wrk_writes() -> None:
-    assert parse_summary(WRK_OUTPUT)["answered"] == 6458
-    assert parse_summary(WRK_OUTPUT)["refused"] == 12
-    with pytest.raises(PipelineError, match="unable to connect"):
-        parse_summary(b"unable to connect to 127.0.0.1:1 Connection refused\n")
-
-
-def test_summary_of_the_fallback_is_the_same() -> None:
-    line = summary([0.001 * number for number in range(1, 101)], [1.0, 2.0], refused=3, lost=1, seconds=2.0)
-    assert parse_summary(line.encode()).keys() == parse_summary(WRK_OUTPUT).keys()
-    assert parse_summary(line.encode())["p50_ms"] == pytest.approx(51)
-    assert parse_summary(line.encode())["p99_ms"] == pytest.approx(100)
+def test_an_answer_is_complete_with_its_last_byte() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nserver: x\r\nContent-Length: 5\r\n\r\nabcde"
+    assert is_complete(answer)
+    assert not any(is_complete(answer[:end]) for end in range(len(answer)))
+    assert not is_complete(b"HTTP/1.1 200 OK\r\nserver: x\r\n\r\nabcde")
 
 
 def test_rate_of_a_full_server_is_counted_from_the_first_answers_to_the_last() -> None:

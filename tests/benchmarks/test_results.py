@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.batching import PACKED
-from benchmarks.claims import Claim, claims
 from benchmarks.results import Case, Figures, Results, measure_in_turns, ratios, rounded, with_spread
 from benchmarks.sections import engine, server
+from benchmarks.tables import compared
 
 
 def results(model: str = "packaged") -> Results:
@@ -61,24 +61,22 @@ def test_numbers_are_rounded_without_exponents(value: float, text: str) -> None:
     assert rounded(value) == text
 
 
-def test_claims_compare_repeat_by_repeat_and_know_their_limits() -> None:
+def test_ratios_are_taken_repeat_by_repeat_of_what_was_measured() -> None:
     measured = results("bert-base")
     gateway = measured.measurement(server.SECTION, server.GATEWAY, server.connections(64))
     others = measured.measurement(server.SECTION, server.TRANSFORMERS, server.connections(64))
     for ours, theirs in ((100, 10), (300, 15), (160, 10)):
-        gateway.add({"texts_per_s": ours, "p50_ms": 10, "p99_ms": 30})
+        gateway.add({"texts_per_s": ours})
         others.add({"texts_per_s": theirs})
-
-    by_text = {claim.text: claim for claim in claims(measured)}
-
-    ratio = by_text["gateway ÷ transformers pipeline, 64 connections"]
-    assert ratio.values == [10, 20, 16]
-    assert ratio.holds
-    assert not by_text["99th percentile ÷ median latency, gateway live, 64 connections"].holds
-    assert len(by_text) == 2, "what was not measured makes no claim"
+    [(what, above, below, figure)] = compared(measured)
+    assert what == f"gateway ÷ {server.TRANSFORMERS}, 64 connections"
+    assert ratios(above, below, figure) == [10, 20, 16]
 
 
-def best_precision(served: str) -> Claim:
+@pytest.mark.parametrize(
+    ("served", "expected"), [("openvino int8", [1.5, 2.0]), ("openvino bfloat16", [1, 1])], ids=["int8", "bfloat16"]
+)
+def test_deployed_precision_is_compared_with_the_fastest_float(served: str, expected: list[float]) -> None:
     measured = results()
     measured.served = served
     for variant, texts_per_s in {
@@ -89,21 +87,9 @@ def best_precision(served: str) -> Claim:
     }.items():
         for value in texts_per_s:
             measured.measurement(engine.SECTION, variant, PACKED).add({"texts_per_s": value})
-    [claim] = claims(measured)
-    return claim
-
-
-def test_what_is_served_is_compared_with_the_fastest_float() -> None:
-    claim = best_precision("openvino int8")
-    assert claim.text == "best precision ÷ fastest float, packed (openvino int8 ÷ openvino bfloat16)"
-    assert claim.values == [1.5, 2.0]
-    assert claim.holds
-
-
-def test_served_float_gains_nothing_though_a_refused_int8_is_faster() -> None:
-    claim = best_precision("openvino bfloat16")
-    assert claim.values == [1, 1]
-    assert not claim.holds
+    [(what, above, below, figure)] = compared(measured)
+    assert what == f"deployed precision ÷ fastest float ({served} ÷ openvino bfloat16)"
+    assert ratios(above, below, figure) == expected
 
 
 def test_json_keeps_every_repeat(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from benchmarks import texts
-from benchmarks.models import packaged_encoder
+from trainer.base_tokenizer import packaged_directory
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(packaged_encoder() / "tokenizer.json"))
+    return Tokenizer.from_file(str(packaged_directory() / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +30,12 @@ def test_reviews_are_short_and_of_mixed_lengths(plain: Tokenizer) -> None:
     described = texts.describe_lengths(reviews, plain)
     assert len(reviews) > 13_000
     assert 24 < described["mean_tokens"] < 28
-    assert texts.describe_lengths(texts.text_set(texts.TWEETS, plain), plain)["mean_tokens"] < described["mean_tokens"]
 
 
-@pytest.mark.parametrize(
-    ("name", "tokens"), [(texts.LONG, texts.LONG_TOKENS), (texts.FLAT_LONG, texts.FLAT_LONG_TOKENS)]
-)
-def test_long_texts_are_uniform_and_not_cut(plain: Tokenizer, name: str, tokens: int) -> None:
-    counts = token_counts(plain, texts.text_set(name, plain))
+def test_long_texts_are_uniform_and_not_cut(plain: Tokenizer) -> None:
+    counts = token_counts(plain, texts.text_set(texts.FLAT_LONG, plain))
     assert max(counts) <= 512
-    assert all(abs(count - tokens) <= 4 for count in counts)
+    assert all(abs(count - texts.FLAT_LONG_TOKENS) <= 4 for count in counts)
 
 
 def test_mixed_texts_are_of_every_length(plain: Tokenizer) -> None:

@@ -15,7 +15,7 @@ import yaml
 from sqlalchemy import make_url
 
 from app import _parser
-from settings import ENV_PREFIX, Settings
+from common.settings import ENV_PREFIX, Settings
 from tests.e2e.conftest import PROJECT, free_ports, wait_for
 from tests.storage.conftest import postgres_server, postgres_url
 from trainer.tracking import Tracking
@@ -84,7 +84,41 @@ def test_commands_and_settings_are_those_of_the_pipeline(name: str) -> None:
     assert _parser().parse_args(service["command"]).command
     given = {key.removeprefix(ENV_PREFIX).lower(): value for key, value in service["environment"].items()}
     assert given.keys() <= Settings.model_fields.keys()
-    assert Settings.model_validate(given | {"admin_key": "a" * 48}).triton_url
+    assert Settings.model_validate(given | {"admin_key": "a" * 48, "triton_key": "a" * 48}).triton_url
+
+
+def test_triton_and_those_who_control_it_have_the_same_key() -> None:
+    key = "${SENTIMENT_TRITON_KEY:?set it in .env}"
+    for name in ("triton", "triton-gpu", *OWN_COMMANDS):
+        assert SERVICES[name]["environment"]["SENTIMENT_TRITON_KEY"] == key
+    for name in ("triton", "triton-gpu"):
+        assert not {"entrypoint", "command"} & SERVICES[name].keys(), "the image's own command wants the key"
+
+
+def test_prometheus_gets_its_key_in_a_file_that_it_alone_can_read(tmp_path: Path) -> None:
+    """Of a secret from the environment Compose makes no file in a service whose files are read-only, and ends."""
+    assert not any("secrets" in service for service in SERVICES.values())
+    shell, option, script, name = SERVICES["prometheus"]["entrypoint"]
+    credentials = yaml.safe_load((PROJECT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    (file,) = [
+        job["authorization"]["credentials_file"] for job in credentials["scrape_configs"] if "authorization" in job
+    ]
+    assert f"> {file};" in script
+    assert Path(file).parent == Path(SERVICES["prometheus"]["tmpfs"][0])
+    program = tmp_path / "prometheus"
+    program.write_text('#!/bin/sh\necho "${GATEWAY_KEY:-no key}" "$@"\n')
+    program.chmod(0o755)
+    here = script.replace("$$", "$").replace(file, str(tmp_path / "key"))
+    ended = subprocess.run(
+        [shell, option, here, name, *SERVICES["prometheus"]["command"]],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "GATEWAY_KEY": "the-key"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stdout.split() == ["no", "key", *SERVICES["prometheus"]["command"]]
+    assert (tmp_path / "key").read_text() == "the-key"
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
 
 
 def test_what_must_be_filled_in_stands_in_the_example() -> None:

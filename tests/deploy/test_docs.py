@@ -43,8 +43,8 @@ def test_costs_are_as_the_formula_says() -> None:
     for name, (price, rate, told) in rates.items():
         assert price * 1e6 / (3_600 * rate * 0.6) == pytest.approx(told, rel=0.05)
         assert re.search(rf"^\| {name}.*\| \${told:.2f}", PAGES["docs/scaling.md"], flags=re.MULTILINE)
-    assert "the engine alone did 167 texts/s" in PAGES["README.md"]
-    assert "texts that were known 9,390" in PAGES["README.md"]
+    assert "the engine alone reached 167 texts/s" in PAGES["README.md"]
+    assert "cached texts 9,390" in PAGES["README.md"]
 
 
 def test_packages_for_a_gpu_are_those_of_the_install_and_of_the_image() -> None:
@@ -55,3 +55,14 @@ def test_packages_for_a_gpu_are_those_of_the_install_and_of_the_image() -> None:
     compose = (PROJECT / "docker-compose.yml").read_text()
     assert runtime[-1] in PAGES["docs/deploying.md"]
     assert runtime[-1] in compose
+
+
+def test_the_page_on_newer_tritons_names_the_image_and_what_is_there() -> None:
+    build, checks = blocks("docs/moving-to-a-newer-triton.md")
+    image = (PROJECT / "deploy/images/triton.Dockerfile").read_text(encoding="utf-8")
+    assert re.findall(r"^ARG (TRITON=\S+)", image, flags=re.MULTILINE) == [
+        word for word in shlex.split(build) if word.startswith("TRITON=")
+    ]
+    tests, strangers = map(shlex.split, checks.splitlines())
+    assert all((PROJECT / word).exists() for word in tests[2:])
+    assert f"\n{strangers[1]}:" in (PROJECT / "Makefile").read_text(encoding="utf-8")

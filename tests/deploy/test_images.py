@@ -1,5 +1,6 @@
 """The container images: no engine builds them here, so what can go wrong in a build is looked at piece by piece."""
 
+import asyncio
 import json
 import os
 import re
@@ -10,19 +11,24 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from packaging.requirements import Requirement
 
 from deploy.images import is_answering
-from serving import triton
-from serving.supervisor import sweep
+from serving.client.errors import ControlRefusedError
+from serving.client.triton_client import TritonClient
+from serving.host import triton
+from serving.host.open_control import OpenControl
+from serving.host.supervisor import sweep
 from tests.e2e.conftest import PROJECT, wait_for
 from tests.lifecycle.conftest import make_served
 
 IMAGES = PROJECT / "deploy" / "images"
 DOCKERFILES = sorted(IMAGES.glob("*.Dockerfile"))
-NOT_IN_AN_IMAGE = ("reference.py", "benchmarks/", "deploy/", "tests/")
+CONTROL_KEY = "a-key-of-model-control"
+NOT_IN_AN_IMAGE = ("docs/", "benchmarks/", "deploy/", "tests/")
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
@@ -86,7 +92,7 @@ import sys, types
 before = set(sys.modules)
 sys.modules["triton_python_backend_utils"] = inside_triton = types.ModuleType("triton_python_backend_utils")
 inside_triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
-import onnxruntime, openvino, serving.packed_onnx.model
+import onnxruntime, openvino, serving.backend.packed_onnx.model
 print(*{name.partition(".")[0] for name in set(sys.modules) - before})
 """
 
@@ -98,7 +104,7 @@ def test_tritons_image_has_what_the_backend_imports() -> None:
         ).stdout.split()
     )
     ours = {file for name in loaded for file in (name, f"{name}.py") if (PROJECT / file).exists()}
-    assert {"errors.py", "serving"} <= ours <= set(copied(IMAGES / "triton.Dockerfile"))
+    assert {"common", "serving"} <= ours <= set(copied(IMAGES / "triton.Dockerfile"))
     lines = (IMAGES / "triton-requirements.txt").read_text().splitlines()
     installed = with_what_they_need({line for line in lines if not line.startswith("#")} | {"onnxruntime"})
     distributions = packages_distributions()
@@ -130,21 +136,31 @@ def as_in_the_image(tmp_path: Path, bert_bundle: Path) -> Iterator[tuple[int, st
     """The command of Triton's image, run with the bundled Triton; gives its process and the address of its HTTP."""
     settings = make_served(tmp_path, bert_bundle, versions=1).settings
     binary, *bundled = triton.command(settings)
-    (command,) = [rest for name, rest in instructions(IMAGES / "triton.Dockerfile") if name == "CMD"]
+    steps = dict(instructions(IMAGES / "triton.Dockerfile"))
+    (script,) = json.loads(steps["ENTRYPOINT"])
+    command = steps["CMD"]
+    port = settings.port
     given = {"--model-repository": str(settings.model_repository), "--grpc-address": "127.0.0.1"}
-    given |= {"--metrics-address": "127.0.0.1", "--grpc-port": str(settings.triton_grpc_port)}
-    given |= {"--metrics-port": str(settings.triton_metrics_port), "--http-port": str(settings.triton_http_port)}
+    given |= {"--metrics-address": "127.0.0.1", "--grpc-port": str(port + 1)}
+    given |= {"--metrics-port": str(port + 2), "--http-port": str(port + 3)}
     arguments = [
         f"{name}={given.get(name, value)}" for name, _, value in (item.partition("=") for item in json.loads(command))
     ]
     arguments += [item for item in bundled if item.startswith("--backend-directory") or "shm-region" in item]
     arguments = [item.removesuffix("=") for item in arguments]
+    (tmp_path / "key").write_text(f"{CONTROL_KEY}\n")
+    environment = triton.environment(settings)
+    environment |= {"TRITONSERVER": binary, "TRITON_KEY_FILE": str(tmp_path / "key")}
     with (tmp_path / "triton.log").open("wb") as output:
         process = subprocess.Popen(
-            [binary, *arguments], env=triton.environment(settings), stdout=output, stderr=output, start_new_session=True
+            [IMAGES / Path(script).name, *arguments],
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     try:
-        yield process.pid, f"http://127.0.0.1:{settings.triton_http_port}"
+        yield process.pid, f"http://127.0.0.1:{port + 3}"
     finally:
         process.terminate()
         process.wait(60)
@@ -165,3 +181,54 @@ def test_probes_tell_a_triton_that_starts_one_that_answers_and_one_that_is_broke
     wait_for(lambda: is_answering.main("alive", address) != "", 30, "the probe to see that Triton's Python has died")
     assert "the model fails" in is_answering.main("alive", address)
     assert "the model fails" in is_answering.main("ready", address)
+
+
+def test_in_its_image_triton_takes_model_control_with_the_key_only_and_an_open_one_is_reported(
+    as_in_the_image: tuple[int, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, address = as_in_the_image
+    wait_for(lambda: is_answering.main("ready", address) == "", 90, "Triton to answer")
+    grpc_address = f"127.0.0.1:{int(address.rpartition(':')[2]) - 2}"
+    # By HTTP it listens on the container's own loopback, and is closed all the same.
+    load = httpx.post(f"{address}/v2/repository/models/other/load", json={})
+    assert load.status_code == 403, load.text
+
+    async def control(key: str) -> set[int]:
+        client = TritonClient(grpc_address, control_key=key)
+        try:
+            await client.classify(["good"], 10)
+            return await client.loaded_versions()
+        finally:
+            await client.close()
+
+    assert asyncio.run(control(CONTROL_KEY)) == {1}
+    for wrong in ("", "another-key-of-control"):
+        with pytest.raises(ControlRefusedError, match="SENTIMENT_TRITON_KEY is missing here"):
+            asyncio.run(control(wrong))
+    assert asyncio.run(_seen(grpc_address)) == []
+    assert f"Triton at {grpc_address}: it refuses model control: SENTIMENT_TRITON_KEY is missing here" in caplog.text
+
+
+async def _seen(address: str) -> list[str]:
+    """What a process without the key finds at its first look."""
+    control = OpenControl(address)
+    watching = asyncio.create_task(control.watch())
+    await asyncio.sleep(2)
+    watching.cancel()
+    return control.open
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ({}, "SENTIMENT_TRITON_KEY is missing or shorter than 16 characters"),
+        ({"SENTIMENT_TRITON_KEY": "short"}, "missing or shorter than 16"),
+        ({"SENTIMENT_TRITON_KEY": "sixteen characters"}, "has characters other than"),
+    ],
+)
+def test_without_a_key_tritons_image_does_not_start(key: dict[str, str], told: str) -> None:
+    environment = {"PATH": os.environ["PATH"], "TRITONSERVER": "/bin/echo", **key}
+    ended = subprocess.run([IMAGES / "start_triton.sh"], env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert told in ended.stderr
+    assert "sixteen" not in ended.stderr

@@ -12,7 +12,7 @@ import yaml
 from kubernetes_validate.utils import SchemaNotFoundError
 
 from app import _parser
-from settings import ENV_PREFIX, Settings
+from common.settings import ENV_PREFIX, Settings
 from tests.e2e.conftest import PROJECT
 
 KUBERNETES = PROJECT / "deploy" / "kubernetes"
@@ -139,7 +139,8 @@ def test_addresses_lead_to_pods_that_listen_there(overlay: str) -> None:
     claims = of_kind(overlay, "PersistentVolumeClaim")
     for template in templates.values():
         for volume in template["spec"]["volumes"]:
-            assert "emptyDir" in volume or volume["persistentVolumeClaim"]["claimName"] in claims
+            if "secret" not in volume:
+                assert "emptyDir" in volume or volume["persistentVolumeClaim"]["claimName"] in claims
     assert claims["models"]["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
@@ -162,6 +163,28 @@ def test_triton_is_reached_by_gateways_and_the_scheduler_only(overlay: str) -> N
         ]
     ]
     assert triton["egress"] == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_triton_and_those_who_control_it_have_the_same_key_and_run_as_the_same_user(overlay: str) -> None:
+    templates = pods(overlay)
+    reference = {"secretKeyRef": {"name": "sentiment", "key": "triton-key"}}
+    for name in ("gateway", "scheduler"):
+        (container,) = templates[name]["spec"]["containers"]
+        given = {item["name"]: item.get("valueFrom") for item in container["env"]}
+        assert given["SENTIMENT_TRITON_KEY"] == reference
+    triton = templates["triton"]["spec"]
+    (container,) = triton["containers"]
+    assert "command" not in container, "the image's own command wants the key"
+    (file,) = [item["value"] for item in container["env"] if item["name"] == "TRITON_KEY_FILE"]
+    (secret,) = [item["secret"] for item in triton["volumes"] if "secret" in item]
+    (mount,) = [item for item in container["volumeMounts"] if item["name"] == "key"]
+    assert (secret["secretName"], secret["items"]) == ("sentiment", [{"key": "triton-key", "path": Path(file).name}])
+    assert Path(mount["mountPath"]) == Path(file).parent
+    # Tickets and published versions can be read and written by their user alone.
+    assert {templates[name]["spec"]["securityContext"]["runAsUser"] for name in ("triton", "gateway", "scheduler")} == {
+        10001
+    }
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,13 @@ import promql_parser
 import pytest
 import yaml
 
+from serving.client import sockets
+from serving.host import triton
 from tests.e2e.conftest import PROJECT, free_ports, wait_for
 from tests.lifecycle.conftest import ADMIN_KEY, Served, make_served, serving
 from tests.lifecycle.learning import write_data
+
+pytestmark = pytest.mark.full
 
 DEPLOY = PROJECT / "deploy"
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana" / "dashboards" / "sentiment.json").read_text())
@@ -111,6 +117,26 @@ def test_alerts_fire_when_they_should_and_not_otherwise() -> None:
         assert "alert" not in rule or f'alertname="{rule["alert"]}"' in tested, rule
 
 
+class _MetricsPort(ThreadingHTTPServer):
+    """Tells at a port what is told at a socket."""
+
+    def __init__(self, socket: Path) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                with httpx.Client(transport=httpx.HTTPTransport(uds=sockets.private_path(socket))) as client:
+                    answer = client.get("http://triton/metrics")
+                self.send_response(answer.status_code)
+                self.send_header("Content-Type", "text/plain")
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
 @pytest.fixture
 def prometheus(asked: Served, tmp_path: Path) -> Iterator[str]:
     """A Prometheus with our rules that scrapes the pipeline; gives its address."""
@@ -119,7 +145,9 @@ def prometheus(asked: Served, tmp_path: Path) -> Iterator[str]:
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(DEPLOY / "prometheus" / "rules.yml")]
-    ports = {"gateway": asked.port, "triton": asked.settings.triton_metrics_port}
+    # Prometheus cannot ask a socket; the image's Triton tells at a port what the bundled one tells there.
+    metrics = _MetricsPort(triton.metrics_socket(asked.settings))
+    ports = {"gateway": asked.port, "triton": metrics.server_port}
     for job in config["scrape_configs"]:
         assert [item["port"] for item in job.pop("dns_sd_configs")] == [8000 if job["job_name"] == "gateway" else 8002]
         job["static_configs"] = [{"targets": [f"127.0.0.1:{ports[job['job_name']]}"]}]
@@ -142,6 +170,8 @@ def prometheus(asked: Served, tmp_path: Path) -> Iterator[str]:
     yield f"http://{address}"
     process.terminate()
     process.wait(30)
+    metrics.shutdown()
+    metrics.server_close()
 
 
 def test_a_real_prometheus_answers_each_question_of_the_dashboard(asked: Served, prometheus: str) -> None:

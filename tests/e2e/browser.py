@@ -1,6 +1,7 @@
 """A browser for the tests of the console: the system's Chromium, or none where it is not installed."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,4 +68,4 @@ def sign_in(page: Page, key: str, target: str = "/") -> None:
     page.goto(f"/console/sign-in?next={target}")
     page.get_by_label("API key").fill(key)
     page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url(f"**{target}")
+    page.wait_for_url(re.compile(rf"^[^?]*{re.escape(target)}$"))

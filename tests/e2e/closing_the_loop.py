@@ -30,7 +30,7 @@ CONNECTIONS = 32
 REQUESTS_PER_S = 1.0
 """Of each connection."""
 TIMEOUT_S = 2_400.0
-TOLD = ("stale", "Retraining started", "was promoted")
+TOLD = ("under", "Retraining started", "was promoted")
 """In the subjects of mails, in this order."""
 
 

@@ -1,5 +1,8 @@
 """The pipeline as a newcomer runs it: a copy of the checkout, `make run`, and minutes later an answer."""
 
+import atexit
+import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -7,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +28,10 @@ from tests.pages import PROJECT as PROJECT
 from tests.pages import block, check_excerpt
 
 TUTORIAL = "docs/tutorial.md"
+_LOCKS = Path(tempfile.gettempdir()) / "sentiment-test-ports"
+_taken = contextlib.ExitStack()
+"""Locks of the ports that this process was given."""
+atexit.register(_taken.close)
 
 
 @dataclass
@@ -72,7 +80,8 @@ def run_block(commands: str, directory: Path, environment: Mapping[str, str], ti
 
 def own_environment() -> dict[str, str]:
     """The tests' environment without settings; its packages stand in for those that make would install."""
-    named = {name: value for name, value in os.environ.items() if not name.startswith("SENTIMENT_")}
+    # COLUMNS, which some tools set, would break the lines of tables that are compared with the pages.
+    named = {name: value for name, value in os.environ.items() if not name.startswith(("SENTIMENT_", "COLUMNS"))}
     return named | {"VENV": sys.prefix}
 
 
@@ -84,18 +93,22 @@ def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> None
 
 
 def free_ports(count: int = 4) -> int:
-    """The first of so many free ports in a row; the gateway and Triton take four."""
-    for first in range(18_000 + os.getpid() % 5_000, 30_000, 4):
-        sockets = [socket.socket() for _ in range(count)]
-        try:
-            for offset, probe in enumerate(sockets):
-                probe.bind(("127.0.0.1", first + offset))
-        except OSError:
-            continue
-        finally:
-            for probe in sockets:
-                probe.close()
-        return first
+    """The first of so many free ports in a row; the gateway and Triton take four.
+
+    They are below the range that the system gives to clients. Blocks of ten stay locked until this process ends, so
+    that another test run beside this one, or a server that is started a moment later, gets other ports.
+    """
+    _LOCKS.mkdir(exist_ok=True)
+    for first in range(10_000, 24_000 - count, 10):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+            locks = [opened.enter_context((_LOCKS / str(block)).open("w")) for block in range(first, first + count, 10)]
+            for lock in locks:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.ExitStack() as probes:
+                for offset in range(count):
+                    probes.enter_context(socket.socket()).bind(("127.0.0.1", first + offset))
+            _taken.enter_context(opened.pop_all())
+            return first
     raise AssertionError(f"no {count} free ports in a row")
 
 

@@ -90,7 +90,7 @@ def take(browser: Browser, url: str, key: str, directory: Path, scheme: str, siz
 
 def ask(page: Page) -> None:
     """Have a text explained."""
-    page.get_by_label("A text, or many").fill(TEXT)
+    page.get_by_label("One or more texts").fill(TEXT)
     page.get_by_role("button", name="Classify").click()
     expect(page.locator(".words")).to_be_visible()
 

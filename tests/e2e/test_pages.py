@@ -13,8 +13,10 @@ import httpx
 import pytest
 
 from tests.e2e.closing_the_loop import STEPS, close_the_loop
-from tests.e2e.conftest import TUTORIAL, Pipeline, wait_for
+from tests.e2e.conftest import TUTORIAL, Pipeline, free_ports, wait_for
 from tests.pages import PROJECT, block, blocks, check_excerpt
+
+pytestmark = pytest.mark.full
 
 README = "README.md"
 LOOP = "docs/loop.md"
@@ -25,7 +27,7 @@ ROLL_BACK = "docs/how-to-roll-back.md"
 
 def run_is_running(pipeline: Pipeline, _: str) -> None:
     log = pipeline.log.read_text()
-    for step in ("The data are good", "Fine-tuning all-MiniLM-L6-v2", "Published version 1", "Deployed version 1"):
+    for step in ("Data check passed", "Fine-tuning all-MiniLM-L6-v2", "Published version 1", "Deployed version 1"):
         assert step in log
 
 
@@ -52,7 +54,7 @@ def classic_way(pipeline: Pipeline, commands: str) -> None:
 
 
 def check_data(pipeline: Pipeline, commands: str) -> None:
-    assert "The data are good: 2000 texts to learn from, 300 to validate on" in pipeline.shell(commands)
+    assert "Data check passed: 2000 training texts, 300 validation texts" in pipeline.shell(commands)
 
 
 def step_by_step(pipeline: Pipeline, commands: str) -> None:
@@ -82,6 +84,12 @@ def tell_feedback(pipeline: Pipeline, commands: str) -> None:
     output = pipeline.shell(commands.replace("curl ", "curl -s "))
     assert '{"accepted":1}' in output
     assert "One row of feedback was imported from more_feedback.csv" in output
+
+
+def list_sources(pipeline: Pipeline, commands: str) -> None:
+    printed = pipeline.shell(commands)
+    assert re.search(r"^import:more_feedback.csv +1 +0\.0 +yes *$", printed, flags=re.MULTILINE), printed
+    assert re.search(r"^anonymous +\d+ +0\.0 +no *$", printed, flags=re.MULTILINE), printed
 
 
 def began(pipeline: Pipeline, _: str) -> None:
@@ -119,19 +127,19 @@ def look_at_the_loop(pipeline: Pipeline, commands: str) -> None:
     pipeline.shell("python app.py promote 2")
     check, retrain, models, events, rollback = commands.splitlines()
     assert re.search(r"^validation +300 +0\.\d{4}", pipeline.shell(check), flags=re.MULTILINE)
-    assert "No retraining: job 2 has learnt from the same data with the same settings" in pipeline.shell(retrain)
+    assert "No retraining: job 2 (succeeded) trained on the same data with the same settings" in pipeline.shell(retrain)
     told = pipeline.shell(models)
     assert re.search(r"^2 +champion .* all 7 ", told, flags=re.MULTILINE)
     assert re.search(r"^1 +previous ", told, flags=re.MULTILINE)
-    assert "Version 2 was promoted in the place of 1: job 2 passed every gate." in pipeline.shell(events)
-    assert "Version 1 serves." in pipeline.shell(rollback)
+    assert "Version 2 was promoted and replaced version 1: job 2 passed every gate." in pipeline.shell(events)
+    assert "Version 1 is deployed." in pipeline.shell(rollback)
 
 
 def roll_back(pipeline: Pipeline, commands: str) -> None:
     pipeline.shell("python app.py promote 2")
     models, rollback = commands.splitlines()
     assert re.search(r"^1 +previous ", pipeline.shell(models), flags=re.MULTILINE)
-    assert "Version 1 serves." in pipeline.shell(rollback)
+    assert "Version 1 is deployed." in pipeline.shell(rollback)
 
 
 def roll_back_by_request(pipeline: Pipeline, commands: str) -> None:
@@ -140,9 +148,9 @@ def roll_back_by_request(pipeline: Pipeline, commands: str) -> None:
 
 
 def promote_another(pipeline: Pipeline, commands: str) -> None:
-    assert "Version 2 serves." in pipeline.shell(commands)
+    assert "Version 2 is deployed." in pipeline.shell(commands)
     # Not by a promotion, after which version 1 would be found stale and taken back.
-    assert "Version 1 serves." in pipeline.shell("python app.py rollback")
+    assert "Version 1 is deployed." in pipeline.shell("python app.py rollback")
 
 
 def see_why(pipeline: Pipeline, commands: str) -> None:
@@ -156,10 +164,12 @@ def check_by_request(pipeline: Pipeline, commands: str) -> None:
 
 
 def mlflow_ui(pipeline: Pipeline, commands: str) -> None:
+    port = str(free_ports(1))
     process = subprocess.Popen(
         [Path(sys.prefix) / "bin" / commands.split()[0], *commands.split()[1:]],
         cwd=pipeline.checkout,
-        env=pipeline.environment | {"PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"},
+        # Its own default port, 5000, may be in use.
+        env=pipeline.environment | {"PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}", "MLFLOW_PORT": port},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -168,7 +178,7 @@ def mlflow_ui(pipeline: Pipeline, commands: str) -> None:
         def answers() -> bool:
             assert process.poll() is None, "mlflow ui ended"
             try:
-                return httpx.get("http://127.0.0.1:5000/health").is_success
+                return httpx.get(f"http://127.0.0.1:{port}/health").is_success
             except httpx.TransportError:
                 return False
 
@@ -182,15 +192,20 @@ def clean(pipeline: Pipeline, commands: str) -> None:
     scratch = pipeline.checkout / "scratch"
     scratch.mkdir(exist_ok=True)
     for name in ("model", "triton_repo", ".sentiment"):
-        (scratch / name).mkdir()
+        (scratch / name / "sentiment").mkdir(parents=True)
+    (scratch / "triton_repo" / "README.md").touch()
     (scratch / "train_sentiment_data.csv").touch()
     (scratch / "Makefile").write_bytes((pipeline.checkout / "Makefile").read_bytes())
     subprocess.run(commands.split(), cwd=scratch, env=pipeline.environment, check=True, capture_output=True)
-    assert sorted(path.name for path in scratch.iterdir()) == ["Makefile", "train_sentiment_data.csv"]
+    left = sorted(str(path.relative_to(scratch)) for path in scratch.rglob("*"))
+    assert left == ["Makefile", "train_sentiment_data.csv", "triton_repo", "triton_repo/README.md"]
 
 
-def what_ci_runs(pipeline: Pipeline, commands: str) -> None:
-    assert commands in (pipeline.checkout / ".ci" / "run").read_text().splitlines()
+def what_contributors_run(pipeline: Pipeline, commands: str) -> None:
+    assert commands == "make test"
+    for target in ("test", "test-all"):
+        assert f"\n{target}: check\n" in (pipeline.checkout / "Makefile").read_text()
+    assert (pipeline.checkout / ".ci" / "run").read_text().splitlines()[-1] == "make test-all"
 
 
 def what_traces_need(_: Pipeline, commands: str) -> None:
@@ -213,7 +228,7 @@ CHECKS: list[tuple[str, str, Callable[[Pipeline, str], None]]] = [
     (README, "curl -i", first_calls),
     (README, "pip install", classic_way),
     (README, "curl localhost:8000/predict/batch", batch_and_predict),
-    (README, "make test", what_ci_runs),
+    (README, "make test", what_contributors_run),
     (LOOP, "python app.py check", look_at_the_loop),
     (LOOP, "curl -X POST localhost:8000/check", check_by_request),
     (ROLL_BACK, "python app.py models", roll_back),
@@ -222,6 +237,7 @@ CHECKS: list[tuple[str, str, Callable[[Pipeline, str], None]]] = [
     (ROLL_BACK, "python app.py check", see_why),
     # After all checks, of which one would have these rows learnt from.
     (LOOP, "curl localhost:8000/feedback", tell_feedback),
+    (LOOP, "python app.py feedback sources", list_sources),
     (OWN_DATA, "python app.py data", check_data),
     (OWN_DATA, "python app.py train", step_by_step),
     (OPERATIONS, "pip install opentelemetry", what_traces_need),

@@ -16,10 +16,13 @@ from pathlib import Path
 import httpx
 import numpy as np
 import psutil
+import pytest
 import tritonclient.grpc as triton
 from mlflow import MlflowClient
 
 from tests.e2e.conftest import Pipeline, free_ports, wait_for
+
+pytestmark = pytest.mark.full
 
 TEXTS = ["I love this product!", "This is terrible.", "An unforgettable, moving film.", "It broke after two days."]
 
@@ -78,7 +81,7 @@ def test_one_integer_names_the_model_everywhere(pipeline: Pipeline) -> None:
     assert run.data.tags["data_fingerprint"] == bundle["data_fingerprint"]
     assert run.data.metrics["macro_f1"] > 0.7
     assert bundle["metrics"]["macro_f1"] > 0.7
-    assert all(proof["label_agreement"] >= 0.995 for proof in bundle["proofs"] if proof["precision"] != "int8")
+    assert all(proof["refused"] == "" for proof in bundle["proofs"] if proof["precision"] != "int8")
     artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert artifacts >= {"confusion_matrix.png", "confusion_matrix.json", "model", "bundle.json"}
 
@@ -185,5 +188,5 @@ def test_interrupt_leaves_nothing(pipeline: Pipeline) -> None:
     pipeline.process.wait(40)
     _, alive = psutil.wait_procs(processes, timeout=5)
     assert alive == []
-    assert "Everything has ended." in pipeline.log.read_text()
+    assert "The pipeline has shut down." in pipeline.log.read_text()
     assert not list(Path("/dev/shm").glob(f"sentiment-{pipeline.port + 1}-*"))

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from errors import PipelineError
+from common.errors import PipelineError
+from common.settings import Settings
 from export.export import export
 from export.packed_graph import PackedClassifier
-from serving.bundle import Bundle
-from serving.repository import ModelRepository
-from settings import Settings
+from serving.model_repo.bundle import Bundle
+from serving.model_repo.repository import ModelRepository
 from tests.conftest import REFERENCE
 from tests.trainer.test_fine_tune import largest_file, make_learner, write_texts
 from tests.trainer.test_train import write_data
+from trainer.kept_data import kept_data
 from trainer.record import TrainingRecord
 from trainer.train import train
 
@@ -49,15 +50,21 @@ def test_published_deployed_and_recorded_once(trained: Settings, tmp_path: Path)
     bundle, record = Bundle.load(version), TrainingRecord.load(settings.model_dir)
     assert bundle.labels == ("Negative", "Positive")
     assert (bundle.mlflow_run, bundle.data_fingerprint) == (record.run_id, record.data_fingerprint)
+    assert bundle.data == record.data
+    assert bundle.data.keys() == {"train", "val"}
     assert bundle.metrics["accuracy"] == pytest.approx(record.metrics["accuracy"])
+    assert (bundle.baseline, bundle.training_key) == (record.baseline, record.training_key)
     assert bundle.proofs[0].variant == REFERENCE
     assert bundle.proofs[0].label_agreement == 1.0
+    kept = kept_data(settings)
+    assert kept is not None
+    assert (kept.version, kept.dataset.fingerprint) == (1, record.data_fingerprint)
     client = MlflowClient(settings.mlflow_uri)
     assert client.get_model_version_by_alias("sentiment", "champion").version in (1, "1")
     assert json.loads(Path(client.download_artifacts(record.run_id, "bundle.json")).read_text())["version"] == 1
 
     before = {path: path.stat().st_mtime_ns for path in version.iterdir()}
-    with pytest.raises(PipelineError, match="is published already"):
+    with pytest.raises(PipelineError, match="is already published"):
         export(settings)
     assert {path: path.stat().st_mtime_ns for path in version.iterdir()} == before
 
@@ -72,7 +79,7 @@ def test_a_graph_that_answers_otherwise_is_not_published(
     settings = trained.model_copy(
         update={"model_dir": tmp_path / "model", "model_repository": tmp_path / "triton_repo"}
     )
-    with pytest.raises(PipelineError, match=r"is not published: through onnxruntime .* at least 99\.5% are needed"):
+    with pytest.raises(PipelineError, match=r"is not published.* onnxruntime float32: .* at least 99\.5% must agree"):
         export(settings)
     assert list((tmp_path / "triton_repo" / "sentiment").iterdir()) == []
 
@@ -80,13 +87,13 @@ def test_a_graph_that_answers_otherwise_is_not_published(
 def test_data_that_changed_since_the_training_are_told(trained: Settings, tmp_path: Path) -> None:
     changed = tmp_path / "val.csv"
     changed.write_text(trained.val_data.read_text() + "Another fine thing,Positive\n")
-    with pytest.raises(PipelineError, match=r"changed since the model in .* was trained"):
+    with pytest.raises(PipelineError, match=r"has changed since the model in .* was trained"):
         export(trained.model_copy(update={"val_data": changed, "model_repository": tmp_path / "triton_repo"}))
 
 
 def test_a_repository_that_cannot_be_written_is_told(trained: Settings, tmp_path: Path) -> None:
     (tmp_path / "sentiment").write_text("a file in the place of the model's directory")
-    with pytest.raises(PipelineError, match=r"could not be written to .*sentiment"):
+    with pytest.raises(PipelineError, match=r"cannot be written to .*sentiment"):
         export(trained.model_copy(update={"model_repository": tmp_path}))
 
 
@@ -100,7 +107,7 @@ def test_a_version_published_but_not_deployed_is_deployed(trained: Settings, tmp
 
 def test_a_version_that_there_is_no_room_for_leaves_nothing_behind(trained: Settings, tmp_path: Path) -> None:
     settings = trained.model_copy(update={"model_repository": tmp_path})
-    with largest_file(100_000), pytest.raises(PipelineError, match=r"could not be written .* Make room"):
+    with largest_file(100_000), pytest.raises(PipelineError, match=r"cannot be written .* Free some space"):
         export(settings)
     assert list((tmp_path / "sentiment").iterdir()) == []
 
@@ -114,9 +121,9 @@ def test_a_damaged_model_is_told_by_what_to_do(trained: Settings, tmp_path: Path
     if damage == "cut":
         (directory / name).write_bytes(content[:100])
     settings = trained.model_copy(update={"model_dir": directory, "model_repository": tmp_path / "triton_repo"})
-    with pytest.raises(PipelineError, match=r"(?s)model\b.*train") as told:
+    with pytest.raises(PipelineError, match=r"(?s)model\b.*[Tt]rain") as told:
         export(settings)
-    assert "Make room" not in str(told.value)
+    assert "Free some space" not in str(told.value)
     assert not list((tmp_path / "triton_repo").glob("*/*"))
 
 
@@ -148,7 +155,7 @@ def test_a_tokenizer_that_the_engine_does_not_follow_is_not_published(tmp_path: 
         max_length=8,
     )
     assert train(settings).metrics["accuracy"] > 0.8, "only a model that learned the ends shows it"
-    with pytest.raises(PipelineError, match=r"is not published: through onnxruntime .* at least 99\.5% are needed"):
+    with pytest.raises(PipelineError, match=r"is not published.* onnxruntime float32: .* at least 99\.5% must agree"):
         export(settings)
     assert list((tmp_path / "triton_repo" / "sentiment").iterdir()) == []
 

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from errors import PipelineError
-from export.packed_graph import ARCHITECTURES, export_packed_graph
+from common.errors import PipelineError
+from export.packed_graph import export_packed_graph
 from export.parity import check_parity, reference_probabilities
-from serving.engine import Engine
-from serving.runtime import OPENVINO, float_variants
+from serving.backend.engine import Engine
+from serving.backend.runtime import float_variants
+from serving.model_repo.variants import FLOAT32, OPENVINO
 from tests.conftest import MAX_LENGTH, REFERENCE, SENTENCES, make_bundle, make_encoder
+from trainer.architectures import ARCHITECTURES
 
 # Every length from one word to more than the model reads.
 TEXTS = SENTENCES * 5 + [" ".join(SENTENCES[:4] * repeat)[: 40 * repeat] for repeat in range(1, 40)]
@@ -27,7 +29,7 @@ def test_same_answers_as_torch_in_every_mix(architecture: str, tmp_path: Path) -
     assert np.ptp(reference[:, 0]) > 0.1, "the random encoder must tell texts apart, or agreement shows nothing"
 
     with Engine(bundle, REFERENCE, cores=2) as engine:
-        parity = check_parity(lambda texts: engine.classify(texts).values, TEXTS, reference)
+        parity = check_parity(lambda texts: engine.classify(texts).values, TEXTS, reference, FLOAT32)
 
     assert parity.label_agreement == 1.0
     assert parity.largest_difference < 1e-4

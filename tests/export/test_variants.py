@@ -1,4 +1,4 @@
-"""An int8 graph serves only where it was shown to answer as the float graph does, and to be faster."""
+"""A variant is used only if it agrees with the trained model; one that does not is refused, and the others stay."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,33 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from export import variants
 from export.int8 import Inputs, calibration_inputs, quantize
-from export.parity import MIXED_TEXTS, FloatArray, check_parity, reference_probabilities
-from export.variants import Validation, prove_variants
-from serving.bundle import TOKENIZER, Bundle
-from serving.choice import Wanted
-from serving.engine import Engine
-from serving.processor import arithmetic
-from serving.runtime import FLOAT_GRAPH, INT8, ONNXRUNTIME, OPENVINO, RuntimeName, Variant
+from export.parity import MIXED_TEXTS, Count, FloatArray, Parity, check_parity, reference_probabilities
+from export.variants import (
+    LEAST_AGREEMENT,
+    LEAST_CONFIDENT_INT8_AGREEMENT,
+    LEAST_INT8_AGREEMENT,
+    LEAST_STEADY_INT8,
+    ParityError,
+    Validation,
+    prove_variants,
+)
+from serving.backend.cpu import arithmetic
+from serving.backend.engine import Engine
+from serving.backend.requests import Probabilities
+from serving.backend.runtime import float_variants
+from serving.backend.variant_choice import Wanted, choose_variant
+from serving.model_repo.bundle import TOKENIZER, Bundle
+from serving.model_repo.variants import (
+    BFLOAT16,
+    FLOAT32,
+    FLOAT_GRAPH,
+    INT8,
+    ONNXRUNTIME,
+    OPENVINO,
+    Precision,
+    RuntimeName,
+    Variant,
+)
 from tests.conftest import LABELS, MAX_LENGTH, REFERENCE, SENTENCES, make_bundle, make_encoder
 
 TEXTS = [f"{sentence} {'good ' * (number % 11)}" for number, sentence in enumerate(SENTENCES * 8)]
@@ -73,7 +93,7 @@ def test_int8_graph_answers_nearly_as_the_float_graph_whatever_shares_a_texts_ru
     with Engine(bundle, REFERENCE, 2) as engine:
         reference = engine.classify(TEXTS).values
     with Engine(bundle, variant, 2) as engine:
-        parity = check_parity(lambda texts: engine.classify(texts).values, TEXTS, reference)
+        parity = check_parity(lambda texts: engine.classify(texts).values, TEXTS, reference, INT8)
     assert 0 < parity.largest_difference < 0.1, "rounded, but not much"
     assert parity.largest_spread < 0.02
 
@@ -86,11 +106,120 @@ def test_texts_whose_answer_depends_on_what_shares_their_run_are_told() -> None:
     def wrong_alone(texts: Sequence[str]) -> FloatArray:
         return np.tile(right + (shift if len(texts) == 1 and texts[0] in first else 0), (len(texts), 1))
 
-    parity = check_parity(wrong_alone, TEXTS, np.tile(right, (len(TEXTS), 1)))
+    parity = check_parity(wrong_alone, TEXTS, np.tile(right, (len(TEXTS), 1)), FLOAT32)
     assert parity.label_agreement == 1.0
-    mixed = TEXTS[:MIXED_TEXTS]
-    assert parity.steady == pytest.approx(sum(text not in first for text in mixed) / len(mixed))
-    assert parity.steady < 1.0
+    assert parity.unsteady == Count(sum(text in first for text in TEXTS[:MIXED_TEXTS]), len(TEXTS[:MIXED_TEXTS]))
+    assert parity.unsteady.failed > 0
+
+
+def compared(margins: Sequence[float], wrong: int, precision: Precision, only_alone: bool = False) -> Parity:
+    """Two labels, the reference's probabilities of which are `margins` apart; the first `wrong` texts get the other
+    label, in batches of any size or only in batches of one."""
+    texts = [f"text {number}" for number in range(len(margins))]
+    reference = np.array([[0.5 + margin / 2, 0.5 - margin / 2] for margin in margins], np.float32)
+
+    def classify(asked: Sequence[str]) -> FloatArray:
+        numbers = [int(text.split()[1]) for text in asked]
+        exchanged = [number < wrong and (len(asked) == 1 or not only_alone) for number in numbers]
+        return np.where(np.array(exchanged)[:, None], reference[numbers][:, ::-1], reference[numbers])
+
+    return check_parity(classify, texts, reference, precision)
+
+
+def test_near_ties_of_an_audited_export_do_not_refuse_bfloat16() -> None:
+    """Of 4,960 tweets' 2,000 validation texts, 3 near ties differed, 2 of them among the 200 of the other mixes."""
+    parity = compared([0.006] * 3 + [0.9] * 1_997, 3, BFLOAT16)
+    assert (parity.differing, parity.near_ties) == (0, 3)
+    assert parity.label_agreement == pytest.approx(197 / 200)
+    assert parity.refusal("by torch", LEAST_AGREEMENT) == ""
+    # float32 resolves more, and is still not refused for 3 texts, because the count may be chance.
+    parity = compared([0.006] * 3 + [0.9] * 1_997, 3, FLOAT32)
+    assert (parity.differing, parity.near_ties) == (3, 0)
+    assert parity.refusal("by torch", LEAST_AGREEMENT) == ""
+
+
+@pytest.mark.parametrize(
+    ("texts", "wrong", "refused"),
+    [(10, 1, ""), (30, 1, ""), (30, 3, "3 of 30 texts"), (200, 2, ""), (200, 6, "6 of 200 texts"), (2_000, 2, "")],
+)
+def test_texts_that_differ_are_counted_with_their_uncertainty(texts: int, wrong: int, refused: str) -> None:
+    message = compared([0.5] * texts, wrong, BFLOAT16).refusal("by torch", LEAST_AGREEMENT)
+    share = f"({1 - wrong / texts:.2%} agree; near ties do not count)"
+    told = f"{refused} get another label than by torch {share}, and at least 99.5% must agree"
+    assert message == (told if refused else "")
+
+
+def test_labels_that_differ_only_in_one_mix_are_judged_by_the_texts_of_that_mix() -> None:
+    parity = compared([0.5] * 2_000, 9, BFLOAT16, only_alone=True)
+    assert parity.differing == 9
+    assert parity.refusal("by torch", LEAST_AGREEMENT).startswith("9 of 200 texts get another label")
+
+
+def test_int8_is_refused_for_confident_labels_and_for_unsteady_predictions() -> None:
+    least = LEAST_INT8_AGREEMENT, LEAST_CONFIDENT_INT8_AGREEMENT, LEAST_STEADY_INT8
+    assert compared([0.5] * 500, 8, INT8).refusal("by the float graph", *least) == ""
+    assert compared([0.9] * 500, 10, INT8).refusal("by the float graph", *least) == (
+        "10 of 200 texts with a confident label get another label than by the float graph (95.00% agree; near ties do "
+        "not count), and at least 99.5% must agree"
+    )
+    assert compared([0.1] * 500, 10, INT8, only_alone=True).refusal("by the float graph", *least) == (
+        "10 of 200 texts get another prediction depending on which texts share their run, and 99.0% must get the same"
+    )
+
+
+class Faulty:
+    """An engine whose `broken` variants give the labels in the opposite order, or do not load."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *broken: Variant, loads: bool = True) -> None:
+        class FaultyEngine(Engine):
+            def __init__(self, directory: Path, variant: Variant, cores: int) -> None:
+                if variant in broken and not loads:
+                    raise RuntimeError("Unsupported operation\nin a long trace")
+                super().__init__(directory, variant, cores)
+
+            def classify(self, texts: Sequence[str]) -> Probabilities:
+                answer = super().classify(texts)
+                return replace(answer, values=answer.values[:, ::-1]) if self.variant in broken else answer
+
+        monkeypatch.setattr(variants, "Engine", FaultyEngine)
+
+
+OPENVINO_FLOAT32 = Variant(OPENVINO, FLOAT32)
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_variant_that_fails_is_refused_and_the_next_serves(
+    bundle: Path, validation: Validation, monkeypatch: pytest.MonkeyPatch, loads: bool
+) -> None:
+    Faulty(monkeypatch, *float_variants()[1:], loads=loads)
+    proofs = prove_variants(bundle, validation, [], Wanted(precision=float_variants()[1].precision))
+    by_variant = {proof.variant: proof for proof in proofs}
+    assert by_variant[REFERENCE].refused == ""
+    expected = "48 of 48 texts get another label than by torch" if loads else "it does not run: Unsupported operation"
+    assert by_variant[float_variants()[1]].refused.startswith(expected)
+    proven = replace(Bundle.load(bundle), proofs=proofs)
+    proven.save(bundle)
+    assert choose_variant(Bundle.load(bundle), Wanted()).variant.precision == FLOAT32
+
+
+def test_float32_of_the_other_runtime_serves_if_the_first_fails(
+    bundle: Path, validation: Validation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Faulty(monkeypatch, REFERENCE)
+    wanted = Wanted(ONNXRUNTIME, FLOAT32)
+    proofs = prove_variants(bundle, validation, [], wanted)
+    assert [(proof.variant, bool(proof.refused)) for proof in proofs] == [(REFERENCE, True), (OPENVINO_FLOAT32, False)]
+    choice = choose_variant(replace(Bundle.load(bundle), proofs=proofs), wanted)
+    assert choice.variant == OPENVINO_FLOAT32
+    assert "SENTIMENT_RUNTIME=onnxruntime with SENTIMENT_PRECISION=float32 cannot be used" in choice.reason
+
+
+def test_nothing_is_published_if_no_float_variant_agrees(
+    bundle: Path, validation: Validation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Faulty(monkeypatch, *float_variants(), OPENVINO_FLOAT32)
+    with pytest.raises(ParityError, match=r"onnxruntime float32: 48 of 48 texts .*openvino .*SENTIMENT_BASE_MODEL"):
+        prove_variants(bundle, validation, [], Wanted())
 
 
 class Speeds:
@@ -130,27 +259,9 @@ def test_int8_that_is_not_faster_is_refused_and_leaves_no_file(
     loosen(monkeypatch)
     before = {file.name for file in bundle.iterdir()}
     refused = [proof for proof in prove_variants(bundle, validation, calibration, Wanted()) if proof.precision == INT8]
+    assert refused
     assert all("1.05 times as fast as" in proof.refused for proof in refused)
     assert {file.name for file in bundle.iterdir()} == before
-
-
-def test_each_gate_refuses_with_its_figure(validation: Validation, bundle: Path) -> None:
-    with Engine(bundle, REFERENCE, 2) as engine:
-        reference, _ = variants._try(engine, validation, validation.reference)
-    reference = replace(reference, tokens_per_s=1000.0)
-    good = replace(reference, precision=INT8, tokens_per_s=2000.0)
-    assert variants._refusal(good, reference, reference) == ""
-    for wrong, reason in (
-        (replace(good, label_agreement=0.974), "labels agree on 97.40%, and 97.5% are needed"),
-        (replace(good, confident_agreement=0.994), "of confident labels 99.40% agree, and 99.5% are needed"),
-        (
-            replace(good, steady=0.985),
-            "98.5% of texts are answered alike whatever shares their run, and 99.0% are needed",
-        ),
-        (replace(good, macro_f1=reference.macro_f1 - 0.006), f"macro F1 falls from {reference.macro_f1:.4f}"),
-        (replace(good, tokens_per_s=1099.0), "it is 1.10 times as fast as onnxruntime float32, and 1.1 are needed"),
-    ):
-        assert reason in variants._refusal(wrong, reference, reference)
 
 
 def test_only_what_the_settings_allow_is_tried_beside_the_reference(

@@ -42,10 +42,13 @@ def fuzz(name: str, seconds: int, out: Path) -> None:
     with atheris.instrument_imports(
         include=[
             "gateway",
-            "serving.bundle",
-            "serving.repository",
+            "serving.model_repo.bundle",
+            "serving.model_repo.repository",
             "settings",
+            "tables",
             "trainer.dataset",
+            "trainer.rows",
+            "trainer.labels",
             "csv",
             "json",
             "dotenv",

@@ -1,6 +1,7 @@
 """What parses bytes that others wrote, each as a function of bytes that raises only where something is wrong."""
 
 import asyncio
+import gzip
 import io
 import os
 import tempfile
@@ -15,18 +16,20 @@ from tokenizers import Tokenizer
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from errors import PipelineError
-from gateway.admission import UnderWay
-from gateway.http_protocol import BoundedHttpProtocol
+from common.errors import PipelineError
+from common.settings import ENV_FILE, Settings, load_settings
+from gateway.console.uploaded_table import read_table
+from gateway.http.http_protocol import BoundedHttpProtocol
+from gateway.http.problems import ProblemError
+from gateway.http.validation import batch_texts, labelled_texts, live_text
+from gateway.load_control.admission import UnderWay
 from gateway.main import create_app
-from gateway.problems import ProblemError
-from gateway.texts import batch_texts, labelled_texts, live_text
-from serving.bundle import DESCRIPTION, TOKENIZER, Bundle
-from serving.call_statistics import CallStatistics
-from serving.repository import ModelRepository
-from serving.runtime import FLOAT_GRAPH
-from settings import ENV_FILE, Settings, load_settings
-from storage.storage import Storage
+from serving.client.call_statistics import CallStatistics
+from serving.model_repo.bundle import DESCRIPTION, TOKENIZER, Bundle
+from serving.model_repo.repository import ModelRepository
+from serving.model_repo.variants import FLOAT_GRAPH
+from storage.lazy_database import Storage
+from tables.csv_writing import csv_header, csv_lines
 from tests.conftest import LABELS, make_tokenizer
 from trainer.dataset import read_labelled_texts
 
@@ -76,7 +79,17 @@ def csv_file(data: bytes) -> None:
     path = _directory() / "data.csv"
     path.write_bytes(data)
     with suppress(PipelineError):
-        read_labelled_texts(path, LABELS)
+        read_labelled_texts(path, LABELS, Settings(state_dir=_directory() / "state"))
+
+
+def upload(data: bytes) -> None:
+    """A file of texts that is sent to the console."""
+    try:
+        table = read_table(data)
+    except ProblemError as problem:
+        bytes(problem.response().body)
+        return
+    "".join([csv_header(table.columns), *csv_lines(table.rows)]).encode()
 
 
 def bundle(data: bytes) -> None:
@@ -220,6 +233,15 @@ TARGETS: dict[str, tuple[Target, list[bytes]]] = {
     "csv": (
         csv_file,
         [b'text,label\n"good ""film""\n, really",Positive\nbad,Negative\n', b"\xef\xbb\xbfText;Label\r\na;b\r\n"],
+    ),
+    "upload": (
+        upload,
+        [
+            b'id;text\n1;"good ""film"""\n2\n',
+            b'{"text": "good", "a": [1, {}], "b": 1.5}\n{"text": null}\n',
+            b"\xff\xfet\x00e\x00x\x00t\x00\n\x00a\x00\r\x00\n\x00",
+            gzip.compress(b"text\ncaf\xe9\n"),
+        ],
     ),
     "bundle": (bundle, [BUNDLE, b"[" * 100_000, b'{"labels": [], "proofs": {}}']),
     "configuration": (

@@ -11,8 +11,9 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from serving.protocol import CHALLENGER_NAME, MAX_BATCH_SIZE
-from serving.replicas import PROBE
+from serving.client.replicas import PROBE
+from serving.client.triton_client import CONTROL_KEY_HEADER
+from serving.model_repo.protocol import ABANDONED, CALL, CHALLENGER_NAME, MAX_BATCH_SIZE, NOBODY_WAITS
 
 SCORE = 0.98754
 MODEL_READS = 200
@@ -34,9 +35,13 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self.score = SCORE
         self.refused: set[str] = set()
         self.error: grpc.StatusCode | None = None
+        self.inference_error: grpc.StatusCode | None = None
+        """The same, but Triton says that it lives and that the model is ready."""
+        self.error_details = "secret: /opt/models"
         self.challenger = 2
         """The version that is loaded beside; it answers as the other one does, but for `otherwise`."""
         self.challenger_error: grpc.StatusCode | None = None
+        self.challenger_details = "the challenger fails"
         self.challenger_delay_s = 0.0
         self.challenger_calls: list[list[str]] = []
         self.otherwise: set[str] = set()
@@ -52,7 +57,15 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self.calls: list[list[str]] = []
         self.request_ids: list[str] = []
         """Of `calls`."""
+        self.names: list[str] = []
+        """Of `calls`, as the parameter `CALL` gives them."""
+        self.abandoned: list[str] = []
+        """Names of calls that nobody waits for any more, as clients have said."""
+        self.cancelled: list[list[str]] = []
+        """Calls that ended without a response: the client cancelled them, or their gRPC deadline passed."""
         self.traceparents: list[str] = []
+        self.answered_calls = 0
+        """Of all callers, as Triton's statistics tell."""
         self.probes = 0
         """Calls with which the gateway asked for a sign of life; `calls` leaves them out."""
 
@@ -65,13 +78,32 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
     def stop(self) -> None:
         self._server.stop(grace=None).wait()
 
+    def ServerLive(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        return service_pb2.ServerLiveResponse(live=True)
+
     def ModelReady(self, _request: Any, context: Any) -> Any:  # noqa: N802
         if self.error is not None:
             context.abort(self.error, "Request for unknown model: 'sentiment' is not found")
         return service_pb2.ModelReadyResponse(ready=True)
 
+    def RepositoryIndex(self, _request: Any, context: Any) -> Any:  # noqa: N802
+        """Refuse model control, as every Triton does to callers without its key."""
+        context.abort(
+            grpc.StatusCode.UNAVAILABLE, f"This protocol is restricted, expecting header '{CONTROL_KEY_HEADER}'"
+        )
+
+    def ModelStatistics(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        response = service_pb2.ModelStatisticsResponse()
+        response.model_stats.add(name=request.name).inference_stats.success.count = self.answered_calls
+        return response
+
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if ABANDONED in request.parameters:
+            self.abandoned.append(request.parameters[ABANDONED].string_param)
+            context.abort(grpc.StatusCode.CANCELLED, NOBODY_WAITS)
         texts = _texts(request.raw_input_contents[0])
+        responded: list[bool] = []
+        context.add_callback(lambda: None if responded else self.cancelled.append(texts))
         assert 0 < len(texts) <= MAX_BATCH_SIZE
         if request.model_name == CHALLENGER_NAME:
             return self._challenge(texts, context)
@@ -81,17 +113,21 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
             else:
                 self.calls.append(texts)
                 self.request_ids.append(request.id)
+                self.names.append(request.parameters[CALL].string_param)
                 self.traceparents.append(dict(context.invocation_metadata()).get("traceparent", ""))
                 self.before_answer(texts)
             version, score, phases = self.version, self.score, self.phases
         time.sleep(self.delay_s)
         if texts[0] in self.held:
             assert self.may_answer.wait(10)
-        if self.error is not None:
-            context.abort(self.error, "secret: /opt/models")
+        if self.error is not None or self.inference_error is not None:
+            context.abort(self.error or self.inference_error, self.error_details)
         for text in texts:
             if text in self.refused:
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the model cannot read {text!r}")
+        with self.lock:
+            self.answered_calls += 1
+            responded.append(True)
         return _response(texts, version, score, phases)
 
     def _challenge(self, texts: list[str], context: Any) -> Any:
@@ -99,7 +135,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
             self.challenger_calls.append(texts)
         time.sleep(self.challenger_delay_s)
         if self.challenger_error is not None:
-            context.abort(self.challenger_error, "the challenger fails")
+            context.abort(self.challenger_error, self.challenger_details)
         return _response(texts, self.challenger, self.score, None, self.otherwise)
 
 

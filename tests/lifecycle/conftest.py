@@ -15,10 +15,10 @@ import httpx
 import psutil
 import pytest
 
-from serving.bundle import TOKENIZER, Bundle
-from serving.repository import ModelRepository
-from serving.runtime import FLOAT_GRAPH
-from settings import Settings
+from common.settings import Settings
+from serving.model_repo.bundle import TOKENIZER, Bundle
+from serving.model_repo.repository import ModelRepository
+from serving.model_repo.variants import FLOAT_GRAPH
 from storage.database import Database
 from tests.e2e.conftest import PROJECT, free_ports, wait_for
 from tests.storage.conftest import postgres_server, postgres_url
@@ -63,7 +63,7 @@ class Served:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, str(PROJECT / "app.py"), *arguments]
 
-    def app(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def app(self, *arguments: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.command(*arguments),
             cwd=self.directory,
@@ -78,7 +78,7 @@ class Served:
             self.process = subprocess.Popen(
                 self.command("serve"), cwd=self.directory, env=dict(self.environment), stdout=output, stderr=output
             )
-        wait_for(self.is_ready, 90, "serve to be ready")
+        wait_for(self.is_ready, 240, "serve to be ready")
 
     def is_ready(self) -> bool:
         assert self.process is None or self.process.poll() is None, self.log
@@ -139,7 +139,7 @@ def hollow_bundle(directory: Path) -> Path:
 def make_served(directory: Path, bundle: Path, versions: int = 3, **settings: str) -> Served:
     """A repository with so many versions of the small model, the first deployed; nothing runs yet."""
     port = free_ports()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SENTIMENT_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SENTIMENT_", "COLUMNS"))}
     environment |= {
         "SENTIMENT_PORT": str(port),
         "SENTIMENT_STATE_DIR": str(directory / "state"),
@@ -165,6 +165,13 @@ def serving(served: Served) -> Iterator[Served]:
         yield served
     finally:
         served.stop()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database(f"sqlite:///{tmp_path / 'sentiment.db'}")
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving.bundle import Bundle
-from serving.engine import Engine
-from serving.repository import ModelRepository
+from serving.backend.engine import Engine
+from serving.model_repo.bundle import Bundle
+from serving.model_repo.repository import ModelRepository
 from tests.conftest import REFERENCE, SENTENCES
 from tests.e2e.conftest import PROJECT
 

@@ -6,10 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from serving.protocol import MODEL_NAME
+import pytest
+
+from serving.model_repo.protocol import MODEL_NAME
 from tests.lifecycle.conftest import Served, make_served, serving
 from tests.pages import PROJECT, blocks
 from tests.scoring.conftest import Desk, rows_of, write_rows
+
+pytestmark = pytest.mark.full
 
 PAGE = "docs/client-and-scoring.md"
 

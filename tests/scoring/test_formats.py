@@ -68,7 +68,34 @@ def test_json_fields_that_are_no_column_are_told_and_lines_keep_them(desk: Desk)
     desk.score("in.jsonl", "--out", "out.jsonl")
     assert [row["x"] for row in read_rows(desk.folder / "out.jsonl")] == [1, "one"]
     told = desk.refused("in.jsonl", "--out", "out.parquet")
-    assert "'x' holds values, up to row 2, that are no column together" in told
+    assert "the values of 'x' up to row 2 cannot form one column" in told
+
+
+def test_json_fields_that_change_later_are_told(desk: Desk) -> None:
+    write_rows(desk.folder / "in.jsonl", [{"text": "good", "x": 1 if row < 512 else "one"} for row in range(700)])
+    told = desk.refused("in.jsonl", "--out", "out.csv")
+    assert "in.jsonl: the values of a field up to row 700 cannot form one column" in told
+    assert "Field x has incompatible types" in told
+
+
+def test_the_text_column_is_found_by_its_usual_names_and_files_may_differ(desk: Desk) -> None:
+    (desk.folder / "a.csv").write_bytes("Id;Review \n1;schöne Lampe\n2;a “bad” day\n".encode("cp1252"))
+    (desk.folder / "b.tsv").write_bytes("TEXT\tid\r\nit's good\t3\r\n".encode("utf-16"))
+    told = desk.score("a.csv", "b.tsv", "--out", "scored")
+    assert "a.csv: read as windows-1252, the encoding that was detected." in told
+    assert "a.csv: the delimiter is a semicolon." in told
+    assert "a.csv: column 'Review ' is used as the text." in told
+    assert [row["Review "] for row in read_rows(desk.folder / "scored" / "a.csv")] == ["schöne Lampe", "a “bad” day"]
+    assert (desk.folder / "scored" / "b.tsv").read_text().startswith("TEXT\tid\tlabel\tscore\tversion\nit's good\t3\t")
+
+
+def test_columns_of_a_file_without_a_header_have_positions(desk: Desk) -> None:
+    (desk.folder / "in.csv").write_text("7,good\n8,terrible\n")
+    assert "no column is known to hold the text. Set --text-column" in desk.refused("in.csv", "--out", "out.csv")
+    desk.score("in.csv", "--out", "out.csv", "--text-column", "2")
+    found = read_rows(desk.folder / "out.csv")
+    assert [row["2"] for row in found] == ["good", "terrible"]
+    assert list(found[0]) == ["1", "2", "label", "score", "version"]
 
 
 def test_several_inputs_into_one_file_in_their_order(desk: Desk) -> None:
@@ -110,7 +137,7 @@ def test_no_rows_are_no_rows(desk: Desk, kind: str) -> None:
 def test_the_version_and_the_names_can_be_chosen(desk: Desk) -> None:
     write_rows(desk.folder / "in.csv", [{"label": "mine", "review": "good"}])
     command = ["in.csv", "--out", "out.csv", "--text-column", "review", "--version", "2"]
-    assert "has a column 'label' already; name the added ones otherwise" in desk.refused(*command)
+    assert "already has a column 'label'. Choose other names" in desk.refused(*command)
     desk.score(*command, "--prefix", "predicted_")
     (found,) = read_rows(desk.folder / "out.csv")
     assert list(found) == ["label", "review", "predicted_label", "predicted_score", "predicted_version"]
@@ -126,8 +153,9 @@ def bad_csv(folder: Path) -> None:
 
 def bad_jsonl(folder: Path) -> None:
     (folder / "in.jsonl").write_bytes(
-        b'{"id": 0, "text": "good"}\n{"id": 1, "text": null}\n{"id": 2}\nno json\n[]\n{"id": 5, "text": 3}\n'
-        b'{"id": 6, "text": "caf\xe9"}\n{"id": 7, "text": "x", "label": "mine"}\n{"id": 8, "text": "terrible"}\n'
+        b'\xef\xbb\xbf{"id": 0, "text": "good"}\n{"id": 1, "text": null}\n{"id": 2}\nno json\n[]\n'
+        b'{"id": 5, "text": 3}\n{"id": 6, "text": "caf\xe9"}\n'
+        b'{"id": 7, "text": "x", "label": "mine"}\n{"id": 8, "text": "terrible"}\n'
     )
 
 
@@ -142,14 +170,14 @@ def bad_parquet(folder: Path) -> None:
     [
         (
             bad_csv,
-            [0, 6],
+            [0, 6, 8],
             {
                 2: "'text' is empty or only blanks",
                 3: "'text' is empty or only blanks",
-                4: "has 3 fields; the header has 2",
-                5: "is not UTF-8: invalid continuation byte at byte 5 of its line",
-                6: "is no CSV: ',' expected after '\"'",
-                8: "is no CSV: unexpected end of data (in 2 lines)",
+                4: "wrong number of fields: 3 instead of 2",
+                5: "undecodable: byte 0xe9 at position 5 is not utf-8",
+                6: "broken quoting: text after a closing double quote",
+                8: "broken quoting: an opening double quote is never closed",
             },
         ),
         (
@@ -157,12 +185,12 @@ def bad_parquet(folder: Path) -> None:
             [0, 8],
             {
                 2: "'text' is null",
-                3: "has no column 'text' (--text-column)",
-                4: "is no JSON: ",
-                5: "is JSON, but no object",
+                3: "has no field 'text'",
+                4: "not JSON: ",
+                5: "not an object: list",
                 6: "'text' is int",
-                7: "is no JSON: ",
-                8: "has a column 'label' already",
+                7: "undecodable: byte 0xe9 at position 22 is not utf-8",
+                8: "already has a column 'label'",
             },
         ),
         (
@@ -171,7 +199,7 @@ def bad_parquet(folder: Path) -> None:
             {
                 2: "'text' is null",
                 3: "'text' is empty or only blanks",
-                4: "'text' is not UTF-8: unexpected end of data",
+                4: "undecodable: byte 0xe9 at position 3 is not utf-8",
             },
         ),
     ],
@@ -181,7 +209,7 @@ def test_bad_rows_go_to_a_side_file(desk: Desk, write: object, kept: list[int], 
     write(desk.folder)
     (path,) = desk.folder.glob("in.*")
     told = desk.score(path.name, "--out", f"out{path.suffix}")
-    assert f"{len(rejected)} rows could not be scored; {desk.folder / 'out'}{path.suffix}.rejected.jsonl" in told
+    assert f"{len(rejected)} rows were not scored. {desk.folder / 'out'}{path.suffix}.rejected.jsonl" in told
     assert [int(row["id"]) for row in read_rows(desk.folder / f"out{path.suffix}")] == kept
     lines = (desk.folder / f"out{path.suffix}.rejected.jsonl").read_text().splitlines()
     found = {row["row"]: row for row in map(json.loads, lines)}

@@ -10,7 +10,7 @@ from tests.e2e.conftest import wait_for
 from tests.scoring.conftest import Desk, read_rows, rows_of, write_rows
 
 pytest.importorskip("ray", reason='Ray is not installed: pip install "ray[data]"')
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore")]
 
 ROWS = 60_000
 _SMALL = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}

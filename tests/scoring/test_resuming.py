@@ -14,6 +14,7 @@ KILLING = PROJECT / "tests" / "lifecycle" / "killing.py"
 ROWS = 9_000
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("module", "function", "moment", "given", "done"),
     [
@@ -44,7 +45,7 @@ def test_killed_anywhere_the_same_command_ends_it(
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     told = desk.score(*command[1:])
-    assert (f"Going on after {done:,} rows" in told) if done else ("Going on" not in told)
+    assert (f"Resuming after {done:,} rows" in told) if done else ("Resuming" not in told)
     assert read_rows(desk.folder / f"out.{given}") == desk.scored(rows)
 
 
@@ -64,7 +65,7 @@ def cut_off(desk: Desk) -> Desk:
 
 def test_another_job_is_not_mixed_with_one_that_was_cut_off(cut_off: Desk) -> None:
     command = ["in.csv", "--out", "out.csv"]
-    assert "it scored with version 1, this one would with 2 (--version)" in cut_off.refused(*command, "--version", "2")
+    assert "it used version 1, this one would use 2 (--version)" in cut_off.refused(*command, "--version", "2")
     write_rows(cut_off.folder / "more.csv", rows_of(10))
     assert "more.csv was not among its inputs" in cut_off.refused("in.csv", "more.csv", "--out", "out.csv")
     assert "its columns were" in cut_off.refused(*command, "--text-column", "note")
@@ -82,7 +83,7 @@ def test_one_process_at_a_time(cut_off: Desk) -> None:
         stderr=subprocess.PIPE,
     )
     assert process.stderr is not None
-    assert b"Going on after" in process.stderr.readline()
+    assert b"Resuming after" in process.stderr.readline()
     os.kill(process.pid, signal.SIGSTOP)
     try:
         assert "is being written by another process" in cut_off.refused("in.csv", "--out", "out.csv")
@@ -96,7 +97,7 @@ def test_one_process_at_a_time(cut_off: Desk) -> None:
 def test_what_exists_is_not_overwritten(desk: Desk) -> None:
     write_rows(desk.folder / "in.csv", rows_of(10))
     (desk.folder / "out.csv").write_text("mine")
-    assert "exists; name another output, or add --overwrite" in desk.refused("in.csv", "--out", "out.csv")
+    assert "exists. Name another output, or add --overwrite" in desk.refused("in.csv", "--out", "out.csv")
     assert (desk.folder / "out.csv").read_text() == "mine"
     assert not (desk.folder / "out.csv.partial").exists()
     desk.score("in.csv", "--out", "out.csv", "--overwrite")
@@ -108,10 +109,10 @@ def test_what_exists_is_not_overwritten(desk: Desk) -> None:
     [
         (["no.csv", "--out", "out.csv"], "no.csv: no such file"),
         (["*.json", "--out", "out.csv"], "*.json: matches no file whose name ends in .csv"),
-        (["in.txt", "--out", "out.csv"], "in.txt: its kind is not known by its name"),
-        (["in.csv", "--out", "in.csv"], "in.csv: is the output too"),
-        (["in.csv", "--out", "out.xml"], "out.xml names no kind of file that can be written"),
-        (["in.csv", "--out", "no/out.csv"], "is no folder, so out.csv cannot be written there"),
+        (["in.txt", "--out", "out.csv"], "in.txt: unknown file type"),
+        (["in.csv", "--out", "in.csv"], "in.csv: is also the output"),
+        (["in.csv", "--out", "out.xml"], "out.xml has an unknown suffix"),
+        (["in.csv", "--out", "no/out.csv"], "is not a folder, so out.csv cannot be written there"),
         (["in.csv", "--out", "out.csv", "--text-column", "txt"], "did you mean 'text'?"),
         (["in.csv", "--out", "out.csv", "--version", "9"], "Version 9 is not in"),
         (["bad.parquet", "--out", "out.csv"], "bad.parquet cannot be read as Parquet"),

@@ -2,15 +2,16 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from storage.database import Database
+from tests.e2e.conftest import free_ports
 
 _POSTGRES_USER = "postgres"
 
@@ -28,9 +29,7 @@ class PostgresServer:
         self._as_user = ["runuser", "-u", _POSTGRES_USER, "--"] if os.geteuid() == 0 else []
         if self._as_user:
             shutil.chown(self._directory, _POSTGRES_USER)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_ports(1)
         self.url = f"postgresql+psycopg://{_POSTGRES_USER}:not-asked-for@127.0.0.1:{self._port}"
         """But for the database's name."""
         self._run("initdb", "-D", self._data, "-U", _POSTGRES_USER, "--auth=trust", "--no-sync")
@@ -76,23 +75,62 @@ def postgres_server() -> Iterator[str]:
         server.remove()
 
 
-@pytest.fixture
-def postgres_url(postgres_server: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of an empty database of PostgreSQL."""
+@contextmanager
+def made_database(server: str, name: str, template: str = "template1") -> Iterator[str]:
+    """The URL of a database of a PostgreSQL server, a copy of `template`, for the length of the block."""
     import psycopg
 
-    name = f"test_{abs(hash(request.node.nodeid))}"
-    server = postgres_server.replace("+psycopg", "")
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    yield f"{postgres_server}/{name}"
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+    administration = f"{server.replace('+psycopg', '')}/postgres"
+    with psycopg.connect(administration, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield f"{server}/{name}"
+    with psycopg.connect(administration, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database of each kind."""
+def _name(request: pytest.FixtureRequest) -> str:
+    return f"test_{abs(hash(request.node.nodeid))}"
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of an empty database of PostgreSQL."""
+    with made_database(postgres_server, _name(request)) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: str) -> Iterator[str]:
+    """The name of a database of PostgreSQL with all tables; copies of it need no migrations."""
+    with made_database(postgres_server, "migrated") as url:
+        Database(url).close()
+        yield "migrated"
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of SQLite with all tables."""
+    path = tmp_path_factory.mktemp("migrated") / "sentiment.db"
+    Database(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.full)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database of each kind, with all tables and no rows."""
+    if request.param == "sqlite":
+        path = tmp_path / "sentiment.db"
+        shutil.copy(request.getfixturevalue("sqlite_template"), path)
+        yield f"sqlite:///{path}"
+    else:
+        server, template = map(request.getfixturevalue, ("postgres_server", "postgres_template"))
+        with made_database(server, _name(request), template) as url:
+            yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.full)])
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database of each kind without tables."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'sentiment.db'}"
     url: str = request.getfixturevalue("postgres_url")

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import inspect, text
 
-from errors import PipelineError
+from common.errors import PipelineError
 from storage import events
 from storage.api_keys import Scope, add_key, hash_key, revoke_key, valid_keys
 from storage.database import Database
@@ -42,7 +42,7 @@ def test_one_of_many_that_add_the_same_name_at_once_does(database: Database) -> 
         try:
             return bool(add_key(database, "web", [Scope.PREDICT]))
         except PipelineError as error:
-            return "There is a key web already. To rotate it" not in str(error)
+            return "The key web already exists. To rotate it" not in str(error)
 
     with ThreadPoolExecutor(4) as threads:
         assert sum(threads.map(add, range(4))) == 1

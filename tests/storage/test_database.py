@@ -11,10 +11,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import func, select, text
 
-from errors import PipelineError
-from settings import Settings
+from common.errors import PipelineError
+from common.settings import Settings
 from storage.database import Database
-from storage.storage import Storage
+from storage.lazy_database import Storage
 from storage.tables import Feedback, Table
 from tests.e2e.conftest import PROJECT
 
@@ -25,8 +25,8 @@ def test_the_migrations_make_the_tables(database: Database) -> None:
         assert compare_metadata(context, Table.metadata) == []
 
 
-def test_many_open_a_new_database_at_once(database_url: str) -> None:
-    code = f"from storage.database import Database; Database({database_url!r})"
+def test_many_open_a_new_database_at_once(empty_database_url: str) -> None:
+    code = f"from storage.database import Database; Database({empty_database_url!r})"
     processes = [subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stderr=subprocess.PIPE) for _ in range(4)]
     for process in processes:
         _, errors = process.communicate(timeout=60)
@@ -47,7 +47,7 @@ def test_tables_of_a_newer_release_are_left_alone(database_url: str) -> None:
     [
         ("postgresql+psycopg://me:the-secret@127.0.0.1:1/none", "127.0.0.1"),
         ("postgresql+nothing://me:the-secret@127.0.0.1/none", "Can't load plugin"),
-        ("no url at all", "SENTIMENT_DATABASE_URL names it"),
+        ("no url at all", "Check SENTIMENT_DATABASE_URL"),
         ("sqlite:////proc/none/sentiment.db", "cannot be used"),
     ],
 )
@@ -76,6 +76,13 @@ def test_what_was_kept_is_there_after_a_kill(database: Database, database_url: s
         kept = session.scalar(select(func.count()).select_from(Feedback))
     assert kept is not None
     assert told <= kept <= told + 1
+
+
+def test_sqlite_overwrites_what_is_erased(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'a.db'}")
+    with database.reading() as session:
+        assert session.scalar(text("PRAGMA secure_delete")) == 1
+    database.close()
 
 
 def test_storage_is_opened_when_it_can_be(tmp_path: Path) -> None:

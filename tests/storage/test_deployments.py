@@ -78,15 +78,15 @@ def test_the_times_in_which_a_version_served_follow_on_each_other(database: Data
     assert (first[1], second[1], third[1]) == (second[0], third[0], None)
 
 
-@pytest.mark.parametrize("bake_s", [1800.0, 0.0])
-def test_a_version_bakes_for_as_long_as_it_should(database: Database, bake_s: float) -> None:
+@pytest.mark.parametrize("monitor_s", [1800.0, 0.0])
+def test_a_version_is_monitored_for_as_long_as_it_should(database: Database, monitor_s: float) -> None:
     with database.transaction() as session:
         intention = deployments.intend(session, 2, 1, "by the test")
-        deployments.finish(session, intention.id, bake_s)
+        deployments.finish(session, intention.id, monitor_s)
     serving = _serving(database)
-    assert serving.bakes_until == (serving.started_at + timedelta(seconds=bake_s) if bake_s else None)
-    deployments.end_baking(database, serving.id)
-    assert _serving(database).bakes_until is None
+    assert serving.monitored_until == (serving.started_at + timedelta(seconds=monitor_s) if monitor_s else None)
+    deployments.end_monitoring(database, serving.id)
+    assert _serving(database).monitored_until is None
 
 
 def test_the_alias_is_known_to_be_set_only_of_what_serves(database: Database) -> None:

@@ -38,16 +38,20 @@ def test_people_get_mails_only_of_what_they_should_know(database: Database) -> N
     for kind in EventKind:
         _record(database, kind, kind.value)
     assert {mail.subject for mail in events.due_mails(database)} == {
+        "source-quarantined",
         "stale",
         "estimated-low",
         "drift",
+        "data-unfit",
         "retraining-started",
         "candidate-rejected",
         "promoted",
         "promotion-failed",
+        "suspected",
         "rolled-back",
         "job-failed",
         "canary-started",
+        "release-held",
         "taken-back",
     }
     assert len(events.newest(database, 100)) == len(EventKind)

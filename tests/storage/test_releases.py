@@ -101,9 +101,10 @@ def test_feedback_tells_which_version_is_right_by_the_newest_label_of_a_text(dat
     release = begin(database)
     releases.add_findings(database, release, {}, [differing(number) for number in (1, 2, 3, 4, 4)], True)
     for number, label in ((1, "Positive"), (2, "Negative"), (4, "Negative"), (4, "Positive"), (9, "Positive")):
-        add_feedback(database, [LabelledText(f"Text  {number}", label)], "test")
+        add_feedback(database, [LabelledText(f"Text  {number}", label)], "admin")
+    add_feedback(database, [LabelledText("text 3", "Positive"), LabelledText("text 1", "Negative")], "key:other")
     with database.reading() as session:
-        assert releases.told_by_feedback(session, release) == (2, 1)
+        assert releases.right_by_feedback(session, release, "admin") == (2, 1)
 
 
 def test_a_shadow_answers_no_share(database: Database) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from errors import PipelineError
-from settings import Settings
+from common.errors import PipelineError
+from common.settings import Settings
 from tests.conftest import SENTENCES, make_encoder
 from tests.pages import blocks
 from trainer.base_model import load_base_model

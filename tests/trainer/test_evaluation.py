@@ -5,8 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
+from sklearn.metrics import accuracy_score, f1_score
 
-from trainer.evaluation import evaluate, expected_calibration_error, fit_temperature
+from trainer.evaluation import (
+    at_bound,
+    evaluate,
+    evaluate_answers,
+    expected_calibration_error,
+    fit_temperature,
+    macro_f1,
+)
 
 
 def test_figures_of_a_small_example() -> None:
@@ -63,3 +71,22 @@ def test_no_other_temperature_has_less_log_loss_and_no_label_changes(scale: floa
     assert 0.25 <= temperature <= 10
     assert all(log_loss(temperature) <= log_loss(other) + 1e-4 for other in np.geomspace(0.25, 10, 30))
     assert (softmax(logits / temperature, axis=1).argmax(axis=1) == logits.argmax(axis=1)).all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 4)), min_size=1, max_size=60))
+def test_f1_is_that_of_scikit_learn(rows: list[tuple[int, int]]) -> None:
+    targets, predicted = np.array(rows, dtype=np.int64).T
+    occurring = f1_score(targets, predicted, labels=np.unique(targets), average="macro", zero_division=0)
+    assert macro_f1(predicted, targets) == pytest.approx(occurring, abs=1e-12)
+    by_label = f1_score(targets, predicted, labels=list(range(6)), average=None, zero_division=0)
+    evaluation = evaluate_answers(predicted, np.ones(len(rows)), targets, tuple("abcdef"))
+    assert list(evaluation.f1_by_label.values()) == pytest.approx(list(by_label), abs=1e-12)
+    assert evaluation.accuracy == accuracy_score(targets, predicted)
+
+
+def test_a_temperature_at_its_bound_is_told() -> None:
+    sure = np.array([[1.0, 0.0], [0.0, 1.0]] * 50)
+    right, wrong = np.array([0, 1] * 50), np.array([1, 0] * 50)
+    assert "stopped at its bound 0.25" in at_bound(fit_temperature(sure, right))
+    assert "stopped at its bound 10" in at_bound(fit_temperature(sure, wrong))
+    assert at_bound(1.0) == ""

@@ -19,8 +19,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from errors import PipelineError
-from settings import Settings
+from common.errors import PipelineError
+from common.settings import Settings
 from tests.conftest import ENCODERS
 from trainer.dataset import Dataset, load_dataset
 from trainer.fine_tune import FineTuned, fine_tune
@@ -33,8 +33,8 @@ WORDS = {
 """Words of the small encoders' vocabulary."""
 
 
-def write_texts(directory: Path, train: int = 160, val: int = 40) -> None:
-    """Texts of each label from words of its own, none of them twice."""
+def write_texts(directory: Path, train: int = 178, val: int = 40) -> None:
+    """Texts of each label from words of its own, each once. Of 178 texts, 18 are held out for the selection."""
     rng = random.Random(0)
     texts: dict[str, list[str]] = {}
     for label, words in WORDS.items():
@@ -87,7 +87,7 @@ def settings(tmp_path: Path, encoder: Path) -> Settings:
 
 @pytest.fixture
 def dataset(settings: Settings) -> Dataset:
-    return load_dataset(settings.train_data, settings.val_data)
+    return load_dataset(settings)
 
 
 def scores(tuned: FineTuned) -> list[tuple[float, float]]:
@@ -127,8 +127,11 @@ def test_learns_and_keeps_the_best(settings: Settings, dataset: Dataset) -> None
     # The logits are the saved model's own, and belong to the targets.
     accuracy = float((tuned.val_logits.argmax(axis=1) == tuned.val_targets).mean())
     assert accuracy > 0.85
+    # Held-out training texts choose the state, not the validation texts.
+    assert tuned.selection_logits.shape == (36, 2)
+    selected = float((tuned.selection_logits.argmax(axis=1) == tuned.selection_targets).mean())
     best = max(entry["eval_accuracy"] for entry in tuned.history if "eval_accuracy" in entry)
-    assert accuracy == pytest.approx(best)
+    assert selected == pytest.approx(best)
     losses = [entry["loss"] for entry in tuned.history if "loss" in entry]
     assert len(losses) == 40
     assert sum(losses[-5:]) < sum(losses[:5])
@@ -144,11 +147,12 @@ def test_half_written_checkpoint_is_removed_and_the_one_before_is_taken(
 
     resumed = fine_tune(settings, dataset)
 
-    assert "Resuming the training that was cut off, from checkpoint-30." in caplog.messages
+    assert "Resuming the interrupted training from checkpoint-30." in caplog.messages
     assert not half.exists()
     assert [step for step, _ in scores(resumed)] == [10, 20, 30, 40]
 
 
+@pytest.mark.full
 def test_resumed_training_gives_the_model_of_one_that_was_not_cut_off(
     settings: Settings, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -172,12 +176,13 @@ def test_training_that_had_stopped_early_does_not_go_on_when_it_is_resumed(
     assert scores(fine_tune(stopping, dataset)) == scores(stopped)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("size", [100_000, 800_000], ids=["weights", "optimizer"])
 def test_checkpoint_that_there_is_no_room_for_is_told_and_the_next_run_starts_anew(
     settings: Settings, dataset: Dataset, size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     short = settings.model_copy(update={"epochs": 1})
-    with largest_file(size), pytest.raises(PipelineError, match=r"could not write its checkpoint to .*state/training"):
+    with largest_file(size), pytest.raises(PipelineError, match=r"cannot write its checkpoint to .*state/training"):
         fine_tune(short, dataset)
     assert scores(fine_tune(short, dataset))[-1][0] == 20
     assert not any("Resuming" in message for message in caplog.messages)
@@ -189,7 +194,7 @@ def test_other_data_start_a_training_of_their_own(
     interrupt(settings, dataset, step=15)
     with settings.val_data.open("a") as file:
         file.write("good good terrible,Positive\n")
-    tuned = fine_tune(settings, load_dataset(settings.train_data, settings.val_data))
+    tuned = fine_tune(settings, load_dataset(settings))
     assert not any("Resuming" in message for message in caplog.messages)
     assert len(tuned.val_targets) == 81
     assert len(list((settings.state_dir / "training").iterdir())) == 2

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from errors import PipelineError
-from settings import Settings
+from common.errors import PipelineError
+from common.settings import Settings
 from trainer.base_model import load_base_model
 
 LABELS = ("Negative", "Positive")

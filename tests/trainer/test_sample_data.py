@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from errors import PipelineError
+from common.errors import PipelineError
+from common.settings import Settings
 from trainer.dataset import load_dataset
 from trainer.sample_data import Domain, read_ratings, write_sample_data
 
@@ -30,10 +31,15 @@ def test_ratings_keep_what_belongs_to_the_texts() -> None:
     assert 'a screenplay more ingeniously constructed than "Memento"' in texts
 
 
-def test_files_pass_the_checks_of_training_without_a_repair(tmp_path: Path) -> None:
-    counts = write_sample_data(tmp_path / "train.csv", tmp_path / "val.csv", seed=13)
-    dataset = load_dataset(tmp_path / "train.csv", tmp_path / "val.csv")
-    assert dataset.repairs == []
+def _settings(directory: Path) -> Settings:
+    return Settings(train_data=directory / "train.csv", val_data=directory / "val.csv", state_dir=directory / "state")
+
+
+def test_files_pass_the_checks_of_training_without_a_note(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    counts = write_sample_data(settings.train_data, settings.val_data, seed=13)
+    dataset = load_dataset(settings)
+    assert dataset.notes == []
     assert dataset.labels == ("Negative", "Positive")
     assert counts.train == {"Positive": 6065, "Negative": 5676}
     assert counts.val == {"Positive": 674, "Negative": 631}
@@ -54,8 +60,9 @@ def test_labels_are_those_of_the_ratings(tmp_path: Path) -> None:
 
 
 def test_no_text_comes_twice_even_in_another_letter_case(tmp_path: Path) -> None:
-    write_sample_data(tmp_path / "train.csv", tmp_path / "val.csv", seed=13)
-    dataset = load_dataset(tmp_path / "train.csv", tmp_path / "val.csv")
+    settings = _settings(tmp_path)
+    write_sample_data(settings.train_data, settings.val_data, seed=13)
+    dataset = load_dataset(settings)
     texts = [text.casefold() for text in dataset.train.texts + dataset.val.texts]
     assert len(set(texts)) == len(texts)
 
@@ -89,7 +96,7 @@ def test_what_an_interrupted_run_left_out_is_added(tmp_path: Path) -> None:
 
 def test_data_of_the_user_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "val.csv").write_text("text,label\nmine,Positive\n")
-    with pytest.raises(PipelineError, match=r"val\.csv exists and is not the sample data of this seed; move it away"):
+    with pytest.raises(PipelineError, match=r"val\.csv exists and is not the sample data of this seed. Move it away"):
         write_sample_data(tmp_path / "train.csv", tmp_path / "val.csv", seed=13)
     assert files_in(tmp_path) == {"val.csv": b"text,label\nmine,Positive\n"}
 
@@ -102,5 +109,5 @@ def test_place_that_cannot_be_written_is_named_and_no_file_is_made(tmp_path: Pat
 
 
 def test_one_file_for_both_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="name two files"):
+    with pytest.raises(PipelineError, match="Use two files"):
         write_sample_data(tmp_path / "data.csv", tmp_path / "." / "data.csv", seed=13)

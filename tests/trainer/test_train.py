@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from errors import PipelineError
-from settings import Settings
+from common.errors import PipelineError
+from common.settings import Settings
 from tests.conftest import make_encoder
 from tests.e2e.conftest import PROJECT, wait_for
 from tests.trainer.test_fine_tune import largest_file
-from trainer.base_model import PACKAGED_ENCODER, load_base_model
+from trainer.base_model import load_base_model
+from trainer.base_tokenizer import PACKAGED_ENCODER
 from trainer.dataset import load_dataset
 from trainer.fine_tune import FineTuned, fine_tune
 from trainer.record import TrainingRecord
@@ -75,6 +76,7 @@ def test_a_training_is_recorded_and_registered(settings: Settings) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["base_model"] == settings.base_model
     assert run.data.metrics["accuracy"] == record.metrics["accuracy"]
+    assert run.data.metrics["baseline_macro_f1"] == record.baseline["macro_f1"] > 0.9
     assert run.data.tags["data_fingerprint"] == record.data_fingerprint
     assert len(client.get_metric_history(record.run_id, "eval_macro_f1")) >= 2
     assert client.get_model_version("sentiment", "1").run_id == record.run_id
@@ -84,6 +86,9 @@ def test_a_training_is_recorded_and_registered(settings: Settings) -> None:
     confusion = json.loads((artifacts / "confusion_matrix.json").read_text())
     assert np.sum(confusion["rows_right_columns_predicted"]) == 60
     assert (artifacts / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads((artifacts / "data_report.json").read_text())
+    assert report["train"]["kept"] == record.data["train"].kept == record.data["train"].rows > 0
+    assert report["tokens"]["encoder"] == settings.base_model
     assert list((settings.state_dir / "training").iterdir()) == []
 
     # A number that the repository holds already, from a store that is gone, is passed over.
@@ -92,8 +97,9 @@ def test_a_training_is_recorded_and_registered(settings: Settings) -> None:
     assert TrainingRecord.load(settings.model_dir).version == 3
 
 
+@pytest.mark.full
 def test_same_seed_gives_the_same_model(settings: Settings) -> None:
-    dataset = load_dataset(settings.train_data, settings.val_data)
+    dataset = load_dataset(settings)
     first = fine_tune(settings, dataset)
     shutil.rmtree(first.checkpoints)
     second = fine_tune(settings, dataset)
@@ -101,6 +107,7 @@ def test_same_seed_gives_the_same_model(settings: Settings) -> None:
     assert [entry["step"] for entry in first.history] == [entry["step"] for entry in second.history]
 
 
+@pytest.mark.full
 def test_a_killed_training_resumes(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     write_data(settings.train_data.parent, rows=6000)
     settings = settings.model_copy(update={"epochs": 1})
@@ -111,9 +118,11 @@ def test_a_killed_training_resumes(settings: Settings, caplog: pytest.LogCapture
         [sys.executable, PROJECT / "app.py", "train"], env=os.environ | environment, stderr=subprocess.DEVNULL
     )
     training = settings.state_dir / "training"
-    wait_for(lambda: bool(list(training.glob("*/checkpoint-*/trainer_state.json"))), 90, "a checkpoint")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        wait_for(lambda: bool(list(training.glob("*/checkpoint-*/trainer_state.json"))), 300, "a checkpoint")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     assert not settings.model_dir.exists()
     # As if it had been killed while it wrote the next one.
     (checkpoint,) = list(training.glob("*/checkpoint-*"))[:1]
@@ -124,7 +133,7 @@ def test_a_killed_training_resumes(settings: Settings, caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO):
         record = train(settings)
 
-    assert "Resuming the training that was cut off, from checkpoint-" in caplog.text
+    assert "Resuming the interrupted training from checkpoint-" in caplog.text
     assert "checkpoint-99999" not in caplog.text
     assert record.version == 1
 
@@ -133,7 +142,7 @@ def test_a_model_that_cannot_be_saved_leaves_the_old_one(settings: Settings) -> 
     train(settings)
     before = TrainingRecord.load(settings.model_dir)
     blocked = settings.model_copy(update={"model_dir": settings.val_data / "model", "seed": 14})
-    with pytest.raises(PipelineError, match="could not be saved"):
+    with pytest.raises(PipelineError, match="cannot be saved"):
         train(blocked)
     assert TrainingRecord.load(settings.model_dir) == before
 
@@ -169,6 +178,7 @@ def test_roberta_reads_two_tokens_fewer_than_it_has_positions(settings: Settings
     assert load_base_model(roberta, ("Negative", "Positive")).max_length == 512
 
 
+@pytest.mark.full
 def test_a_disk_that_is_full_after_the_training_is_told_and_the_next_run_goes_on_there(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -181,12 +191,12 @@ def test_a_disk_that_is_full_after_the_training_is_told_and_the_next_run_goes_on
             return tuned
 
         monkeypatch.setattr("trainer.train.fine_tune", fill_the_disk)
-        with pytest.raises(PipelineError, match=r"could not be saved beside .*model"):
+        with pytest.raises(PipelineError, match=r"cannot be saved beside .*model"):
             train(settings)
     monkeypatch.undo()
     assert not list(settings.model_dir.parent.glob("*model*"))
     record = train(settings)
-    assert any("Resuming the training" in message for message in caplog.messages)
+    assert any("Resuming the interrupted training" in message for message in caplog.messages)
     assert record == TrainingRecord.load(settings.model_dir)
 
 

@@ -1,5 +1,5 @@
 "use strict";
-// What the pages do besides htmx: charts, live progress, and words for what fails. All of them work without it, too.
+// Additions to htmx: charts, live progress and error messages. All pages also work without this script.
 
 const notice = document.getElementById("notice");
 
@@ -8,19 +8,60 @@ function tell(text) {
   notice.hidden = text === "";
 }
 
+// The action token. Each action needs it as well as the cookie, because browsers also send the cookie to other ports of this
+// host. Only the sign-in response contains the token, and only pages of this port can read this storage.
+const TOKEN = "sentiment-action-token";
+
+function storedToken() {
+  try {
+    return localStorage.getItem(TOKEN) || "";
+  } catch {
+    return ""; // Storage is turned off; the gateway then asks for the key with each action.
+  }
+}
+
+function actionHeaders() {
+  return storedToken() ? { "X-Action-Token": storedToken() } : {};
+}
+
+const goOn = document.querySelector("[data-action-token]");
+if (goOn) {
+  try {
+    localStorage.setItem(TOKEN, goOn.dataset.actionToken);
+  } catch {
+    // Storage is turned off.
+  }
+  location.replace(goOn.href);
+}
+
+document.addEventListener("htmx:configRequest", (event) => {
+  if (event.detail.verb === "post") Object.assign(event.detail.headers, actionHeaders());
+});
+
+// Adds the token to forms that the browser sends without htmx.
+document.addEventListener(
+  "submit",
+  (event) => {
+    const form = event.target;
+    if (form.method !== "post" || form.matches("[hx-post]") || form.elements.action_token || !storedToken()) return;
+    form.append(Object.assign(document.createElement("input"), { type: "hidden", name: "action_token", value: storedToken() }));
+  },
+  true,
+);
+
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.matches("[data-submit]")) {
     event.target.form.requestSubmit();
   }
 });
 
-// What is not looked at need not be asked for.
+// Stops polling while the page is hidden.
 document.addEventListener("htmx:beforeRequest", (event) => {
   const isPoll = event.detail.requestConfig.triggeringEvent === undefined && event.detail.elt.matches("[hx-trigger^=every]");
   if (isPoll && document.hidden) event.preventDefault();
 });
 
-// A refusal by the gateway itself is a problem in JSON, and no part of a page.
+// Errors of the gateway itself are JSON problems, which are not inserted into the page.
 document.addEventListener("htmx:beforeSwap", (event) => {
   const type = event.detail.xhr.getResponseHeader("Content-Type") || "";
   if (type.startsWith("text/html")) {
@@ -31,21 +72,21 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   try {
     tell(JSON.parse(event.detail.xhr.responseText).detail);
   } catch {
-    tell(`The gateway answered with status ${event.detail.xhr.status}.`);
+    tell(`The gateway responded with status ${event.detail.xhr.status}.`);
   }
 });
 for (const name of ["htmx:sendError", "htmx:timeout"]) {
-  document.addEventListener(name, () => tell("The gateway cannot be reached. What is shown may be old; it is tried again."));
+  document.addEventListener(name, () => tell("The gateway cannot be reached; retrying. The page may be out of date."));
 }
 
-// Charts: an element names the data, a JSON script in the page, which may be put in anew.
+// Charts. An element names its data, a JSON script in the page, which htmx may replace.
 const charts = new Map();
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
-// In UTC, as everywhere: people who look at the same event from two places must mean the same time.
+// Times are in UTC, as everywhere, so that people in different time zones mean the same time.
 function timeOf(seconds, from, to) {
   const iso = new Date(seconds * 1000).toISOString();
   return to - from > 2 * 86_400 ? iso.slice(5, 10) : iso.slice(11, to - from > 3_600 ? 16 : 19);
@@ -140,17 +181,17 @@ if (window.uPlot) {
   });
 }
 
-// Live progress. The server sends what is under way as HTML of its own making; what changed is fetched.
+// Live progress. The gateway streams the progress as HTML that it renders; changed parts of the page are loaded again.
 for (const holder of document.querySelectorAll("[data-stream]")) {
   const source = new EventSource(holder.dataset.stream);
   source.addEventListener("progress", (event) => {
     tell("");
-    // Whoever is about to press a button there must not have it taken away.
+    // Not while the focus is inside, so that no button disappears just before it is pressed.
     if (!holder.contains(document.activeElement) || document.activeElement === document.body) holder.innerHTML = event.data;
   });
   source.addEventListener("changed", () => htmx.trigger(document.getElementById(holder.dataset.changes), "changed"));
   source.addEventListener("error", () => {
-    if (source.readyState === EventSource.CLOSED) tell("What is under way cannot be followed; load the page again.");
+    if (source.readyState === EventSource.CLOSED) tell("The progress of jobs cannot be shown; reload the page.");
   });
   addEventListener("pagehide", () => source.close());
 }

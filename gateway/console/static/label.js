@@ -1,7 +1,7 @@
 "use strict";
-// Label: one text at a time, a key a label. Without it, all texts are shown, and each form sends its own label.
+// Label: shows one text at a time, with a keyboard key for each label. Without this script, all texts are shown as forms.
 
-// Until the next label, or so many milliseconds, a label is held back: undone meanwhile, it was never told.
+// A label is sent after this many milliseconds, or with the next label. If it is undone before, it is never sent.
 const HELD_MS = 10_000;
 
 function beginLabelling(section) {
@@ -9,8 +9,8 @@ function beginLabelling(section) {
   const tools = section.querySelector("[data-tools]");
   const [undo, skip] = [section.querySelector("[data-undo]"), section.querySelector("[data-skip]")];
   const [count, said, done] = ["count", "said", "done"].map((name) => section.querySelector(`[data-${name}]`));
-  const past = []; // what was done, the newest last: {card, label}, without a label where it was skipped
-  const kept = new Map(); // the labels that were told, or are being told, by card
+  const past = []; // actions, newest last: {card, label}; no label if the text was skipped
+  const kept = new Map(); // labels that were sent, or are being sent, by card
   const waiting = [...cards];
   let held = null;
   let timer = 0;
@@ -35,7 +35,7 @@ function beginLabelling(section) {
     if (takesFocus) (current ? current.querySelector("h2") : done).focus();
   }
 
-  // With `keepalive` it is sent also where the page is being left.
+  // `keepalive` sends the label even if the user leaves the page.
   async function send({ card, label }) {
     const fields = new URLSearchParams(new FormData(card));
     fields.set("label", label);
@@ -43,14 +43,14 @@ function beginLabelling(section) {
     kept.set(card, label);
     let problem = "The gateway cannot be reached.";
     try {
-      const answer = await fetch(card.action, { method: "POST", body: fields, headers: { "HX-Request": "true" }, keepalive: true });
+      const answer = await fetch(card.action, { method: "POST", body: fields, headers: { "HX-Request": "true", ...actionHeaders() }, keepalive: true });
       if (answer.ok) return;
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       problem = page.querySelector(".problem p, .problem li")?.textContent || `The gateway answered with status ${answer.status}.`;
     } catch {
-      // not reached
+      // the gateway cannot be reached
     }
-    // What was not kept comes again.
+    // A text whose label was not stored is shown again.
     if (before === undefined) kept.delete(card);
     else kept.set(card, before);
     if (!waiting.includes(card)) waiting.push(card);
@@ -99,7 +99,7 @@ function beginLabelling(section) {
   });
   skip.addEventListener("click", () => next());
   undo.addEventListener("click", goBack);
-  // Only while the focus is here: a key by itself must do nothing elsewhere (WCAG 2.1.4).
+  // Only while the focus is in this section: single-key shortcuts must not work elsewhere (WCAG 2.1.4).
   section.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
     const key = event.key.toLowerCase();
@@ -114,12 +114,6 @@ function beginLabelling(section) {
   show(document.activeElement === document.body);
 }
 
-function findLabelling() {
-  document.getElementById("to-label")?.removeAttribute("aria-busy");
-  for (const section of document.querySelectorAll("[data-labels]")) {
-    if (section.querySelector(".choices")) beginLabelling(section);
-  }
+for (const section of document.querySelectorAll("[data-labels]")) {
+  if (section.querySelector(".choices")) beginLabelling(section);
 }
-
-document.addEventListener("htmx:afterSwap", findLabelling);
-if (document.querySelector("[data-labels]")) findLabelling();

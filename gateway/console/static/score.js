@@ -1,5 +1,5 @@
 "use strict";
-// A CSV file, chosen or dropped, is sent as it is, and comes back with label, score and version.
+// Sends a chosen or dropped file unchanged, and offers the result, a CSV file with label, score and version.
 
 const drop = document.getElementById("drop");
 const outcome = document.getElementById("scored");
@@ -12,8 +12,14 @@ function problemOf(title, detail) {
   return card;
 }
 
+function listOf(notes) {
+  const list = document.createElement("ul");
+  list.append(...notes.map((note) => Object.assign(document.createElement("li"), { textContent: note })));
+  return list;
+}
+
 async function scoreFile(file) {
-  const input = drop.querySelector("input");
+  const input = document.getElementById("file");
   if (file.size > Number(drop.dataset.bytes)) {
     outcome.replaceChildren(problemOf("The file is too large", `${file.name} has ${file.size.toLocaleString("en")} bytes; ${Number(drop.dataset.bytes).toLocaleString("en")} can be scored here. python app.py score takes files of any size.`));
     return;
@@ -22,28 +28,31 @@ async function scoreFile(file) {
   document.getElementById("scoring").classList.add("htmx-request");
   outcome.replaceChildren();
   try {
-    const headers = { "Content-Type": "text/csv", "HX-Request": "true", ...JSON.parse(document.body.getAttribute("hx-headers") || "{}") };
-    const answer = await fetch(drop.dataset.target, { method: "POST", body: file, headers });
+    const headers = { "Content-Type": "text/csv", "HX-Request": "true", ...actionHeaders() };
+    const asked = new URLSearchParams({ suffix: (file.name.match(/(\.\w+)?\.\w+$/) || [""])[0], column: document.getElementById("text-column").value });
+    const answer = await fetch(`${drop.dataset.target}?${asked}`, { method: "POST", body: file, headers });
     const type = answer.headers.get("Content-Type") || "";
     if (answer.ok) {
       const link = document.createElement("a");
       link.href = URL.createObjectURL(await answer.blob());
-      link.download = `scored-${file.name}`;
+      link.download = `scored-${file.name.replace(/(\.(csv|tsv|txt|jsonl|ndjson))?(\.(gz|zst))?$/i, "")}.csv`;
       link.className = "button primary";
       link.textContent = `Save ${link.download}`;
       const told = document.createElement("p");
       told.className = "told";
-      told.textContent = `✓ ${Number(answer.headers.get("X-Rows")).toLocaleString("en")} rows, scored by version ${answer.headers.get("X-Model-Version")}.`;
-      outcome.replaceChildren(told, link);
+      const rejected = Number(answer.headers.get("X-Rejected-Rows"));
+      const left = rejected ? ` Left out, because they cannot be classified: ${rejected.toLocaleString("en")}.` : "";
+      told.textContent = `✓ ${Number(answer.headers.get("X-Rows")).toLocaleString("en")} rows, scored with version ${answer.headers.get("X-Model-Version")}.${left}`;
+      outcome.replaceChildren(told, listOf(JSON.parse(answer.headers.get("X-Notes"))), link);
       link.click();
     } else if (type.startsWith("text/html")) {
-      // Of the gateway's own making, with all that was in the file escaped.
+      // The gateway rendered this HTML and escaped everything from the file.
       outcome.innerHTML = await answer.text();
     } else {
       outcome.replaceChildren(problemOf("The file was not scored", (await answer.json()).detail));
     }
   } catch {
-    outcome.replaceChildren(problemOf("The file was not scored", "The gateway cannot be reached, or the file could not be read. Try it again."));
+    outcome.replaceChildren(problemOf("The file was not scored", "The gateway cannot be reached, or the file cannot be read. Try again."));
   } finally {
     input.disabled = false;
     input.value = "";
@@ -52,7 +61,7 @@ async function scoreFile(file) {
 }
 
 drop.hidden = false;
-drop.addEventListener("change", (event) => event.target.files.length && scoreFile(event.target.files[0]));
+document.getElementById("file").addEventListener("change", (event) => event.target.files.length && scoreFile(event.target.files[0]));
 for (const name of ["dragover", "dragleave", "drop"]) {
   drop.addEventListener(name, (event) => {
     event.preventDefault();

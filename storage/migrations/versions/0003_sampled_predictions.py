@@ -1,4 +1,4 @@
-"""A sample of what is asked."""
+"""A sample of live predictions."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Releases: versions that are tried on live texts, and the texts on which two differ."""
+"""Shadow and canary releases, and the texts that their two versions label differently."""
 
 import sqlalchemy as sa
 from alembic import op

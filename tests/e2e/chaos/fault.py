@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 import httpx
 
-from errors import PipelineError
+from common.errors import PipelineError
 from tests.e2e.chaos.load import FEEDBACK, Asked
 from tests.e2e.chaos.target import Target, count_kept, opened
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import trustme
 
-from serving.die_with_parent import command_dying_with_parent
+from serving.host.die_with_parent import command_dying_with_parent
 from tests.e2e.conftest import PROJECT, wait_for
 from tests.mail_server import HOST, MailServer, server_context
 

@@ -14,8 +14,8 @@ import psutil
 from mlflow import MlflowClient
 from sqlalchemy import select
 
-from serving.engine import Engine
-from serving.protocol import MODEL_NAME
+from serving.backend.engine import Engine
+from serving.model_repo.protocol import MODEL_NAME
 from storage.database import Database
 from storage.tables import Feedback
 from tests.conftest import LABELS, REFERENCE, make_bundle, make_encoder
@@ -179,7 +179,9 @@ def _make_served(directory: Path, mail: Mail, mlflow: Mlflow, settings: dict[str
         "SENTIMENT_MAIL_TO": "ada@example.org",
         "SENTIMENT_KEEP_VERSIONS": "100",
         # Faults are no reason to go back, as far as these versions are concerned.
-        "SENTIMENT_BAKE_MINUTES": "0",
+        "SENTIMENT_MONITOR_MINUTES": "0",
+        # A hundredth a day is more than the load tells in days.
+        "SENTIMENT_FEEDBACK_ROWS": "100000000",
         "SENTIMENT_MIN_ACCURACY": "0",
         "SENTIMENT_MIN_MACRO_F1": "0",
         "SSL_CERT_FILE": str(mail.authority_file),

@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 from transformers.utils.logging import disable_progress_bar
 
-from serving.triton import shared_memory_prefix
+from serving.host.triton import shared_memory_prefix
 from tests.e2e.chaos.load import BATCH, FEEDBACK, LIVE, Asked
 from tests.e2e.chaos.target import Target, count_kept, opened, running_target
 from tests.e2e.soak.telling import draw, table_of_trends, table_over_time

@@ -9,14 +9,16 @@ import httpx
 import pytest
 
 import gateway.main
-from gateway.console import pulse
+from gateway.console.page import ACTION_HEADER
+from gateway.monitoring import recent_rates
 from storage.tables import Table
-from tests.gateway.conftest import until
+from tests.gateway.conftest import ADMIN_KEY, until
 from tests.gateway.fake_triton import FakeTriton
-from tests.gateway.test_feedback import Gateway, gateway_with_models
+from tests.gateway.routes.test_feedback import Gateway, gateway_with_models
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
 """What browsers say of a request that a page of the gateway sends."""
+SIGN_IN = "/console/sign-in"
 PART = {"HX-Request": "true"}
 INJECTED = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'>&{{7*7}}"
 
@@ -27,7 +29,7 @@ def served_console(
 ) -> Iterator[Gateway]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gateway.main, "MAX_BYTES", 1_000_000)
-        patch.setattr(pulse, "INTERVAL_S", 0.05)
+        patch.setattr(recent_rates, "INTERVAL_S", 0.05)
         with gateway_with_models(fake_triton, tmp_path_factory.mktemp("console"), bert_bundle) as served:
             yield served
 
@@ -47,7 +49,23 @@ def begin_anew(console: Gateway) -> None:
             session.execute(table.delete())
     console.repository.deploy(1)
     console.http.cookies.clear()
+    console.http.headers.pop(ACTION_HEADER, None)
     console.http.headers.update(OWN)
+
+
+def sign_in(http: httpx.Client, key: str = ADMIN_KEY, **form: str) -> str:
+    """Sign in as a browser does, which keeps the cookie and the action token; returns the token."""
+    response = http.post(SIGN_IN, data={"key": key, "next": "/", **form})
+    assert response.status_code == 200
+    token = action_token(response)
+    http.headers[ACTION_HEADER] = token
+    return token
+
+
+def action_token(response: httpx.Response) -> str:
+    """What the page that signing in leads to hands out."""
+    (link,) = [link for link in Page(response).all("a") if "data-action-token" in link]
+    return str(link["data-action-token"])
 
 
 class Page(HTMLParser):

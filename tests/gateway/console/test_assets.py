@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gateway.console.assets import assets
 from tests.gateway.console.conftest import Page
-from tests.gateway.test_feedback import Gateway
+from tests.gateway.routes.test_feedback import Gateway
 
 STATIC = Path(__file__).resolve().parents[3] / "gateway" / "console" / "static"
 MOST_BYTES = 300_000

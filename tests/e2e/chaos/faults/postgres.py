@@ -18,7 +18,7 @@ from tests.storage.conftest import PostgresServer
 AWAY_S = 8.0
 HANGS_S = 14.0
 TAKE_OVER_S = 60.0
-_UNKEPT = "could not be kept|cannot be kept"
+_UNKEPT = "could not be stored|cannot be stored"
 
 
 @contextmanager

@@ -116,7 +116,7 @@ FAULTS = [
         "port-taken",
         "another program has the port at the start",
         _take_port,
-        "A port cannot be used",
+        "A port is not available",
         cuts_connections=True,
     ),
     Fault(
@@ -125,7 +125,7 @@ FAULTS = [
         _lose_mlflow,
         "Retrying|MLflow",
     ),
-    Fault("retraining-killed", "a retraining is killed", _kill_retraining, "was cut off and goes on"),
+    Fault("retraining-killed", "a retraining is killed", _kill_retraining, "was interrupted and resumes"),
 ]
 if has_own_mounts():
     does = "the model repository is full when a retraining exports"

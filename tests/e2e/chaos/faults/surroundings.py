@@ -7,7 +7,7 @@ import time
 import httpx
 from mlflow import MlflowClient
 
-from serving.protocol import MODEL_NAME
+from serving.model_repo.protocol import MODEL_NAME
 from tests.conftest import LABELS
 from tests.e2e.chaos.fault import Fault
 from tests.e2e.chaos.surroundings import full, has_own_mounts
@@ -22,7 +22,7 @@ SHORTAGE_S = 5.0
 MOST_BATCHES = 4
 """Of 1.6 MB each; SQLite begins its log again after 4 MB."""
 TELLING_S = 60.0
-_UNTOLD = "could not be told"
+_UNTOLD = "Cannot deliver event"
 
 
 def _lock_database(target: Target) -> None:
@@ -137,7 +137,7 @@ FAULTS = [
         "db-locked",
         f"another program locks the database for {LOCKED_S:.0f} s",
         _lock_database,
-        "Feedback could not be kept",
+        "Feedback could not be stored",
     ),
     Fault("mlflow-down", "MLflow is down while a version is promoted", _lose_mlflow, "MLflow at .* cannot be used"),
     Fault("mail-down", "the mail server is down", _lose_mail, _UNTOLD),

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import onnx
 
-from serving.bundle import DESCRIPTION, TOKENIZER
-from serving.runtime import FLOAT_GRAPH
+from serving.model_repo.bundle import DESCRIPTION, TOKENIZER
+from serving.model_repo.variants import FLOAT_GRAPH
 from tests.e2e.chaos.fault import Fault
 from tests.e2e.chaos.target import Target
 
@@ -187,7 +187,7 @@ FAULTS = [
             f"start-{name}",
             f"at the start, a version {what} is deployed",
             _deployed(number, SPOILT[name][1]),
-            "does not load|cannot serve",
+            "does not load|is broken",
             cuts_connections=True,
         )
         for number, name, what in (

@@ -1,0 +1,1 @@
+"""Settings, errors, logging, tracing, progress and downloads. All folders use this one; it imports none of them."""

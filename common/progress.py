@@ -1,0 +1,37 @@
+"""A progress line: overwritten on a terminal, printed every 15 seconds elsewhere."""
+
+import sys
+import time
+
+_SECONDS_BETWEEN_LINES = 15.0
+"""Seconds between lines if they cannot be overwritten, as in a log file."""
+
+
+class StatusLine:
+    """A progress line on standard error."""
+
+    def __init__(self) -> None:
+        """Start without a line."""
+        self._on_terminal = sys.stderr.isatty()
+        self._last = float("-inf")
+
+    def is_due(self) -> bool:
+        """Return whether enough time has passed since the last line."""
+        return time.monotonic() - self._last >= (0.2 if self._on_terminal else _SECONDS_BETWEEN_LINES)
+
+    def show(self, line: str, stays: bool = False) -> None:
+        """Write a line. On a terminal it overwrites the last one, unless that was written with `stays`."""
+        self._last = time.monotonic()
+        if self._on_terminal:
+            print(f"\r\x1b[K{line}", end="\n" if stays else "", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Format a duration in hours, minutes and seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

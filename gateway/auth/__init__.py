@@ -1,0 +1,1 @@
+"""API keys, the admin key and TLS."""

@@ -1,0 +1,1 @@
+"""Canary and shadow releases: a version on trial beside the deployed version."""

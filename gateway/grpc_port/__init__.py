@@ -1,0 +1,1 @@
+"""The gRPC port for programs. It forwards only prediction calls to Triton."""

@@ -1,0 +1,1 @@
+"""The HTTP layer: request bodies, validation, problem details, callers and connection limits."""

@@ -1,0 +1,64 @@
+"""Limits waiting connections of clients without a key, so that nobody can take all connections."""
+
+import resource
+from typing import Protocol
+
+MOST_REQUESTS = 4_096
+"""Maximum concurrent requests of all kinds, including those whose body is still being sent. It limits their memory and
+file descriptors."""
+MOST_STRANGERS = 512
+"""Maximum waiting connections if a key is required. Each holds at most a head of 64 KiB and two reads."""
+_SHARE_OF_ADDRESS = 4
+"""Divisor of the maximum: an address with more connections than this part loses its own oldest one first."""
+
+
+class Waiting(Protocol):
+    """Interface of a connection for this module."""
+
+    group: str
+    """The client's address group, from `gateway.http.callers`."""
+
+    def give_way(self) -> None:
+        """Close the connection, because another one needs its place."""
+
+
+class StrangersConnections:
+    """Connections without a key that wait for their client to send a request, to complete it, or to read the response.
+
+    A client sends a small request at once, so its connection waits for microseconds. Connections that are held open on
+    purpose are therefore among the oldest, and the oldest are closed first.
+    """
+
+    def __init__(self, keys_are_needed: bool) -> None:
+        """Start with no connections."""
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = min(MOST_STRANGERS if keys_are_needed else MOST_REQUESTS // 2, descriptors // 2)
+        self._waiting: dict[Waiting, None] = {}  # the oldest first
+        self._by_group: dict[str, dict[Waiting, None]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of waiting connections."""
+        return len(self._waiting)
+
+    def add(self, connection: Waiting) -> None:
+        """Add a connection that begins to wait. If there are too many, close the oldest."""
+        if connection in self._waiting:
+            return
+        self._waiting[connection] = None
+        of_group = self._by_group.setdefault(connection.group, {})
+        of_group[connection] = None
+        if len(self._waiting) > self._most:
+            crowded = of_group if len(of_group) > self._most // _SHARE_OF_ADDRESS else self._waiting
+            oldest = next(iter(crowded))
+            self.discard(oldest)
+            oldest.give_way()
+
+    def discard(self, connection: Waiting) -> None:
+        """Remove a connection that no longer waits."""
+        if connection not in self._waiting:
+            return
+        del self._waiting[connection]
+        of_group = self._by_group[connection.group]
+        del of_group[connection]
+        if not of_group:
+            del self._by_group[connection.group]

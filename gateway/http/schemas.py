@@ -1,0 +1,290 @@
+"""The bodies as pydantic models for the OpenAPI document. `validation.py` and `problems.py` check and make them."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel
+
+from gateway.http.validation import MAX_TEXTS
+from serving.model_repo.texts import MAX_CHARACTERS
+
+_VISIBLE = (
+    r"[^\s\u0000-\u001f\u007f-\u009f\u2800\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8]"
+)
+"""A visible character according to `validation.py`, without those outside the basic plane: JSON Schema's dialects write
+them in different ways."""
+
+Text = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_CHARACTERS,
+        description="A text with at least one visible character.",
+        json_schema_extra={"pattern": _VISIBLE},
+    ),
+]
+Position = Annotated[str, Field(pattern="^(0|[1-9][0-9]*)$")]
+
+
+class LiveRequest(BaseModel):
+    """One text."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"text": "I love this product!"}]})
+
+    text: Text
+
+
+class BatchRequest(BaseModel):
+    """A list of texts."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"texts": ["I love this product!", "This is terrible."]}]},
+    )
+
+    texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+
+
+class FeedbackRow(BaseModel):
+    """A text and its right label."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Text
+    label: Annotated[str, Field(min_length=1, description="One of the model's labels.")]
+
+
+class FeedbackList(BaseModel):
+    """A list of texts and their right labels."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    feedback: Annotated[list[FeedbackRow], Field(min_length=1, max_length=MAX_TEXTS)]
+
+
+class FeedbackRequest(RootModel[FeedbackRow | FeedbackList]):
+    """One text with its right label, or a list of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"text": "I love this product!", "label": "Positive"},
+                {"feedback": [{"text": "This is terrible.", "label": "Negative"}]},
+            ]
+        }
+    )
+
+
+class FeedbackAccepted(BaseModel):
+    """Feedback was stored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    accepted: Annotated[int, Field(description="Number of stored rows.")]
+
+
+class StoredFeedback(BaseModel):
+    """A row of feedback."""
+
+    id: int
+    text: Annotated[str, Field(description="The text; empty if it was erased.")]
+    label: str
+    source: Annotated[str, Field(examples=["key:website"])]
+    held_out: Annotated[bool, Field(description="True: for evaluation, if the source is trusted. False: for training.")]
+    received_at: datetime
+    withdrawn_at: datetime | None
+
+
+class FeedbackSource(BaseModel):
+    """A source of feedback."""
+
+    source: Annotated[str, Field(examples=["key:website"])]
+    trusted: Annotated[bool, Field(description="Models are evaluated on its feedback.")]
+    quarantined: Annotated[bool, Field(description="It is excluded from training and evaluation.")]
+    reason: Annotated[str, Field(description="Reason of the last quarantine or release.")]
+    rows: int
+    bytes: int
+
+
+class Withdrawn(BaseModel):
+    """Feedback was withdrawn."""
+
+    withdrawn: Annotated[int, Field(description="Number of withdrawn rows; 0 if they already were.")]
+
+
+class Columns(BaseModel):
+    """Labels and scores by the position of the text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    label: dict[Position, str]
+    score: dict[Position, Annotated[float, Field(ge=0, le=1, description="Calibrated probability, 4 decimals.")]]
+
+
+class Predictions(BaseModel):
+    """The response to a prediction request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    predictions: Columns
+
+
+class Suggestion(BaseModel):
+    """A text to label."""
+
+    text: str
+    label: Annotated[str, Field(description="The predicted label.")]
+    score: Annotated[float, Field(ge=0, le=1, description="The predicted probability.")]
+    version: int
+    at: Annotated[datetime, Field(description="Time of the request.")]
+
+
+class Suggestions(BaseModel):
+    """Texts to label next."""
+
+    considered: Annotated[int, Field(description="Sampled texts without a label that a model may learn from.")]
+    suggestions: Annotated[list[Suggestion], Field(description="Drawn at random.")]
+
+
+class Health(BaseModel):
+    """The result of a health check."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: str
+    warnings: list[str] = Field([], description="Problems that an operator should fix; absent if there are none.")
+
+
+class GateVerdict(BaseModel):
+    """The result of a gate for a version."""
+
+    gate: str
+    passed: bool
+    message: str
+    figures: dict[str, Any]
+
+
+class TimeServed(BaseModel):
+    """A time during which a version was deployed."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    from_: Annotated[datetime, Field(alias="from")]
+    to: datetime | None
+    reason: str
+
+
+class Release(BaseModel):
+    """A shadow or canary release."""
+
+    version: int
+    champion: Annotated[int, Field(description="The version deployed meanwhile.")]
+    mode: Annotated[str, Field(description="shadow or canary.")]
+    state: Annotated[str, Field(description="running, promoted, stopped or taken-back.")]
+    reason: Annotated[str, Field(description="Who or what requested it.")]
+    outcome: Annotated[str, Field(description="Why it ended.")]
+    held: Annotated[
+        str, Field(description="Reason why it stays at its step until an administrator decides; empty if not held.")
+    ]
+    steps: Annotated[list[float], Field(description="Its shares of live texts, step by step.")]
+    share: Annotated[float, Field(description="Its current share of live texts, 0 to 1.")]
+    started_at: datetime
+    step_started_at: datetime
+    ended_at: datetime | None
+    figures: Annotated[dict[str, Any], Field(description="Counts, summed over all gateways.")]
+
+
+class Difference(BaseModel):
+    """A live text that the two versions label differently."""
+
+    at: datetime
+    text: Annotated[str | None, Field(description="Null if texts are not stored.")]
+    text_hash: str
+    champion_label: str
+    champion_score: float
+    challenger_label: str
+    challenger_score: float
+
+
+class RowCounts(BaseModel):
+    """What became of the rows of a data file."""
+
+    rows: int
+    kept: int
+    repetitions: Annotated[int, Field(description="Rows that repeat the text and the label of another row.")]
+    rejected: Annotated[dict[str, int], Field(description="Rows that cannot be used, by reason.")]
+
+
+class Model(BaseModel):
+    """A version of the model."""
+
+    version: int
+    aliases: list[str]
+    published: Annotated[bool, Field(description="It is in the model repository and can be promoted.")]
+    base_model: str
+    labels: list[str]
+    metrics: dict[str, float]
+    baseline: Annotated[
+        dict[str, float], Field(description="Metrics of TF-IDF with logistic regression on the same texts.")
+    ]
+    data_fingerprint: str
+    data: Annotated[
+        dict[str, RowCounts], Field(description="Rows of its data files, `train` and `val`; empty if not known.")
+    ]
+    mlflow_run: str
+    feedback: Annotated[dict[str, int], Field(description="Rows of feedback in its training data, by source.")]
+    gates: list[GateVerdict]
+    release: Annotated[Release | None, Field(description="Its last shadow or canary release.")]
+    served: list[TimeServed]
+
+
+class Serving(BaseModel):
+    """The deployed version."""
+
+    version: int
+
+
+class Job(BaseModel):
+    """A check or a retraining."""
+
+    id: int
+    kind: str
+    state: Annotated[str, Field(description="queued, running, succeeded, rejected, skipped, failed or cancelled.")]
+    reason: Annotated[str, Field(description="Who or what requested it.")]
+    step: Annotated[str, Field(description="The current step.")]
+    attempts: int
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    result: dict[str, Any]
+    error: str
+
+
+class Event(BaseModel):
+    """Something that the pipeline did."""
+
+    id: int
+    at: datetime
+    kind: str
+    message: str
+    figures: dict[str, Any]
+    version: int | None
+    job_id: int | None
+
+
+class WrongField(BaseModel):
+    """An invalid field of the request."""
+
+    field: Annotated[str, Field(examples=["texts[3]"])]
+    message: Annotated[str, Field(examples=["is an integer; a string is needed"])]
+
+
+class Problem(BaseModel):
+    """Problem details (RFC 9457)."""
+
+    type: Annotated[str, Field(description="Identifies the kind of problem; it never changes.")]
+    title: str
+    status: int
+    detail: str
+    errors: Annotated[list[WrongField], Field(description="The invalid fields, if there are any.")] = []

@@ -1,0 +1,1 @@
+"""The path of a validated text to Triton and back: cache, micro-batching and batch splitting."""

@@ -1,0 +1,1 @@
+"""Admission, backlog, deadlines, rate limits and turns between callers."""

@@ -1,0 +1,1 @@
+"""Metrics, the request log, the sample of live texts, and threads for database work."""

@@ -1,0 +1,179 @@
+"""The outermost layer: gives each request an id, counts and times it, and logs slow and failed ones."""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+
+from fastapi.routing import APIRoute
+from prometheus_client import Histogram
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from common import tracing
+from common.request_context import current_request, request_id
+from gateway.monitoring.metrics import Metrics
+
+REQUEST_ID_HEADER = "X-Request-Id"
+SLOW_S = 2.0
+"""Duration from which a request is logged. Live requests only take that long under overload."""
+LINES_PER_SECOND = 10
+"""Maximum lines for slow and failed requests, to protect the disk in an outage; the next line counts omitted ones."""
+CLIENT_LEFT = 499
+"""Status for requests whose client disconnected before the response began, as in nginx."""
+OTHER_ROUTE = "other"
+OTHER_METHOD = "_OTHER"
+UNTRACED = {"/health/live", "/health/ready", "/metrics"}
+"""Paths without traces, because monitoring systems request them every few seconds."""
+PROGRESS_PATH = "/console/progress"
+"""A stream that lasts as long as the page is open, so its duration is not logged as slow."""
+_METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
+_ID_HEADER = REQUEST_ID_HEADER.lower().encode()
+
+log = logging.getLogger(__name__)
+
+
+class Observing:
+    """Pure ASGI middleware around all other layers, so that it also sees refusals and failures."""
+
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], metrics: Metrics) -> None:
+        """Wrap `app` with the routes `routes`; all other paths are counted under one name."""
+        self._app = app
+        self._metrics = metrics
+        self._active = 0
+        metrics.active_requests.set_function(lambda: self._active)
+        self._routes = Routes(routes)
+        self._children: dict[tuple[str, str, int], Histogram] = {}
+        self._lines = _LineBudget()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = traceparent = b""
+        for name, value in scope["headers"]:
+            if name == _ID_HEADER:
+                given = value
+            elif name == b"traceparent":
+                traceparent = value
+        id_ = request_id(given)
+        current_request.set(id_)
+        header = (_ID_HEADER, id_.encode())
+        status = CLIENT_LEFT
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], header]
+            await send(message)
+
+        started = time.perf_counter()
+        self._active += 1
+        try:
+            if tracing.is_on() and scope["path"] not in UNTRACED:
+                await self._trace(scope, receive, send_with_id, traceparent.decode("latin-1"), lambda: status)
+            else:
+                await self._app(scope, receive, send_with_id)
+        finally:
+            self._active -= 1
+            self._end(scope, status, time.perf_counter() - started)
+
+    async def _trace(
+        self, scope: Scope, receive: Receive, send: Send, traceparent: str, status: Callable[[], int]
+    ) -> None:
+        """Handle a request within a span, whose parent is the client's span if it sent one."""
+        method, route = scope["method"], self._routes.template(scope["path"])
+        with tracing.span(
+            f"{method if method in _METHODS else OTHER_METHOD} {route}",
+            kind="server",
+            parent=tracing.sent(traceparent),
+            attributes={
+                "http.request.method": method,
+                "http.route": route,
+                "sentiment.request.id": current_request.get(),
+            },
+        ) as tell:
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                tell("http.response.status_code", status())
+
+    def _end(self, scope: Scope, status: int, seconds: float) -> None:
+        method, route = scope["method"], self._routes.template(scope["path"])
+        child = self._children.get((method, route, status))
+        if child is None:
+            child = self._metrics.of_requests(method if method in _METHODS else OTHER_METHOD, route, status)
+            if method in _METHODS:
+                self._children[method, route, status] = child
+        child.observe(seconds)
+        if status >= 500 or (seconds >= SLOW_S and route != PROGRESS_PATH):
+            left_out = self._lines.take()
+            if left_out is not None:
+                _tell(
+                    logging.WARNING, scope, status, seconds, f" ({left_out} similar lines omitted)" if left_out else ""
+                )
+        elif log.isEnabledFor(logging.DEBUG):
+            _tell(logging.DEBUG, scope, status, seconds, "")
+
+
+class Routes:
+    """Maps paths to route templates, so that metrics have few different labels."""
+
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+        """Prepare the lookup for `routes`."""
+        known = [route for route in routes if isinstance(route, (APIRoute, Route))]
+        self._plain = {route.path: route.path for route in known if "{" not in route.path}
+        self._patterns: list[tuple[re.Pattern[str], str]] = [
+            (route.path_regex, route.path) for route in known if "{" in route.path
+        ]
+
+    def template(self, path: str) -> str:
+        """Return the route's path as declared, such as `/jobs/{job}`, or `OTHER_ROUTE` if no route matches."""
+        plain = self._plain.get(path)
+        if plain is not None:
+            return plain
+        return next((template for pattern, template in self._patterns if pattern.match(path)), OTHER_ROUTE)
+
+
+class _LineBudget:
+    """Allows at most `LINES_PER_SECOND` log lines."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._taken = 0
+        self._left_out = 0
+
+    def take(self) -> int | None:
+        """Return how many lines were left out before this one; None if this one may not be written."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._taken = second, 0
+        if self._taken == LINES_PER_SECOND:
+            self._left_out += 1
+            return None
+        self._taken += 1
+        left_out, self._left_out = self._left_out, 0
+        return left_out
+
+
+def _tell(level: int, scope: Scope, status: int, seconds: float, note: str) -> None:
+    # The path comes from a stranger; it is escaped as in Python source, so that it cannot add log lines.
+    log.log(
+        level,
+        "%s %s: %d after %.1f ms%s",
+        scope["method"][:10],
+        ascii(scope["path"][:200])[1:-1],
+        status,
+        1_000 * seconds,
+        note,
+        extra={
+            "figures": {
+                "method": scope["method"][:10],
+                "path": scope["path"][:200],
+                "status": status,
+                "duration_ms": round(1_000 * seconds, 1),
+            }
+        },
+    )

@@ -1,0 +1,1 @@
+"""Shadow and canary releases: starts, advances, holds or takes back a version on trial."""

@@ -1,0 +1,225 @@
+"""The commands `python app.py check`, `retrain`, `promote`, `models` and others: actions and output."""
+
+import argparse
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import PipelineError
+from common.settings import Settings
+from lifecycle.cli.printing import print_json, print_table
+from lifecycle.deployment import promotion
+from lifecycle.deployment.version_report import describe_models
+from lifecycle.jobs import mlflow_alias
+from lifecycle.jobs.job_process import BusyError, run_job
+from serving.model_repo.texts import FORMULA_STARTS
+from storage import events, jobs
+from storage.database import Database
+from storage.tables import Figures, Job
+from tables.csv_writing import csv_header, csv_lines
+
+_POLL_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+def check(settings: Settings, options: argparse.Namespace) -> None:
+    """Check the deployed model; print its figures."""
+    job = _do(settings, jobs.CHECK)
+    if options.json:
+        print_json(job.result)
+        return
+    rows = [
+        [name, str(found["texts"])]
+        + [f"{found[figure]:.4f}" for figure in ("accuracy", "macro_f1", "calibration_error")]
+        + [", ".join(f"{label} {f1:.4f}" for label, f1 in found["f1_by_label"].items())]
+        for name in ("validation", "feedback")
+        if (found := job.result.get(name))
+    ]
+    print_table(["data", "texts", "accuracy", "macro F1", "calibration error", "F1 by label"], rows)
+    if live := job.result.get("live"):
+        print(f"Estimated without labels on live texts from {live['from']} to {live['to']}, with 95% intervals:")
+        rows = [
+            [
+                name,
+                str(part["texts"]),
+                _interval(part["accuracy"]),
+                _interval(part["macro_f1"]),
+                ", ".join(f"{label} {_interval(f1)}" for label, f1 in part["f1_by_label"].items()),
+            ]
+            for name, part in live["parts"].items()
+        ]
+        print_table(["texts", "number", "accuracy", "macro F1", "F1 by label"], rows)
+        if job.result["drift"].get("texts", {}).get("alarm"):
+            print("These texts differ from the training data, so the estimate may be far off.")
+        for problem in live["problems"]:
+            print(f"Warning: {problem}.")
+    for kind, item in job.result["drift"].items():
+        measure = f"ROC AUC {_interval(item['auc'])}" if "auc" in item else f"distance {item['distance']:.4f}"
+        print(f"Drift of {kind}: {measure}{', ' + item['alarm'] if item['alarm'] else ', no alarm'}.")
+    for problem in job.result["problems"]:
+        print(f"Under a threshold: {problem}.")
+    print(job.result.get("decision", f"Version {job.result['version']} is good."))
+
+
+def retrain(settings: Settings, options: argparse.Namespace) -> None:
+    """Retrain now; promote a candidate that passes every gate, or start its shadow or canary."""
+    job = _do(settings, jobs.RETRAIN)
+    if options.json:
+        print_json(jobs.as_json(job))
+    elif "tried" in job.result:
+        print(f"Version {job.result['version']} passed every gate; its {job.result['tried']} has started.")
+    elif job.state == jobs.SUCCEEDED:
+        print(f"Version {job.result['version']} passed every gate and is deployed.")
+    elif job.state == jobs.REJECTED:
+        print(f"Version {job.result['version']} was rejected by {', '.join(job.result['gates'])}.")
+    else:
+        print(f"No retraining: {job.result['reason']}.")
+
+
+def cancel(settings: Settings, options: argparse.Namespace) -> None:
+    """Cancel a job."""
+    job = jobs.request_cancel(_open(settings), options.job)
+    if job is None:
+        raise PipelineError(f"There is no job {options.job}.")
+    ends = "is being cancelled" if job.state == jobs.RUNNING else f"is {job.state}"
+    print(f"Job {job.id} ({job.kind}) {ends}.")
+
+
+def promote(settings: Settings, options: argparse.Namespace) -> None:
+    """Deploy a version, whatever the verdicts of the gates."""
+    database = _open(settings)
+    promotion.promote(settings, database, options.version, "by command")
+    print(f"Version {options.version} is deployed.")
+    _set_alias(settings, database)
+
+
+def rollback(settings: Settings, _: argparse.Namespace) -> None:
+    """Deploy the previous version again."""
+    database = _open(settings)
+    version = promotion.roll_back(settings, database, "by command")
+    print(f"Version {version} is deployed.", flush=True)
+    _set_alias(settings, database)
+
+
+def models(settings: Settings, options: argparse.Namespace) -> None:
+    """Print all versions."""
+    found = describe_models(settings, _open(settings))
+    if options.json:
+        print_json(found)
+        return
+    rows = [
+        [
+            str(model["version"]),
+            ", ".join(model["aliases"]),
+            f"{model['metrics'].get('accuracy', 0):.4f}",
+            f"{model['metrics'].get('macro_f1', 0):.4f}",
+            _gates(model["gates"]),
+            "; ".join(f"{_short(time['from'])} – {_short(time['to'])}" for time in model["served"]) or "never",
+            "yes" if model["published"] else "removed",
+        ]
+        for model in found
+    ]
+    print_table(["version", "alias", "accuracy", "macro F1", "gates", "deployed (UTC)", "on disk"], rows)
+
+
+def list_events(settings: Settings, options: argparse.Namespace) -> None:
+    """Print the newest events, the latest last."""
+    found = events.newest(_open(settings), options.limit, options.kind)[::-1]
+    if options.json:
+        print_json([events.as_json(event) for event in found])
+        return
+    print_table(
+        ["when (UTC)", "event", "what happened"],
+        [[f"{event.at:%m-%d %H:%M:%S}", event.kind, event.message.partition("\n")[0]] for event in found],
+    )
+
+
+def suggest(settings: Settings, options: argparse.Namespace) -> None:
+    """Print the texts to label next, or write them to a CSV file for a person to fill in."""
+    from lifecycle.monitoring import suggestions
+
+    if not 1 <= options.limit <= suggestions.MOST_SUGGESTIONS:
+        raise PipelineError(f"--limit is {options.limit}; choose 1 to {suggestions.MOST_SUGGESTIONS}.")
+    found = suggestions.suggest(settings, _open(settings), options.limit)
+    if options.out is not None:
+        os.umask(options.umask)  # the file is the user's
+        _write_to_label(options.out, [item.text for item in found.texts])
+        texts = f"{len(found.texts):,} texts" if len(found.texts) != 1 else "1 text"
+        print(f"Wrote {texts} to {options.out}. Fill in the labels, then run `python app.py feedback {options.out}`.")
+    elif options.json:
+        print_json(found.figures())
+    else:
+        rows = [[f"{item.label} {item.score:.2f}", item.text] for item in found.texts]
+        print_table(["prediction", "text"], rows)
+        print(f"Drawn from {found.considered:,} sampled texts that have no label and are not held out.")
+
+
+def run_waiting_job(settings: Settings, options: argparse.Namespace) -> None:
+    """Run a queued job; the scheduler starts this command."""
+    try:
+        run_job(settings, _open(settings), options.job)
+    except BusyError as busy:  # not a failure: another process has started the job first
+        log.info("%s", busy)
+
+
+def name_champion(settings: Settings, _: argparse.Namespace) -> None:
+    """Set MLflow's alias `champion` to the deployed version."""
+    version = mlflow_alias.set_alias(settings, _open(settings))
+    log.info("MLflow's alias champion now points to version %d.", version)
+
+
+def _open(settings: Settings) -> Database:
+    return Database(settings.database)
+
+
+def _do(settings: Settings, kind: jobs.Kind) -> Job:
+    """Run a job here, or wait until another process has run it; return the job if it ended well."""
+    database = _open(settings)
+    job = jobs.enqueue(database, kind, "by command")
+    try:
+        job = run_job(settings, database, job.id)
+    except BusyError:
+        log.info("Another process runs job %d; waiting for it to end.", job.id)
+        while job.ended_at is None:
+            time.sleep(_POLL_S)
+            job = jobs.get(database, job.id) or job
+    if job.state in (jobs.FAILED, jobs.CANCELLED):
+        raise PipelineError(f"Job {job.id} ({kind}) {job.state}: {job.error or 'its cancellation was requested'}")
+    return job
+
+
+def _set_alias(settings: Settings, database: Database) -> None:
+    try:
+        mlflow_alias.set_alias(settings, database)
+    except PipelineError as error:
+        log.warning("Cannot set MLflow's alias champion now; the scheduler tries again: %s", error)
+
+
+def _write_to_label(path: Path, texts: Sequence[str]) -> None:
+    """Write a file that can be imported as feedback once a person has filled in the labels."""
+    if path.exists():
+        raise PipelineError(f"{path} already exists, and may contain labels. Choose another file name.")
+    # Strangers wrote the texts. After a space, which the import strips, no spreadsheet reads one as a formula.
+    rows = [(f" {text}" if text.startswith(FORMULA_STARTS) else text, None) for text in texts]
+    with path.open("w", newline="", encoding="utf-8-sig") as file:  # the BOM tells spreadsheets that it is UTF-8
+        file.write(csv_header(["text", "label"]))
+        file.writelines(csv_lines(rows))
+
+
+def _gates(verdicts: Sequence[Figures]) -> str:
+    failed = [verdict["gate"] for verdict in verdicts if not verdict["passed"]]
+    if failed:
+        return f"failed: {', '.join(failed)}"
+    return f"all {len(verdicts)} passed" if verdicts else "not run"
+
+
+def _interval(estimate: Sequence[float]) -> str:
+    value, low, high = estimate
+    return f"{value:.4f} ({low:.4f}–{high:.4f})"
+
+
+def _short(time_: str | None) -> str:
+    return time_[5:16].replace("T", " ") if time_ else "now"

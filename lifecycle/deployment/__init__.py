@@ -1,0 +1,1 @@
+"""Promotion, rollback, rollout, repair, and monitoring after a promotion."""

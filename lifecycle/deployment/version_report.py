@@ -1,0 +1,78 @@
+"""Reports what is known about each version: metrics, gate verdicts, deployment times."""
+
+from datetime import datetime
+
+from common.settings import Settings
+from serving.model_repo.bundle import Bundle
+from serving.model_repo.repository import ModelRepository
+from storage import deployments, jobs, releases, versions
+from storage.database import Database
+from storage.tables import Figures
+
+LEARNT_FROM = "feedback rows by source"
+"""Key in a retraining's result: the number of training rows from each feedback source."""
+
+
+def describe_models(settings: Settings, database: Database) -> list[Figures]:
+    """Return all versions, the newest first, in the format of the API and the commands."""
+    repository = ModelRepository(settings.model_repository)
+    deployed, published = repository.deployed(), repository.published()
+    with database.reading() as session:
+        unknown = published - {known.version for known in versions.known_versions(session)}
+    if unknown:  # published by the command `export`
+        with database.transaction() as session:
+            for version in sorted(unknown):
+                versions.add_version(session, Bundle.load(repository.version_directory(version)))
+    with database.reading() as session:
+        target = deployments.rollback_target(session)
+        learnt = jobs.results_of_retrainings(session)
+        return [
+            {
+                "version": known.version,
+                "aliases": [
+                    alias
+                    for alias, version in (("champion", deployed), ("previous", target))
+                    if version == known.version
+                ],
+                "published": known.version in published,
+                "base_model": known.bundle["base_model"],
+                "labels": known.bundle["labels"],
+                "metrics": known.bundle["metrics"],
+                "baseline": known.bundle.get("baseline", {}),
+                "data_fingerprint": known.bundle["data_fingerprint"],
+                "data": known.bundle.get("data", {}),  # older bundles have no counts
+                "mlflow_run": known.bundle["mlflow_run"],
+                "feedback": learnt.get(known.version, {}).get(LEARNT_FROM, {}),
+                "gates": [
+                    {
+                        "gate": verdict.gate,
+                        "passed": verdict.passed,
+                        "message": verdict.message,
+                        "figures": verdict.figures,
+                    }
+                    for verdict in versions.verdicts_of(session, known.version)
+                ],
+                "release": releases.as_json(tried) if (tried := releases.last_of(session, known.version)) else None,
+                "served": [
+                    {"from": _format_time(start), "to": _format_time(end), "reason": reason}
+                    for start, end, reason in deployments.of_version(session, known.version)
+                ],
+            }
+            for known in versions.known_versions(session)
+        ]
+
+
+def without_texts(models: list[Figures]) -> list[Figures]:
+    """Return copies of the versions without the validation texts in the gates' figures."""
+    return [
+        {**model, "gates": [{**gate, "figures": _without(gate["figures"], "examples")} for gate in model["gates"]]}
+        for model in models
+    ]
+
+
+def _without(figures: Figures, name: str) -> Figures:
+    return {key: value for key, value in figures.items() if key != name}
+
+
+def _format_time(time: datetime | None) -> str | None:
+    return time.isoformat(timespec="seconds") if time else None

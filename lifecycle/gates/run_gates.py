@@ -1,0 +1,160 @@
+"""Runs all gates on a candidate; the candidate and the champion each run in a Triton of their own."""
+
+import logging
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import PipelineError
+from common.settings import Settings
+from lifecycle.gates.batch_predict import Answers, batch_predict
+from lifecycle.gates.behaviour import behaves, shares_that_hold
+from lifecycle.gates.comparison import PairedAnswers, not_worse, not_worse_on_slices
+from lifecycle.gates.evaluation_data import EvaluationData, results, shortfalls
+from lifecycle.gates.trial import Trial, trial, within_budget
+from serving.model_repo.bundle import Bundle, Proof
+from serving.model_repo.repository import ModelRepository
+from storage.tables import Figures
+from storage.versions import GateVerdict
+
+MOST_DIFFERING = 40
+"""Maximum number of stored example texts that the candidate and the champion label differently."""
+_SHOWN_CHARACTERS = 300
+
+log = logging.getLogger(__name__)
+
+
+def run_gates(
+    settings: Settings,
+    repository: ModelRepository,
+    data: EvaluationData,
+    champion: int,
+    candidate: int,
+    directory: Path,
+) -> list[GateVerdict]:
+    """Run both versions in `directory`, compare them, and return a verdict for each gate.
+
+    Raises:
+        PipelineError: the champion cannot be run.
+    """
+    with ExitStack() as stack:
+        reference = stack.enter_context(trial(settings, repository, champion, directory / "champion"))
+        champion_answers = batch_predict(reference.address, data.texts)
+        try:
+            tried = stack.enter_context(trial(settings, repository, candidate, directory / "candidate"))
+            answers = batch_predict(tried.address, data.texts)
+        except PipelineError as error:
+            return [_told(GateVerdict("trial", False, str(error), {}))]
+        verdicts = [
+            _tried(data, champion_answers, answers),
+            _parity(Bundle.load(repository.version_directory(candidate))),
+            meets_thresholds(settings, data, champion_answers, answers),
+        ]
+        paired = PairedAnswers(data.targets(), champion_answers.indices(data.labels), answers.indices(data.labels))
+        verdicts.append(not_worse(paired))
+        verdicts.append(not_worse_on_slices(paired, data.labels, slices(data)))
+        verdicts.append(behaves(_behaviour(reference), _behaviour(tried)))
+        verdicts.append(within_budget(reference, tried, data.texts))
+    return [_told(verdict) for verdict in verdicts]
+
+
+def slices(data: EvaluationData) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return the slices on which a candidate must not be worse: by origin, and short and long texts.
+
+    Short and long texts are the quarters with the fewest and the most words.
+    """
+    words = np.array([len(text.split()) for text in data.texts])
+    from_file = np.arange(len(words)) < len(data.val.texts)
+    low, high = np.quantile(words, (0.25, 0.75))
+    return {
+        "validation file": from_file,
+        "feedback": ~from_file,
+        "short texts": words <= low,
+        "long texts": words >= high,
+    }
+
+
+def _tried(data: EvaluationData, champion: Answers, candidate: Answers) -> GateVerdict:
+    """Return the passed gate `trial`, with validation texts that differ; first those where both versions are sure."""
+    validated = len(data.val.texts)
+    differ = [place for place in range(validated) if champion.labels[place] != candidate.labels[place]]
+    sure = np.minimum(champion.confidence, candidate.confidence)
+    shown = sorted(differ, key=lambda place: -sure[place])[:MOST_DIFFERING]
+    figures: Figures = {
+        "champion": champion.version,
+        "validation texts": validated,
+        "differ": len(differ),
+        "examples": [
+            {
+                "text": data.val.texts[place][:_SHOWN_CHARACTERS],
+                "right": data.val.labels[place],
+                "champion": champion.labels[place],
+                "candidate": candidate.labels[place],
+            }
+            for place in shown
+        ],
+    }
+    return GateVerdict("trial", True, f"A Triton of its own answered {len(data.texts)} texts by it.", figures)
+
+
+def meets_thresholds(settings: Settings, data: EvaluationData, champion: Answers, candidate: Answers) -> GateVerdict:
+    """Gate: the candidate reaches the thresholds, or is better than a champion that misses them as well."""
+    found, before = results(data.evaluate(candidate)), results(data.evaluate(champion))
+    told = "; ".join(
+        f"accuracy {item['accuracy']:.4f}, macro F1 {item['macro_f1']:.4f} on {name}" for name, item in found.items()
+    )
+    figures: Figures = {name: dict(item) for name, item in found.items()}
+    under = shortfalls(settings, found)
+    if not under:
+        return GateVerdict("thresholds", True, f"The thresholds are met: {told}.", figures)
+    message = f"Under a threshold: {'; '.join(under)}."
+    old, new = data.evaluate_all(champion), data.evaluate_all(candidate)
+    change = (
+        f"over all texts, accuracy {old.accuracy:.4f} → {new.accuracy:.4f}, macro F1 {old.macro_f1:.4f} → "
+        f"{new.macro_f1:.4f}"
+    )
+    if faults := shortfalls(settings, found, before):
+        message += f" Version {champion.version} reaches this or is over a point better: {'; '.join(faults)}."
+    elif new.accuracy + new.macro_f1 > old.accuracy + old.macro_f1:
+        passes = f" Version {champion.version} misses it as well, and the candidate is better: {change}."
+        return GateVerdict("thresholds", True, message + passes, figures)
+    else:
+        message += f" Version {champion.version} misses it as well, but the candidate is not better: {change}."
+    message += (
+        " If this is good enough, lower SENTIMENT_MIN_ACCURACY or SENTIMENT_MIN_MACRO_F1, and run "
+        f"`python app.py promote {candidate.version}`."
+    )
+    return GateVerdict("thresholds", False, message, figures)
+
+
+def _parity(bundle: Bundle) -> GateVerdict:
+    """Return the gate `parity` from the export's proofs: at least one variant agrees with the trained model."""
+    proven = [proof for proof in bundle.proofs if not proof.refused]
+    found = [str(proof.variant) + _agreement(proof) for proof in proven]
+    refused = [f"{proof.variant} is refused: {proof.refused}" for proof in bundle.proofs if proof.refused]
+    message = f"{'Agrees' if proven else 'No graph agrees'} with the trained model: {'; '.join([*found, *refused])}."
+    return GateVerdict("parity", bool(proven), message, {str(proof.variant): asdict(proof) for proof in bundle.proofs})
+
+
+def _agreement(proof: Proof) -> str:
+    if proof.differing is None:  # a bundle of an older release
+        return f" with {proof.label_agreement:.2%} of the labels"
+    return f" with {proof.differing:,} other labels and {proof.near_ties:,} near ties of {proof.texts:,} texts"
+
+
+def _behaviour(tried: Trial) -> dict[str, float]:
+    return shares_that_hold(lambda texts: batch_predict(tried.address, texts).labels)
+
+
+def _told(verdict: GateVerdict) -> GateVerdict:
+    log.log(
+        logging.INFO if verdict.passed else logging.WARNING,
+        "Gate %s: %s. %s",
+        verdict.gate,
+        "passed" if verdict.passed else "NOT passed",
+        verdict.message,
+    )
+    return verdict

@@ -1,0 +1,1 @@
+"""Scheduler, checks, retraining and notification."""

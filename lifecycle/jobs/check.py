@@ -1,0 +1,196 @@
+"""The staleness check: evaluates the deployed model, and compares its accuracy and F1 with the thresholds."""
+
+import itertools
+import logging
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import partial
+
+from common.errors import PipelineError
+from common.settings import Settings
+from lifecycle.gates.batch_predict import batch_predict
+from lifecycle.gates.evaluation_data import evaluation_data, results, shortfalls
+from lifecycle.gates.training_data import merge
+from lifecycle.jobs.current_data import current_data
+from lifecycle.monitoring import quarantine
+from lifecycle.monitoring.live_drift import LiveDrift, live_drift
+from lifecycle.monitoring.live_quality import LiveQuality, live_quality, live_sample
+from serving.model_repo.bundle import Bundle
+from serving.model_repo.repository import ModelRepository
+from storage import events, jobs
+from storage.database import Database, now
+from storage.events import EventKind
+from storage.tables import Figures, Job
+from trainer.evaluation import Evaluation
+from trainer.kept_data import keep, kept_version
+from trainer.record import training_key
+
+FIRST_PAUSE = timedelta(hours=1)
+LONGEST_PAUSE = timedelta(days=7)
+"""Pause after a retraining that failed or whose candidate was rejected: from the first to the longest, doubled each
+time."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """Results of a check of one version."""
+
+    settings: Settings
+    version: int
+    evaluations: dict[str, Evaluation]
+    live: LiveQuality | None
+    drift: LiveDrift
+
+    @property
+    def problems(self) -> list[str]:
+        """Which figures are under a threshold; empty if the version is good."""
+        return shortfalls(self.settings, results(self.evaluations))
+
+    @property
+    def foreseen(self) -> list[str]:
+        """Which figures, estimated on live texts without labels, are under a threshold."""
+        return self.live.problems(self.settings) if self.live else []
+
+    def reasons(self) -> list[str]:
+        """Return the reasons to retrain; empty if there are none."""
+        alarms = self.drift.alarms.values() if self.settings.retrain_on_drift else ()
+        return [*self.problems, *(f"drift: {alarm}" for alarm in alarms)]
+
+    def result(self) -> Figures:
+        """Return the result of the job."""
+        result: Figures = {
+            "version": self.version,
+            "stale": bool(self.problems),
+            "problems": self.problems,
+            **{name: asdict(evaluation) for name, evaluation in self.evaluations.items()},
+        }
+        if self.live is not None:
+            result["live"] = {**self.live.figures(), "problems": self.foreseen}
+        return {**result, "drift": self.drift.figures()}
+
+
+def check(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
+    """Evaluate the deployed model; enqueue a retraining if it is stale or, if so configured, on drift.
+
+    A retraining is not enqueued if it would repeat an earlier one, comes too early after unsuccessful ones, or if the
+    data files cannot be used. The data that were kept for the deployed version then take their place.
+
+    Raises:
+        PipelineError: the model does not respond, or the data files are not valid and no data were kept.
+    """
+    current = current_data(settings, database, job)
+    dataset = current.dataset
+    data = evaluation_data(settings, database, dataset)
+    answers = batch_predict(settings.triton_address, data.texts)
+    if not current.problems and kept_version(settings) != answers.version:
+        keep(settings, answers.version, dataset)
+    sample = live_sample(database, answers.version)
+    found = _Findings(
+        settings,
+        answers.version,
+        data.evaluate(answers),
+        live_quality(settings, answers, data, sample),
+        live_drift(dataset, data, answers, sample),
+    )
+    result = found.result()
+    if (examination := quarantine.collect(settings, database, dataset)) is not None:
+        ask_deployed = partial(batch_predict, settings.triton_address)
+        result["quarantined"] = quarantine.examine(database, examination, data, answers, ask_deployed)
+    last = _last_result(database, answers.version)
+    reasons = found.reasons()
+    if current.problems:
+        result["data_problems"] = current.problems
+        result["decision"] = "No retraining: the data files cannot be used."
+    elif reasons:
+        merged = merge(settings, database, dataset)
+        result["decision"] = _ask_for_retraining(settings, database, merged.fingerprint, reasons)
+    news = _news(found, last, result.get("decision", ""))
+    with database.transaction() as session:
+        for kind, message, figures in news:
+            events.record(session, kind, message, figures, version=answers.version, job_id=job.id)
+    for _, message, _ in news:
+        log.info("%s", message.partition("\n")[0])
+    return jobs.Outcome(jobs.SUCCEEDED, result)
+
+
+def _ask_for_retraining(settings: Settings, database: Database, fingerprint: str, reasons: list[str]) -> str:
+    """Enqueue a retraining unless it would repeat an earlier one or is too early; return the decision in words."""
+    key = training_key(settings, fingerprint)
+    reason = learnt_before(settings, database, key) or _cancelled(database, key) or _too_early(database)
+    if reason:
+        return f"No retraining: {reason}."
+    job = jobs.enqueue(database, jobs.RETRAIN, "; ".join(reasons), key)
+    return f"A retraining was requested: job {job.id}."
+
+
+def learnt_before(settings: Settings, database: Database, key: str) -> str:
+    """Return which job or version has trained on the same data with the same settings; empty if none has."""
+    for job in jobs.ended_retrainings(database):
+        if job.fingerprint == key and job.state != jobs.FAILED:
+            return f"job {job.id} ({job.state}) trained on the same data with the same settings"
+    repository = ModelRepository(settings.model_repository)
+    with suppress(PipelineError):  # a damaged version is reported where it is loaded
+        deployed = repository.deployed()
+        # The first version was trained without a job.
+        if deployed and Bundle.load(repository.version_directory(deployed)).training_key == key:
+            return f"version {deployed} was trained on the same data with the same settings"
+    return ""
+
+
+def _cancelled(database: Database, key: str) -> str:
+    """Return which retraining with the same data and settings somebody has cancelled; empty if none."""
+    job = jobs.cancelled_retraining(database, key)
+    if job is None:
+        return ""
+    return f"job {job.id}, with the same data and settings, was cancelled; `python app.py retrain` begins it anyway"
+
+
+def _too_early(database: Database) -> str:
+    """Return why the next retraining must wait after unsuccessful ones; empty if it need not wait."""
+    in_vain = list(itertools.takewhile(lambda job: job.state != jobs.SUCCEEDED, jobs.ended_retrainings(database)))
+    if not in_vain or in_vain[0].ended_at is None:
+        return ""
+    until = in_vain[0].ended_at + min(FIRST_PAUSE * 2.0 ** min(len(in_vain) - 1, 16), LONGEST_PAUSE)
+    with database.reading() as session:
+        if now(session) >= until:
+            return ""
+    which = "the last one" if len(in_vain) == 1 else f"the last {len(in_vain)}"
+    return f"{which} did not succeed; the next may start at {until:%Y-%m-%d %H:%M} UTC"
+
+
+def _news(found: _Findings, last: Figures, decision: str) -> list[tuple[EventKind, str, Figures]]:
+    """Return the events of a check: its findings, and problems that are new since the `last` result of this version."""
+    summary = "; ".join(f"{name} {_format_evaluation(item)}" for name, item in found.evaluations.items())
+    if found.live is not None:
+        summary += f"; estimated accuracy {found.live.all.accuracy} on {found.live.all.texts} live texts"
+    verdict = "under a threshold" if found.problems else "good"
+    figures: Figures = {name: evaluation.metrics() for name, evaluation in found.evaluations.items()}
+    news = [(EventKind.CHECKED, f"Version {found.version} is {verdict}: {summary}.", figures)]
+    if found.problems and not last.get("stale"):
+        # Only a version that an earlier check found good has become stale.
+        turn = "has become stale" if last else "is under a threshold"
+        message = f"Version {found.version} {turn}: {'; '.join(found.problems)}.\n{decision}"
+        news.append((EventKind.STALE, message, figures))
+    if found.live is not None and found.foreseen and not last.get("live", {}).get("problems"):
+        message = f"Version {found.version} is probably worse than required on live texts: {'; '.join(found.foreseen)}."
+        estimates: Figures = {name: str(part.accuracy) for name, part in found.live.parts.items()}
+        news.append((EventKind.ESTIMATED_LOW, message, estimates))
+    known = {kind for kind, item in last.get("drift", {}).items() if item["alarm"]}
+    if alarms := {kind: alarm for kind, alarm in found.drift.alarms.items() if kind not in known}:
+        lines = [f"Drift of {', '.join(alarms)}, while version {found.version} is deployed.", *alarms.values()]
+        lines += [decision] if found.settings.retrain_on_drift else []
+        news.append((EventKind.DRIFT, "\n".join(lines), found.drift.figures()))
+    return news
+
+
+def _last_result(database: Database, version: int) -> Figures:
+    """Return the result of the last check, or an empty one if it was of another version."""
+    last = jobs.last_ended(database, jobs.CHECK)
+    return last.result if last is not None and last.result.get("version") == version else {}
+
+
+def _format_evaluation(evaluation: Evaluation) -> str:
+    return f"accuracy {evaluation.accuracy:.4f}, macro F1 {evaluation.macro_f1:.4f} ({evaluation.texts} texts)"

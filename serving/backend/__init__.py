@@ -1,0 +1,1 @@
+"""Code that runs inside Triton: the inference engine, packing and the runtimes."""

@@ -1,0 +1,1 @@
+"""The Triton backend `packed_onnx`, which classifies texts."""

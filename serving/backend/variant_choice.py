@@ -1,0 +1,81 @@
+"""Chooses the variant that runs a version on this machine, from those proven when the version was exported."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.errors import PipelineError
+from serving.backend.cpu import arithmetic
+from serving.backend.runtime import float_variants, has_cuda
+from serving.model_repo.bundle import Bundle, Proof
+from serving.model_repo.variants import FLOAT32, INT8, ONNXRUNTIME, OPENVINO, Variant
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The runtime and precision that the settings allow."""
+
+    runtime: str = AUTO
+    precision: str = AUTO
+
+    def allows(self, variant: Variant) -> bool:
+        """Return whether the settings allow the variant."""
+        return self.runtime in (AUTO, variant.runtime) and self.precision in (AUTO, variant.precision)
+
+    def __str__(self) -> str:
+        """Return the settings in their own notation."""
+        return f"SENTIMENT_RUNTIME={self.runtime} with SENTIMENT_PRECISION={self.precision}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A variant and the reason for choosing it."""
+
+    variant: Variant
+    reason: str
+
+
+def choose_variant(bundle: Bundle, wanted: Wanted) -> Choice:
+    """Choose the fastest variant that was proven on a processor with the same arithmetic as this one.
+
+    int8 and bfloat16 round differently on processors with other instruction sets, so a proof only holds for the same
+    sets. Without a proof, a float graph is used: float32, which gives the same results everywhere, unless `wanted`
+    names another variant. If no variant that `wanted` allows can be used, another proven one is.
+
+    Raises:
+        PipelineError: no variant that `wanted` allows can be used, and no other is proven on this processor.
+    """
+    if has_cuda() and wanted.allows(cuda := Variant(ONNXRUNTIME, FLOAT32)):
+        return Choice(cuda, "on the GPU")
+    tried = [proof for proof in bundle.proofs if proof.arithmetic == arithmetic()]
+    here = [proof for proof in tried if wanted.allows(proof.variant)]
+    if choice := _fastest(here):
+        return choice
+    refused = [f"{proof.variant} was refused: {proof.refused}." for proof in here]
+    # The first is float32 in ONNX Runtime, the reference for the proofs of the others.
+    floats = [*float_variants(), Variant(OPENVINO, FLOAT32)]
+    # float32 gives the same results on all processors, so its refusal on one holds for all.
+    no_more = {
+        proof.variant for proof in bundle.proofs if proof in here or (proof.refused and proof.precision == FLOAT32)
+    }
+    if unrefused := [variant for variant in floats if wanted.allows(variant) and variant not in no_more]:
+        return Choice(
+            unrefused[0], f"nothing was proven on such a processor ({arithmetic()}); export here to have more"
+        )
+    if choice := _fastest(tried):
+        return Choice(choice.variant, f"{' '.join([f'{wanted} cannot be used.', *refused])} Used is {choice.reason}")
+    if wanted.precision == INT8:
+        raise PipelineError(
+            f"Version {bundle.version} has no int8 graph for this processor ({arithmetic()}). "
+            f"{' '.join(refused) or 'None was proven on such a one; export again on this machine.'}"
+        )
+    raise PipelineError(f"{wanted} cannot run version {bundle.version} here. {' '.join(refused)}".strip())
+
+
+def _fastest(proofs: Sequence[Proof]) -> Choice | None:
+    proven = [proof for proof in proofs if not proof.refused]
+    if not proven:
+        return None
+    fastest = max(proven, key=lambda proof: proof.tokens_per_s)
+    return Choice(fastest.variant, f"the fastest of {len(proven)} proven: {fastest.tokens_per_s:,.0f} tokens/s")

@@ -1,0 +1,1 @@
+"""Clients that call Triton over gRPC."""

@@ -1,0 +1,1 @@
+"""Starts, monitors and stops the Triton process."""

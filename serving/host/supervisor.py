@@ -1,0 +1,165 @@
+"""Keeps the bundled Triton running, and stops it with all its child processes and shared memory."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from common.periodic import run_periodically
+from common.settings import Settings
+from serving.client.triton_client import TritonClient
+from serving.host import triton
+from serving.host.die_with_parent import command_dying_with_parent
+from serving.host.watchdog import PROBE_INTERVAL_S, until_broken
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+NICENESS = 5
+"""Triton's niceness above this process's own. Triton's engine uses all cores while texts wait. With equal priority, the
+gateway could not reject excess requests in time: at three times the possible load it fell 40 s behind."""
+_GRACE_S = 15.0
+_LOG_TAIL_LINES = 5
+
+log = logging.getLogger(__name__)
+
+
+class TritonSupervisor:
+    """Runs one Triton and restarts it when it dies; pauses grow while it dies before it is live."""
+
+    def __init__(self, settings: Settings, on_failed_start: Callable[[], None] = lambda: None) -> None:
+        """Prepare the command. If Triton exits with an error before it is live, `on_failed_start` runs in a thread.
+
+        Raises:
+            PipelineError: Triton cannot run on this machine, or cannot be downloaded.
+        """
+        self._command = command_dying_with_parent(
+            triton.command(settings), own_group=True, niceness=NICENESS, private_files=True
+        )
+        self._environment = triton.environment(settings)
+        self._settings = settings
+        self._shared_memory_prefix = triton.shared_memory_prefix(settings)
+        self._on_failed_start = on_failed_start
+        self.log_file = settings.state_dir / "logs" / "triton.log"
+        self._process: asyncio.subprocess.Process | None = None
+        self._has_lived = False
+        """True if Triton has been live since its last start."""
+
+    async def run(self) -> None:
+        """Start Triton, and restart it whenever it ends, until this task is cancelled."""
+        pause = FIRST_PAUSE_S
+        try:
+            while True:
+                started = time.monotonic()
+                self._has_lived = False
+                process = await self._start()
+                # The watchdog ends with its process; it only runs again if it raised an error.
+                kill_when_broken = partial(self._kill_when_broken, process)
+                watch = asyncio.create_task(run_periodically("Triton watchdog", kill_when_broken, PROBE_INTERVAL_S))
+                try:
+                    await process.wait()
+                finally:
+                    watch.cancel()
+                sweep(process.pid, self._shared_memory_prefix)
+                ran_for = time.monotonic() - started
+                if self._has_lived:
+                    pause = FIRST_PAUSE_S
+                log.error(
+                    "Triton ended after %.0f s (%s); starting it again in %.1f s. The end of %s:\n%s",
+                    ran_for,
+                    _ending(process.returncode),
+                    pause,
+                    self.log_file,
+                    _tail(self.log_file),
+                )
+                if not self._has_lived and (process.returncode or 0) > 0:
+                    # Triton exited by itself, as it does if it cannot load the model.
+                    await asyncio.to_thread(self._on_failed_start)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+        finally:
+            await self._stop()
+
+    def kill(self) -> None:
+        """Kill Triton at once; call this only if `run` is being cancelled or will be."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_file.open("ab") as output:
+            # Triton has its own process group: Ctrl-C only reaches this process, which shuts Triton down cleanly.
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                env=self._environment,
+                cwd=triton.working_directory(self._settings),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        log.info("Started Triton (process %d); it logs to %s.", self._process.pid, self.log_file)
+        return self._process
+
+    async def _kill_when_broken(self, process: asyncio.subprocess.Process) -> None:
+        """Wait until Triton is broken, then kill it, because it would not end by itself."""
+        client = TritonClient(self._settings.bundled_triton)
+        try:
+            reason = await until_broken(client, process.pid, self._note_life)
+            log.error("Triton is broken (%s) and is killed.", reason)
+            process.kill()
+        finally:
+            await client.close()
+
+    def _note_life(self) -> None:
+        if not self._has_lived:
+            close_to_others(self._shared_memory_prefix)
+        self._has_lived = True
+
+    async def _stop(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), _GRACE_S)
+            except asyncio.TimeoutError:
+                log.warning("Triton did not end within %.0f s and is killed.", _GRACE_S)
+        sweep(process.pid, self._shared_memory_prefix)
+
+
+def sweep(group: int, shared_memory_prefix: str) -> None:
+    """Kill the remaining processes of Triton's group and remove its shared memory."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    for segment in Path("/dev/shm").glob(f"{shared_memory_prefix}*"):
+        segment.unlink(missing_ok=True)
+
+
+def close_to_others(shared_memory_prefix: str) -> None:
+    """If other accounts can read Triton's shared memory, which contains all texts, make it private and log an error."""
+    for segment in Path("/dev/shm").glob(f"{shared_memory_prefix}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if segment.stat().st_mode & 0o077:
+                segment.chmod(0o600)
+                log.error(
+                    "%s could be read by the machine's other accounts until now, since this kernel has no seccomp. "
+                    "Do not run the pipeline here where others have accounts.",
+                    segment,
+                )
+
+
+def _ending(returncode: int | None) -> str:
+    if returncode is not None and returncode < 0:
+        return f"killed by {signal.Signals(-returncode).name}"
+    return f"exit status {returncode}"
+
+
+def _tail(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    told = [line for line in lines if line.strip() and not line.startswith(("|", "+"))]  # skip Triton's tables
+    return "\n".join(f"    {line}" for line in told[-_LOG_TAIL_LINES:])

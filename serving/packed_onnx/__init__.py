@@ -1,1 +1,0 @@
-"""The Triton backend `packed_onnx`: text in, label out."""

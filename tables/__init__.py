@@ -1,0 +1,1 @@
+"""Reads texts and labels from CSV, JSON Lines and Parquet files."""

@@ -1,0 +1,144 @@
+"""Opens a file of any format, and finds its columns."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from tables.blocks import Place
+from tables.columns import Found, Wanted, find_column, shown_names
+from tables.csv_records import CsvRecords
+from tables.errors import TableError
+from tables.json_lines import JsonLines, parsed
+from tables.kinds import PARQUET_MAGIC, Format, Kind, format_of, kind_of
+from tables.layout import Head, Layout, csv_layout, read_head
+from tables.parquet_files import parquet_columns
+from tables.streams import ByteStream, Source, open_stream
+
+_FIRST_LINES = 1_000
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file, how it is written, and its columns."""
+
+    source: Source
+    name: str
+    """Its name in errors."""
+    kind: Kind
+    layout: Layout | None
+    """None for Parquet."""
+    columns: tuple[str, ...]
+    """Names of its columns; of JSON Lines, the names in its first objects."""
+    found: tuple[int, ...] = ()
+    """Index in `columns` of each wanted column."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What was assumed, in words."""
+
+    @property
+    def is_seekable(self) -> bool:
+        """True if reading can begin at a position in bytes."""
+        return self.layout is not None and self.kind.compression is None and not self.layout.is_recoded
+
+    def place(self, row: int, offset: int) -> Place:
+        """Return the position of a row; `offset` counts only if reading can begin there."""
+        return Place(row, offset if self.is_seekable else 0)
+
+
+def inspect(source: Source, name: str, wanted: Sequence[Wanted], kind: Kind | None = None) -> Table:
+    """Read the beginning of a file, and find the columns `wanted`. Without `kind`, suffix and content tell the format.
+
+    A file of JSON Lines without any object has no columns, and none is looked for.
+
+    Raises:
+        TableError: the file is damaged or of another format, or a column cannot be found.
+        OSError: the file cannot be opened.
+    """
+    kind = kind or (kind_of(source) if isinstance(source, Path) else None)
+    with open_stream(source, name, kind) as stream:
+        is_parquet = kind.format is Format.PARQUET if kind else stream.start == PARQUET_MAGIC
+        head = None if is_parquet else read_head(stream)
+        compression = stream.compression
+    if head is None:
+        kind, layout = Kind(Format.PARQUET, None), None
+        columns = tuple(parquet_columns(source, name))
+    else:
+        given = kind.delimiter if kind else None
+        kind = Kind(kind.format if kind else format_of(head.text, name), compression, given)
+        if kind.format is Format.CSV:
+            layout = csv_layout(head, name, given, wanted)
+            columns = layout.columns
+        else:
+            layout = Layout(head.encoding, head.newline)
+            columns = _field_names(head)
+            if not columns:
+                return Table(source, name, kind, layout, ())
+    found = [find_column(columns, column) for column in wanted]
+    if problems := [problem for problem in found if isinstance(problem, str)]:
+        raise TableError(_column_error(name, columns, layout, wanted, problems))
+    places = [place for place in found if isinstance(place, Found)]
+    notes = [*(layout.notes(given is not None) if layout else ()), *(place.note for place in places if place.note)]
+    return Table(source, name, kind, layout, columns, tuple(place.index for place in places), tuple(notes))
+
+
+@contextmanager
+def open_csv(table: Table, offset: int = 0) -> Iterator[tuple[CsvRecords, ByteStream]]:
+    """Open the records of a CSV file, from a byte `offset` on if the table is seekable.
+
+    Raises:
+        TableError: the file is damaged.
+        OSError: the file cannot be opened.
+    """
+    with _open_lines(table) as (stream, layout):
+        yield CsvRecords(stream, layout, offset), stream
+
+
+@contextmanager
+def open_json(table: Table, offset: int = 0) -> Iterator[tuple[JsonLines, ByteStream]]:
+    """Open the lines of a JSON Lines file, from a byte `offset` on if the table is seekable.
+
+    Raises:
+        TableError: the file is damaged.
+        OSError: the file cannot be opened.
+    """
+    with _open_lines(table) as (stream, layout):
+        yield JsonLines(stream, layout, offset), stream
+
+
+def open_records(
+    table: Table, offset: int = 0
+) -> AbstractContextManager[tuple[CsvRecords, ByteStream]] | AbstractContextManager[tuple[JsonLines, ByteStream]]:
+    """Open a text file of either format, from a byte `offset` on if the table is seekable.
+
+    Raises:
+        TableError: the file is damaged.
+        OSError: the file cannot be opened.
+    """
+    return open_csv(table, offset) if table.kind.format is Format.CSV else open_json(table, offset)
+
+
+@contextmanager
+def _open_lines(table: Table) -> Iterator[tuple[ByteStream, Layout]]:
+    if table.layout is None:
+        raise ValueError(f"{table.name} is no text file")
+    with open_stream(table.source, table.name, table.kind) as stream:
+        if table.layout.is_recoded:
+            stream.recode(table.layout.encoding.codec)
+        yield stream, table.layout
+
+
+def _field_names(head: Head) -> tuple[str, ...]:
+    values = map(parsed, islice(head.lines(), _FIRST_LINES))
+    return tuple(dict.fromkeys(name for value in values if isinstance(value, dict) for name in value))
+
+
+def _column_error(
+    name: str, columns: Sequence[str], layout: Layout | None, wanted: Sequence[Wanted], problems: list[str]
+) -> str:
+    told = "; ".join(problems)
+    error = f"{name}: {told}{'' if told.endswith('?') else '.'} The columns are {shown_names(columns)}."
+    if layout is None or not layout.delimiter or any(column.chosen for column in wanted):
+        return error
+    positions = " and ".join(f"{column.setting}={place}" for place, column in enumerate(wanted, start=1))
+    return f"{error} If the file has no header, name columns by position, such as {positions}."

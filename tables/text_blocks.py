@@ -1,0 +1,133 @@
+"""Blocks of the rows of CSV and JSON Lines files, from any position on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from serving.model_repo.texts import text_fault
+from tables.blocks import BLOCK_ROWS, LINE, Block, Place, Rejected
+from tables.errors import TableError
+from tables.opening import Table, open_csv, open_json, open_records
+
+FieldCheck = Callable[[Sequence[str]], str | None]
+"""Returns what is wrong with the names of an object's fields."""
+
+
+def csv_blocks(table: Table, start: Place) -> Iterator[Block]:
+    """Yield the rows of a CSV file from `start` on, at least one block; all columns are strings.
+
+    Raises:
+        TableError: the file is damaged.
+    """
+    text_at = table.found[0]
+    text_name = table.columns[text_at]
+    schema = pa.schema([(name, pa.string()) for name in unique_names(table.columns)])
+    with open_csv(table, start.offset) as (records, stream):
+        row = start.row if start.offset else 0
+        rows: list[list[str]] = []
+        rejected: list[Rejected] = []
+
+        def block() -> Block:
+            fields: list[tuple[str, ...]] = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
+            content = pa.table([pa.array(column, pa.string()) for column in fields], schema=schema)
+            return Block(content, list(fields[text_at]), rejected, table.place(row, records.offset), stream.fraction())
+
+        for _, record in records:
+            row += 1
+            if row <= start.row:
+                continue  # rows before the start, if reading cannot begin there
+            if isinstance(record, str):
+                rejected.append(Rejected(row, record))
+            elif fault := text_fault(record[text_at]):
+                rejected.append(Rejected(row, f"{text_name!r} {fault}"))
+            else:
+                rows.append(record)
+            if row % BLOCK_ROWS == 0:
+                yield block()
+                rows, rejected = [], []
+        if rows or rejected or row == start.row:
+            yield block()
+
+
+def json_blocks(table: Table, start: Place, keep_lines: bool, check: FieldCheck) -> Iterator[Block]:
+    """Yield the rows of a JSON Lines file from `start` on, at least one block.
+
+    With `keep_lines`, the only column is `LINE`; otherwise each field becomes a column. `check` may reject a row by the
+    names of its fields.
+
+    Raises:
+        TableError: the file is damaged, or the values of a field cannot be combined in one column.
+    """
+    text_name = table.columns[table.found[0]] if table.found else ""
+    with open_json(table, start.offset) as (records, stream):
+        row = start.row if start.offset else 0
+        kept: list[bytes] = []
+        objects: list[dict[str, Any]] = []
+        rejected: list[Rejected] = []
+
+        def block() -> Block:
+            content = pa.table({LINE: pa.array(kept, pa.binary())}) if keep_lines else _content(objects, table, row)
+            texts = [item[text_name] for item in objects]
+            return Block(content, texts, rejected, table.place(row, records.offset), stream.fraction())
+
+        for _, line, value in records:
+            row += 1
+            if row <= start.row:
+                continue  # rows before the start, if reading cannot begin there
+            fault = value if isinstance(value, str) else _object_fault(value, text_name) or check(list(value))
+            if fault is not None:
+                rejected.append(Rejected(row, fault))
+            elif not isinstance(value, str):
+                objects.append(value)
+                kept.append(line)
+            if row % BLOCK_ROWS == 0:
+                yield block()
+                kept, objects, rejected = [], [], []
+        if objects or rejected or row == start.row:
+            yield block()
+
+
+def places(table: Table, every: int) -> list[Place]:
+    """Return the positions of each `every`-th row of a text file, and of its end.
+
+    Raises:
+        TableError: the file is damaged.
+    """
+    found: list[Place] = []
+    with open_records(table) as (records, _):
+        row = 0
+        start = table.place(0, records.offset)
+        for row, _ in enumerate(records, start=1):
+            if (row - 1) % every == 0:
+                found.append(start)
+            if row % every == 0:
+                start = table.place(row, records.offset)
+        return [*(found or [Place()]), table.place(row, records.offset)]
+
+
+def unique_names(columns: Sequence[str]) -> list[str]:
+    """Return the names of a CSV file's columns; those without a name are called after their positions."""
+    return [name if name.strip() else f"column {place}" for place, name in enumerate(columns, start=1)]
+
+
+def _object_fault(value: dict[str, Any], text_name: str) -> str | None:
+    if text_name not in value:
+        return f"has no field {text_name!r}"
+    text = value[text_name]
+    fault = text_fault(text) if isinstance(text, str) else f"is {'null' if text is None else type(text).__name__}"
+    return f"{text_name!r} {fault}" if fault else None
+
+
+def _content(objects: list[dict[str, Any]], table: Table, row: int) -> pa.Table:
+    names = dict.fromkeys(name for item in objects for name in item)
+    arrays = {}
+    for name in names:
+        try:
+            arrays[name] = pa.array([item.get(name) for item in objects])
+        except (pa.ArrowException, OverflowError) as error:
+            raise TableError(
+                f"{table.name}: the values of {name!r} up to row {row:,} cannot form one column: {error}. "
+                "JSON Lines as the output keep them as they are."
+            ) from error
+    return pa.table(arrays)

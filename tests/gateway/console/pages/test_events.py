@@ -1,0 +1,101 @@
+import csv
+import io
+
+import pytest
+
+import storage.events
+from common.errors import PipelineError
+from storage import events
+from storage.events import EventKind
+from tests.gateway.console.conftest import INJECTED, Page
+from tests.gateway.routes.test_feedback import Gateway
+
+EVENTS = "/console/events"
+EXPORT = "/console/events.csv"
+
+
+def record(console: Gateway, *messages: str, kind: EventKind = EventKind.CHECKED) -> list[int]:
+    with console.database.transaction() as session:
+        return [events.record(session, kind, message, {"validation": {"accuracy": 0.9}}).id for message in messages]
+
+
+def test_before_anything_has_happened_it_says_what_will_be_there(console: Gateway) -> None:
+    assert "There are no events yet" in Page(console.http.get(EVENTS)).text
+
+
+def test_the_newest_come_first_with_their_figures(console: Gateway) -> None:
+    record(console, "One.", "Two.\nBecause of three.")
+    page = Page(console.http.get(EVENTS))
+    assert page.text.index("Two.") < page.text.index("One.")
+    assert "Because of three." in page.text
+    assert "validation accuracy 0.9000" in page.text
+
+
+def test_they_are_filtered_by_kind_and_words(console: Gateway) -> None:
+    record(console, "Version 3 is good.", "Version 4 is 100% good.")
+    record(console, "Version 3 was promoted.", kind=EventKind.PROMOTED)
+    for query, told in (
+        ({"kind": "promoted"}, {"Version 3 was promoted."}),
+        ({"words": "VERSION 3"}, {"Version 3 is good.", "Version 3 was promoted."}),
+        ({"kind": "checked", "words": "version 3"}, {"Version 3 is good."}),
+        ({"words": "100%"}, {"Version 4 is 100% good."}),
+        ({"words": "0_"}, set()),
+    ):
+        page = Page(console.http.get(EVENTS, params=query))
+        all_ = {"Version 3 is good.", "Version 4 is 100% good.", "Version 3 was promoted."}
+        assert {message for message in all_ if message in page.text} == told, query
+        assert told or "No event matches" in page.text
+        rows = list(csv.DictReader(io.StringIO(console.http.get(EXPORT, params=query).text)))
+        assert {row["message"] for row in rows} == told
+
+
+def test_older_ones_are_a_page_further(console: Gateway) -> None:
+    record(console, *(f"Number {number}." for number in range(120)))
+    seen = []
+    address = EVENTS
+    while address:
+        page = Page(console.http.get(address))
+        seen += [number for number in range(120) if f"Number {number}." in page.text]
+        older = [link["href"] for link in page.all("a") if "before=" in (link["href"] or "")]
+        address = older[0] or "" if older else ""
+    assert sorted(seen) == list(range(120))
+    assert seen[:50] == list(range(70, 120))
+
+
+def test_the_file_has_all_of_them_and_no_formula(console: Gateway) -> None:
+    record(console, "=HYPERLINK(1)", '"quoted", and\nin two lines', *(f"Number {number}." for number in range(120)))
+    response = console.http.get(EXPORT)
+    assert response.headers["content-disposition"] == 'attachment; filename="events.csv"'
+    rows = list(csv.DictReader(io.StringIO(response.text)))
+    assert len(rows) == 122
+    assert rows[-1]["message"] == "'=HYPERLINK(1)"
+    assert rows[-2]["message"] == '"quoted", and\nin two lines'
+    assert rows[-1]["figures"] == '{"validation": {"accuracy": 0.9}}'
+
+
+def test_whatever_is_in_an_event_or_asked_for_is_shown_as_text(console: Gateway) -> None:
+    with console.database.transaction() as session:
+        events.record(session, EventKind.CHECKED, INJECTED, {INJECTED: {"a": INJECTED}})
+    page = Page(console.http.get(EVENTS, params={"words": INJECTED[:20]}))
+    assert page.runs_nothing_but_files()
+    assert INJECTED in page.text
+    assert not [image for image in page.all("img") if image["src"] == "x"]
+
+
+@pytest.mark.parametrize("query", [{"kind": "no-kind"}, {"words": "a" * 201}, {"words": "\0"}, {"before": "1 OR 1=1"}])
+def test_what_cannot_be_asked_for_is_told(console: Gateway, query: dict[str, str]) -> None:
+    for path in (EVENTS, EXPORT):
+        response = console.http.get(path, params=query)
+        assert response.status_code == 422
+        assert Page(response).runs_nothing_but_files()
+
+
+def test_while_the_database_is_down_the_page_says_so(console: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise PipelineError("secret")
+
+    monkeypatch.setattr(storage.events, "newest", fail)
+    response = console.http.get(EVENTS)
+    assert response.status_code == 503
+    assert "the database does not respond" in Page(response).text
+    assert "secret" not in response.text

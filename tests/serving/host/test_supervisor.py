@@ -1,0 +1,308 @@
+"""The real Triton with a small random model: it answers, comes back when it is killed, and leaves nothing."""
+
+import asyncio
+import contextlib
+import re
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common.settings import Settings
+from common.triton_addresses import socket_path
+from serving.client.errors import TextRefusedError, TritonUnavailableError
+from serving.client.triton_client import TritonClient
+from serving.host import supervisor as supervisor_module
+from serving.host import triton
+from serving.host.supervisor import TritonSupervisor, close_to_others
+from serving.model_repo.repository import ModelRepository
+from tests.e2e.conftest import free_ports
+
+
+def deployed_settings(bundle: Path, directory: Path) -> Settings:
+    repository = ModelRepository(directory / "triton_repo")
+    staging = repository.staging_directory(1)
+    for file in bundle.iterdir():
+        shutil.copy(file, staging)
+    repository.publish(staging, 1)
+    repository.deploy(1)
+    return Settings(
+        port=free_ports(), state_dir=directory / "state", model_repository=repository.root, runtime="onnxruntime"
+    )
+
+
+async def is_ready_soon(client: TritonClient) -> bool:
+    """Whether the model is ready within a minute."""
+    deadline = time.monotonic() + 60
+    while not await client.is_ready():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.1)
+    return True
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, supervisor: TritonSupervisor | None = None) -> AsyncIterator[TritonClient]:
+    supervising = asyncio.create_task((supervisor or TritonSupervisor(settings)).run())
+    client = TritonClient(settings.triton_address)
+    try:
+        assert await is_ready_soon(client)
+        yield client
+    finally:
+        await client.close()
+        supervising.cancel()
+        await asyncio.gather(supervising, return_exceptions=True)
+
+
+def tritons(settings: Settings) -> list[psutil.Process]:
+    flag = f"--model-repository={settings.model_repository.resolve()}"
+    return [process for process in psutil.process_iter(["cmdline"]) if flag in (process.info["cmdline"] or [])]
+
+
+def shared_memory(settings: Settings) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"{triton.shared_memory_prefix(settings)}*"))
+
+
+async def ask_forever(client: TritonClient) -> None:
+    while True:
+        await client.classify(["good"], 10)
+
+
+@pytest.mark.full
+def test_answers_refuses_and_comes_back(bert_bundle: Path, tmp_path: Path) -> None:
+    settings = deployed_settings(bert_bundle, tmp_path)
+
+    async def scenario() -> None:
+        async with running(settings) as client:
+            alone = await client.classify(["I love this product!"], 10)
+            assert alone.version == 1
+            assert alone.truncated == []
+            long = "good " * 1000
+            together = await client.classify([long, "I love this product!"], 10)
+            assert together.labels[1] == alone.labels[0]
+            assert together.scores[1] == pytest.approx(alone.scores[0], abs=1e-4)
+            assert together.truncated == [0]
+
+            # In one batch of the dynamic batcher, most likely; each request stands for itself in any case.
+            asked = ["good", "", "I love this product!", " \t", "\ud800", "This is terrible."]
+            answers = await asyncio.gather(*(client.classify([text], 10) for text in asked), return_exceptions=True)
+            assert [isinstance(answer, TextRefusedError) for answer in answers] == [
+                False, True, False, True, True, False,
+            ]  # fmt: skip
+            assert "TEXT[0] is empty" in str(answers[1])
+            assert "TEXT[0] is not UTF-8" in str(answers[4])
+
+            (before,) = tritons(settings)
+            before.kill()
+            with pytest.raises(TritonUnavailableError):
+                await ask_forever(client)
+            assert await is_ready_soon(client)
+            assert (await client.classify(["I love this product!"], 10)).scores == pytest.approx(alone.scores)
+            (after,) = tritons(settings)
+            assert after.pid != before.pid
+
+            # Its Python dies, and Triton itself does not notice.
+            for stub in after.children():
+                stub.kill()
+            with pytest.raises(TritonUnavailableError):
+                await ask_forever(client)
+            assert not await client.is_ready()
+            assert await is_ready_soon(client)
+            (again,) = tritons(settings)
+            assert again.pid != after.pid
+
+    asyncio.run(scenario())
+    assert tritons(settings) == []
+    assert shared_memory(settings) == []
+
+
+@pytest.mark.full
+def test_one_that_hangs_is_killed_and_comes_back(
+    bert_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = deployed_settings(bert_bundle, tmp_path)
+
+    async def scenario() -> None:
+        supervisor = TritonSupervisor(settings)
+        async with running(settings, supervisor) as client:
+            (before,) = tritons(settings)
+            deadline = time.monotonic() + 60
+            while not supervisor._has_lived:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.1)
+            with monkeypatch.context() as patch:
+                patch.setattr("serving.host.watchdog.LONGEST_SILENCE_S", 2.0)
+                before.suspend()
+                while before in tritons(settings):
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.2)
+            assert await is_ready_soon(client)
+            assert before not in tritons(settings)
+
+    asyncio.run(scenario())
+
+
+def test_command_reaches_no_other_machine(tmp_path: Path) -> None:
+    settings = Settings(port=18_000, state_dir=tmp_path, host="0.0.0.0")
+    command = triton.command(settings)
+    assert {"--grpc-address=unix:grpc", "--metrics-address=unix:metrics:18001", "--allow-http=false"} <= set(command)
+    assert "--model-control-mode=explicit" in command
+
+
+def test_tritons_python_has_numpy_1_and_this_ones_packages(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path)
+    triton.command(settings)
+    code = "import numpy, openvino, tokenizers, serving.backend.engine; print(numpy.__version__)"
+    output = subprocess.run(
+        ["python3", "-c", code], env=triton.environment(settings), cwd="/", check=True, capture_output=True, text=True
+    ).stdout
+    assert output.startswith("1.26.")
+
+
+@pytest.mark.full
+def test_one_dead_instance_of_two_is_noticed_too(bert_bundle: Path, tmp_path: Path) -> None:
+    """The other one still answers, so requests fail and succeed by turns."""
+    settings = deployed_settings(bert_bundle, tmp_path)
+    config = settings.model_repository / "sentiment" / "config.pbtxt"
+    config.write_text(config.read_text().replace("count: 1", "count: 2"))
+
+    async def scenario() -> None:
+        async with running(settings) as client:
+            (before,) = tritons(settings)
+            first, _ = before.children()
+            first.kill()
+            deadline = time.monotonic() + 30
+            healthy = 0
+            while healthy < 10:  # rounds of calls at the same time, so that both instances have work
+                assert time.monotonic() < deadline, "requests still fail"
+                answers = await asyncio.gather(
+                    *(client.classify(["good"], 10) for _ in range(4)), return_exceptions=True
+                )
+                failed = any(isinstance(answer, BaseException) for answer in answers)
+                healthy = 0 if failed or before.is_running() else healthy + 1
+                await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+    assert tritons(settings) == []
+
+
+@pytest.mark.full
+def test_triton_has_no_port_and_others_can_neither_enter_its_directory_nor_read_its_memory(
+    bert_bundle: Path, tmp_path: Path
+) -> None:
+    settings = deployed_settings(bert_bundle, tmp_path)
+
+    async def scenario() -> None:
+        async with running(settings):
+            (process,) = tritons(settings)
+            everything = [process, *process.children(recursive=True)]
+            assert not [connection for one in everything for connection in one.net_connections("inet")]
+            directory = socket_path(settings.bundled_triton).parent
+            assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+            memory = shared_memory(settings)
+            assert memory
+            for path in (*directory.iterdir(), *memory):
+                assert path.stat().st_mode & 0o077 == 0, path
+            assert not any(word in " ".join(process.cmdline()).lower() for word in ("key", "secret", "restricted"))
+
+    asyncio.run(scenario())
+
+
+def test_tritons_environment_has_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_ADMIN_KEY", "the-admin-key")
+    monkeypatch.setenv("SENTIMENT_RUNTIME", "openvino")
+    environment = triton.environment(Settings(state_dir=tmp_path))
+    assert "the-admin-key" not in environment.values()
+    assert environment["SENTIMENT_RUNTIME"] == "openvino"
+
+
+def test_shared_memory_that_others_could_read_is_closed_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    """As where the kernel has no seccomp, with which it is made closed."""
+    segment = Path("/dev/shm/sentiment-test-of-modes-1")
+    segment.touch()
+    segment.chmod(0o644)
+    try:
+        close_to_others("sentiment-test-of-modes-")
+        assert stat.S_IMODE(segment.stat().st_mode) == 0o600
+        assert "could be read by the machine's other accounts" in caplog.text
+        caplog.clear()
+        close_to_others("sentiment-test-of-modes-")
+        assert caplog.text == ""
+    finally:
+        segment.unlink()
+
+
+@pytest.mark.full
+def test_triton_that_cannot_start_is_started_again_with_growing_pauses(
+    bert_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = deployed_settings(bert_bundle, tmp_path)
+    (settings.model_repository / "sentiment" / "1" / "model.onnx").write_bytes(b"no graph")
+
+    async def scenario() -> None:
+        supervising = asyncio.create_task(TritonSupervisor(settings).run())
+        deadline = time.monotonic() + 60
+        while "starting it again in 2.0 s" not in caplog.text:
+            assert time.monotonic() < deadline
+            assert not supervising.done()
+            await asyncio.sleep(0.05)
+        supervising.cancel()
+        await asyncio.gather(supervising, return_exceptions=True)
+
+    asyncio.run(scenario())
+    pauses = re.findall(r"exit status \d+\); starting it again in ([\d.]+) s", caplog.text)
+    assert pauses == ["0.5", "1.0", "2.0"]
+    assert tritons(settings) == []
+
+
+@pytest.mark.full
+def test_cancelled_while_the_model_is_loading_it_leaves_nothing(bert_bundle: Path, tmp_path: Path) -> None:
+    settings = deployed_settings(bert_bundle, tmp_path)
+
+    async def scenario() -> None:
+        supervising = asyncio.create_task(TritonSupervisor(settings).run())
+        deadline = time.monotonic() + 30
+        while not any("stub" in child.name() for process in tritons(settings) for child in process.children()):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        supervising.cancel()
+        await asyncio.gather(supervising, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert tritons(settings) == []
+    assert shared_memory(settings) == []
+
+
+def test_a_watchdog_that_raised_watches_on(
+    bert_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = deployed_settings(bert_bundle, tmp_path)
+    raised: list[int] = []
+
+    async def until_broken(client: TritonClient, process_id: int, on_life: Callable[[], None]) -> str:
+        if not raised:
+            raised.append(process_id)
+            raise KeyError("nobody expected this")
+        assert await is_ready_soon(client)
+        on_life()
+        return "as the test says"
+
+    monkeypatch.setattr(supervisor_module, "until_broken", until_broken)
+
+    async def scenario() -> None:
+        supervising = asyncio.create_task(TritonSupervisor(settings).run())
+        deadline = time.monotonic() + 90
+        while "Triton is broken (as the test says) and is killed." not in caplog.text:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        supervising.cancel()
+        await asyncio.gather(supervising, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert caplog.text.count("The task 'Triton watchdog' failed") == 1
+    assert tritons(settings) == []

@@ -1,0 +1,45 @@
+"""The fast tier stays fast: what starts a pipeline is in the full tier, but for one story."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from tests.pages import PROJECT
+
+STORY = "tests/e2e/test_story.py"
+STARTS_A_PIPELINE = re.compile(r"(?<![.\w])(serving|running_pipeline|tutorial_pipeline)\(")
+FULL = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.full\b", re.MULTILINE)
+
+
+def test_each_module_that_starts_a_pipeline_is_in_the_full_tier() -> None:
+    starting = {
+        str(path.relative_to(PROJECT)): FULL.search(content) is not None
+        for path in (PROJECT / "tests").rglob("test_*.py")
+        if STARTS_A_PIPELINE.search(content := path.read_text(encoding="utf-8"))
+    }
+    assert [module for module, full in starting.items() if not full] == [STORY]
+
+
+def test_a_run_leaves_no_process_behind(tmp_path: Path) -> None:
+    """A test that starts a process in a session of its own, and forgets it."""
+    (tmp_path / "test_forgets.py").write_text(
+        "import subprocess\n\ndef test_forgets():\n"
+        "    process = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        f"    open({str(tmp_path / 'started')!r}, 'w').write(str(process.pid))\n"
+        "    process.returncode = 0\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.run", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", str(tmp_path)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    forgotten = int((tmp_path / "started").read_text())
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "1 passed" in ended.stdout
+    assert f"Left running by the tests: {forgotten} sleep 600" in ended.stderr
+    assert not psutil.pid_exists(forgotten)

