@@ -28,10 +28,10 @@ PARALLEL = -n $(PROCESSES) --no-loadscope-reorder
 test: check
 	$(PYTEST) $(PARALLEL) -m "not full"
 
-# Everything; the tests that need the machine to themselves come last, one by one.
+# Everything; the tests that need the machine to themselves come last, one by one. A few that fail are run again by themselves.
 test-all: check
-	$(PYTEST) $(PARALLEL) -m "not alone"
-	$(PYTEST) -m alone
+	$(PYTEST) --again $(PARALLEL) -m "not alone"
+	$(PYTEST) --again -m alone
 
 # Three times what this machine can serve is offered for a minute.
 overload: $(VENV)/.installed

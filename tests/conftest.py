@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from export.packed_graph import export_packed_graph
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME, Variant
+from tests.pages import ORDERED
 
 REFERENCE = Variant(ONNXRUNTIME, FLOAT32)
 """What every processor runs, with the same answers."""
@@ -45,8 +46,6 @@ FULL_FIXTURES = {"as_in_the_image", "pipeline", "postgres_server"}
 """Tests that use one of these, directly or through another fixture, belong to the full tier."""
 MEASURE = "tests/benchmarks/"
 """Tests below it measure, and so need the machine to themselves."""
-ORDERED = "tests/e2e/test_pages.py", "tests/e2e/test_running.py"
-"""Modules whose tests build on the ones before, on one pipeline; the last test of the second ends it."""
 INDEPENDENT = {
     "tests/lifecycle/canary/test_release.py",
     "tests/lifecycle/deployment/test_promotion.py",

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+ORDERED = "tests/e2e/test_pages.py", "tests/e2e/test_running.py"
+"""Modules whose tests build on the ones before, on one pipeline; the last test of the second ends it."""
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = {
     str(path.relative_to(PROJECT)): path.read_text(encoding="utf-8")

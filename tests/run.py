@@ -1,18 +1,29 @@
-"""Runs pytest and ends every process that it leaves behind: `python -m tests.run PYTEST-ARGUMENT…`.
+"""Runs pytest and ends every process that it leaves behind: `python -m tests.run [--again] PYTEST-ARGUMENT…`.
 
 Ctrl-C interrupts pytest, which prints its summary. SIGTERM does the same.
+
+`--again` runs failed tests once more, one by one, if they are few. If they all pass then, they failed for want of a
+processor; the run succeeds and names them. A test that fails twice fails the run; so do more failures than MOST_AGAIN.
 """
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
+import pytest
 
+from tests.pages import ORDERED
+
+MOST_AGAIN = 8
+"""Number of failures that may be accidents of a loaded machine; more have a cause in the code."""
+_LAST_FAILED = Path(".pytest_cache/v/cache/lastfailed")
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _ENDS_IN_S = 40
 """What a pipeline is given to end in order."""
@@ -24,11 +35,28 @@ def main(arguments: list[str]) -> int:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     # The terminal sends SIGINT to pytest as well. Handlers, unlike SIG_IGN, are not passed on to children.
     signal.signal(signal.SIGINT, lambda *_: None)
-    pytest = subprocess.Popen([sys.executable, "-m", "pytest", *arguments])
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(pytest.pid, signal.SIGINT))
+    again = "--again" in arguments
+    status = _pytest([argument for argument in arguments if argument != "--again"])
+    if not again or status != pytest.ExitCode.TESTS_FAILED:
+        return status
+    failed = list(json.loads(_LAST_FAILED.read_text(encoding="utf-8")))
+    if len(failed) > MOST_AGAIN:
+        return status
+    print(f"\nOnce more, one by one: the {len(failed)} tests that failed.", flush=True)
+    in_order = [module for module in ORDERED if any(test.partition("::")[0] in ORDERED for test in failed)]
+    status = _pytest([*in_order, *(test for test in failed if test.partition("::")[0] not in ORDERED)])
+    if status == pytest.ExitCode.OK:
+        print("Failed beside other tests, and passed by themselves:", *failed, sep="\n  ", flush=True)
+    return status
+
+
+def _pytest(arguments: list[str]) -> int:
+    """Exit status of pytest, 128 and more for a signal; no process of the tests is left."""
+    run = subprocess.Popen([sys.executable, "-m", "pytest", *arguments])
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(run.pid, signal.SIGINT))
     while True:
         process, status = os.wait()  # orphans too, or they would seem to run still
-        if process == pytest.pid:
+        if process == run.pid:
             break
     end_children()
     return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)

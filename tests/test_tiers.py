@@ -1,11 +1,13 @@
 """The fast tier stays fast: what starts a pipeline is in the full tier, but for one story."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.pages import PROJECT
 
@@ -43,3 +45,26 @@ def test_a_run_leaves_no_process_behind(tmp_path: Path) -> None:
     assert "1 passed" in ended.stdout
     assert f"Left running by the tests: {forgotten} sleep 600" in ended.stderr
     assert not psutil.pid_exists(forgotten)
+
+
+@pytest.mark.parametrize(("failures", "status"), [(1, 0), (2, 1)])
+def test_a_failed_test_is_run_once_more(tmp_path: Path, failures: int, status: int) -> None:
+    """It fails its first times, and a file counts them."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_fails.py").write_text(
+        "from pathlib import Path\n\ndef test_fails():\n"
+        "    with open(Path(__file__).with_name('times'), 'a+') as times:\n"
+        "        times.write('.')\n        times.seek(0)\n"
+        f"        assert len(times.read()) > {failures}\n\ndef test_passes():\n    pass\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.run", "--again", "-q"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == status, ended.stdout + ended.stderr
+    assert (tmp_path / "times").read_text() == ".."
+    assert ("passed by themselves:\n  test_fails.py::test_fails" in ended.stdout) == (status == 0)
