@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from fastapi.routing import APIRoute
-from prometheus_client import Histogram
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -43,7 +42,6 @@ class Observing:
         self._active = 0
         metrics.active_requests.set_function(lambda: self._active)
         self._routes = Routes(routes)
-        self._children: dict[tuple[str, str, int], Histogram] = {}
         self._lines = _LineBudget()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,12 +100,7 @@ class Observing:
 
     def _end(self, scope: Scope, status: int, seconds: float) -> None:
         method, route = scope["method"], self._routes.template(scope["path"])
-        child = self._children.get((method, route, status))
-        if child is None:
-            child = self._metrics.of_requests(method if method in _METHODS else OTHER_METHOD, route, status)
-            if method in _METHODS:
-                self._children[method, route, status] = child
-        child.observe(seconds)
+        self._metrics.of_requests(method if method in _METHODS else OTHER_METHOD, route, status).observe(seconds)
         if status >= 500 or (seconds >= SLOW_S and route != PROGRESS_PATH):
             left_out = self._lines.take()
             if left_out is not None:
