@@ -166,7 +166,7 @@ def view(
                 problem = UnexpectedError("An unexpected error occurred; see the server's log.")
             return page_request.problem(problem)
 
-    return DirectRoute(path, answer, scope=None, methods=[method], include_in_schema=False)
+    return DirectRoute(path, answer, scope=None, method=method, include_in_schema=False)
 
 
 def _check_origin(page_request: PageRequest) -> None:
