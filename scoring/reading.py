@@ -6,9 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from common.errors import PipelineError
-from scoring.columns import Columns
 from scoring.inputs import InputFile
-from scoring.job import Job
+from scoring.job import Columns, Job
 from tables.blocks import Block, Place, with_last
 from tables.columns import TEXT, Wanted
 from tables.kinds import Format
