@@ -5,6 +5,7 @@ import hmac
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 
 import grpc
 
@@ -30,27 +31,20 @@ MOST_LIVE = usable_cores() + 1
 Metadata = Mapping[str, str | bytes]
 
 
+@dataclass(eq=False)
 class GatewayGuard:
     """Checks of API keys, caller limits and backlog, shared with the gateway's HTTP side. Model control is refused."""
 
-    def __init__(
-        self,
-        keys: KnownKeys,
-        anonymous: frozenset[Scope],
-        limits: CallerLimits | None,
-        under_way: UnderWay,
-        wrong_keys: WrongKeys,
-    ) -> None:
-        """Allow predictions with a key from `keys`, or without a key if `anonymous` contains that scope."""
-        self._keys = keys
-        self._anonymous = anonymous
-        self._limits = limits
-        self._under_way = under_way
-        self._wrong_keys = wrong_keys
-        self.predictor: Predictor | None = None
-        """The predictor whose batch backlog limits the work; None before the gateway starts."""
-        self._live: Counter[str] = Counter()
-        self._turns = Turns((usable_cores() + 1) * MAX_BATCH_SIZE)
+    keys: KnownKeys
+    anonymous: frozenset[Scope]
+    """Scopes of a call without a key."""
+    limits: CallerLimits | None
+    under_way: UnderWay
+    wrong_keys: WrongKeys
+    predictor: Predictor | None = None
+    """The predictor whose batch backlog limits the work; None before the gateway starts."""
+    _live: Counter[str] = field(default_factory=Counter, init=False)
+    _turns: Turns = field(default_factory=lambda: Turns((usable_cores() + 1) * MAX_BATCH_SIZE), init=False)
 
     def check(self, method: str, metadata: Metadata, peer: str) -> str:
         """Return the caller's name if the caller, with its key or without one, may call `method`."""
@@ -59,18 +53,18 @@ class GatewayGuard:
                 "Only the pipeline changes models: use `python app.py promote`, or POST /models/VERSION/promote."
             )
         key = metadata.get(API_KEY_HEADER, "")
-        if method in PUBLIC or (not key and Scope.PREDICT in self._anonymous):
+        if method in PUBLIC or (not key and Scope.PREDICT in self.anonymous):
             return ANONYMOUS_NAME
         if not key:
             raise RefusedCallError(
                 grpc.StatusCode.UNAUTHENTICATED, f"An API key is needed, in the metadata {API_KEY_HEADER}."
             )
-        caller = self._keys.find(_bytes(key))
+        caller = self.keys.find(_bytes(key))
         if caller is None:
-            if not self._keys.complete:
+            if not self.keys.complete:
                 raise RefusedCallError(grpc.StatusCode.UNAVAILABLE, "The API keys are not loaded yet; try again.")
             try:
-                self._wrong_keys.count(scope_of_call(ANONYMOUS_NAME, peer))
+                self.wrong_keys.count(scope_of_call(ANONYMOUS_NAME, peer))
             except WrongKeysError as problem:
                 raise RefusedCallError(grpc.StatusCode.UNAUTHENTICATED, problem.detail) from problem
             raise RefusedCallError(grpc.StatusCode.UNAUTHENTICATED, f"The API key in {API_KEY_HEADER} is wrong.")
@@ -90,7 +84,7 @@ class GatewayGuard:
         All calls run as bulk, except up to `MOST_LIVE` one-text calls of each caller.
         """
         predictor = self.predictor
-        if predictor is None or self._under_way.ending:
+        if predictor is None or self.under_way.ending:
             raise RefusedCallError(grpc.StatusCode.UNAVAILABLE, "The service is starting or shutting down; try again.")
         backlog = predictor.batch_backlog
         scope = scope_of_call(caller, peer)
@@ -98,14 +92,14 @@ class GatewayGuard:
         work = sum(map(work_of_length, lengths))
         turn = Turn()
         try:
-            if self._limits is not None:
-                self._limits.count(scope, len(lengths))
+            if self.limits is not None:
+                self.limits.count(scope, len(lengths))
             backlog.enter(work, time_s, name)
         except (CallerLimitError, OverloadedError) as problem:
             raise RefusedCallError(grpc.StatusCode.RESOURCE_EXHAUSTED, problem.detail) from problem
         except ModelTimeoutError as problem:
             raise RefusedCallError(grpc.StatusCode.DEADLINE_EXCEEDED, problem.detail) from problem
-        self._under_way.enter(name)
+        self.under_way.enter(name)
         try:
             async with AsyncExitStack() as stack:
                 try:
@@ -121,7 +115,7 @@ class GatewayGuard:
                     stack.callback(self._end_live, name)
                 yield turn
         finally:
-            self._under_way.leave(name)
+            self.under_way.leave(name)
             backlog.leave(work, name, turn.is_done)
 
     def _end_live(self, name: str) -> None:
