@@ -28,6 +28,8 @@ Position = Annotated[str, Field(pattern="^(0|[1-9][0-9]*)$")]
 
 
 class _Closed(BaseModel):
+    """An object without other fields than those of its class."""
+
     model_config = ConfigDict(extra="forbid")
 
 
