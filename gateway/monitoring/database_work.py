@@ -49,7 +49,7 @@ class DatabaseWork:
             raise StorageUnavailableError(detail) from error
         except (PipelineError, SQLAlchemyError) as error:
             log.debug("Database work failed: %s", str(error).partition("\n")[0])
-            raise StorageUnavailableError("Nothing was read or stored: the database does not respond.") from error
+            raise StorageUnavailableError("This is not possible now: the database does not respond.") from error
 
     def _end(self, done: "asyncio.Future[Any]") -> None:
         self._free.release()
