@@ -4,7 +4,7 @@ Names and units follow Prometheus. HTTP metrics follow OpenTelemetry's semantic 
 (`http.server.request.duration`) in Prometheus's spelling, because dashboards for them exist.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Protocol
 
@@ -129,16 +129,20 @@ class Metrics:
     def watch_cache(self, cache: CacheCounts) -> None:
         """Export the counters of `cache`."""
         self.cache = cache
-        self.registry.register(_CacheCollector(cache))
+        self.registry.register(Families(partial(_cache_metrics, cache)))
 
 
-class _CacheCollector:
-    def __init__(self, cache: CacheCounts) -> None:
-        self._cache = cache
+class Families:
+    """A collector of the metrics that a function returns at each scrape."""
 
-    def collect(self) -> Iterable[Metric]:
-        yield CounterMetricFamily("sentiment_cache_hits", "Texts found in the cache.", self._cache.hits)
-        yield CounterMetricFamily("sentiment_cache_misses", "Texts not found in the cache.", self._cache.misses)
-        yield GaugeMetricFamily("sentiment_cache_texts", "Cached texts.", self._cache.texts)
-        yield GaugeMetricFamily("sentiment_cache_bytes", "Memory used by the cache.", self._cache.bytes)
-        yield GaugeMetricFamily("sentiment_cache_max_bytes", "Maximum memory of the cache.", self._cache.max_bytes)
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        """Collect what `collect` returns."""
+        self.collect = collect
+
+
+def _cache_metrics(cache: CacheCounts) -> Iterator[Metric]:
+    yield CounterMetricFamily("sentiment_cache_hits", "Texts found in the cache.", cache.hits)
+    yield CounterMetricFamily("sentiment_cache_misses", "Texts not found in the cache.", cache.misses)
+    yield GaugeMetricFamily("sentiment_cache_texts", "Cached texts.", cache.texts)
+    yield GaugeMetricFamily("sentiment_cache_bytes", "Memory used by the cache.", cache.bytes)
+    yield GaugeMetricFamily("sentiment_cache_max_bytes", "Maximum memory of the cache.", cache.max_bytes)
