@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ import grpc
 from gateway.auth.key_cache import KnownKeys
 from gateway.auth.wrong_keys import WrongKeys
 from gateway.grpc_port.messages import RefusedCallError
-from gateway.grpc_port.server import CONTROL, PUBLIC, Turn
+from gateway.grpc_port.server import CONTROL, PUBLIC, Guard, Metadata, Turn
 from gateway.http.callers import caller_of, scope_of_call
 from gateway.http.problems import CallerLimitError, ModelTimeoutError, OverloadedError, WrongKeysError
 from gateway.inference.predictor import Predictor
@@ -28,11 +28,9 @@ from storage.api_keys import ANONYMOUS_NAME, Scope
 MOST_LIVE = usable_cores() + 1
 """Maximum one-text calls of a caller at live priority, as many as HTTP makes for live requests; others run as bulk."""
 
-Metadata = Mapping[str, str | bytes]
-
 
 @dataclass(eq=False)
-class GatewayGuard:
+class GatewayGuard(Guard):
     """Checks of API keys, caller limits and backlog, shared with the gateway's HTTP side. Model control is refused."""
 
     keys: KnownKeys
@@ -71,10 +69,6 @@ class GatewayGuard:
         if Scope.PREDICT not in caller.scopes:
             raise RefusedCallError(grpc.StatusCode.PERMISSION_DENIED, "The API key lacks the scope predict.")
         return caller.name
-
-    def controls(self, _metadata: Metadata) -> bool:
-        """Return False: the pipeline itself controls models over Triton's socket, never over this port."""
-        return False
 
     @asynccontextmanager
     async def admitted(self, caller: str, peer: str, lengths: Sequence[int], time_s: float) -> AsyncIterator[Turn]:
@@ -127,7 +121,7 @@ class GatewayGuard:
 _PIPELINE_NAME = "the pipeline"
 
 
-class KeyGuard:
+class KeyGuard(Guard):
     """Access for a Triton that runs alone: predictions for all clients (loopback only), model control with the key."""
 
     def __init__(self, key: str) -> None:
@@ -149,11 +143,6 @@ class KeyGuard:
     def controls(self, metadata: Metadata) -> bool:
         """Return whether the call has the control key. The comparison takes constant time, so it leaks nothing."""
         return bool(self._key) and hmac.compare_digest(self._key, _bytes(metadata.get(CONTROL_KEY_HEADER, "")))
-
-    @asynccontextmanager
-    async def admitted(self, _caller: str, _peer: str, _lengths: Sequence[int], _time_s: float) -> AsyncIterator[Turn]:
-        """Admit every call: the gateways in front of this port limit the work."""
-        yield Turn()
 
 
 def _control_refused(reason: str) -> RefusedCallError:
