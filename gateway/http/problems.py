@@ -86,10 +86,6 @@ class ActionNotConfirmedError(
 ):
     """A change came with only a session cookie, which a program on another port may have."""
 
-    def __init__(self) -> None:
-        """Set the detail."""
-        super().__init__("This page has no valid action token of your session. Enter the key that you signed in with.")
-
 
 class NotFoundError(ProblemError, status=404, kind="not-found", title="Not found"):
     """The resource at the path does not exist."""
@@ -123,10 +119,6 @@ class HostRefusedError(ProblemError, status=421, kind="host-refused", title="Thi
 
 class ClientLeftError(ProblemError, status=499, kind="client-left", title="The client has disconnected"):
     """The client disconnected before the response. Nobody gets this problem; metrics count it by nginx's status 499."""
-
-    def __init__(self) -> None:
-        """Set the detail."""
-        super().__init__("The connection was closed before the response.")
 
 
 class InvalidFieldsError(ProblemError, status=422, kind="invalid-fields", title="The request has invalid fields"):
@@ -193,21 +185,11 @@ class CallerLimitError(
 ):
     """The caller exceeds the rate limit per caller."""
 
-    def __init__(self, limit: str, retry_after_s: float) -> None:
-        """Set the limit, and when to retry."""
-        detail = f"The limit per caller is {limit}. Retry after the seconds in Retry-After."
-        super().__init__(detail, retry_after_s=retry_after_s)
-
 
 class WrongKeysError(
     ProblemError, status=429, kind="wrong-keys", title="Too many wrong API keys", Retry_After="1", Connection="close"
 ):
     """Too many wrong keys came from one address. Valid keys are still accepted."""
-
-    def __init__(self, retry_after_s: float) -> None:
-        """Set when the next wrong key gets status 401 again."""
-        detail = "Too many wrong API keys came from this address. A valid key is accepted at any time."
-        super().__init__(detail, retry_after_s=retry_after_s)
 
 
 REFUSALS = (CallerLimitError, WrongKeysError, OverloadedError, EndingError)
