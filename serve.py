@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
@@ -219,28 +219,23 @@ def check_ports(settings: Settings, *, gateway: bool = True) -> None:
     The gateway's port is only checked if `gateway` is true. If the ports are free but a Triton still listens on its
     socket, wait up to `_TRITON_ENDING_S`: the Triton of a killed pipeline ends a moment after it.
     """
-    taken = _refusals({"the gateway": (settings.host, settings.port)}) if gateway else []
+    needed = {"the gateway": (settings.host, settings.port)} if gateway else {}
     if settings.triton_url is None:
-        taken += _refusals({"the gRPC port for programs": (HOST, settings.triton_grpc_port)})
-        deadline = time.monotonic() + _TRITON_ENDING_S
-        while not taken and sockets.is_listening(settings.bundled_triton):
-            if time.monotonic() > deadline:
-                raise PipelineError(
-                    f"A Triton still listens at {settings.bundled_triton}. Is another pipeline running with the same "
-                    "SENTIMENT_STATE_DIR? Stop it, or set another directory for this one."
-                )
-            time.sleep(0.2)
+        needed["the gRPC port for programs"] = (HOST, settings.triton_grpc_port)
+    taken = [f"{what} ({host}:{port}): {why}" for what, (host, port) in needed.items() if (why := _refusal(host, port))]
+    deadline = time.monotonic() + _TRITON_ENDING_S
+    while settings.triton_url is None and not taken and sockets.is_listening(settings.bundled_triton):
+        if time.monotonic() > deadline:
+            raise PipelineError(
+                f"A Triton still listens at {settings.bundled_triton}. Is another pipeline running with the same "
+                "SENTIMENT_STATE_DIR? Stop it, or set another directory for this one."
+            )
+        time.sleep(0.2)
     if taken:
         raise PipelineError(
             f"A port is not available: {'; '.join(taken)}. Is the pipeline already running? Stop it, or set "
             "SENTIMENT_PORT to another port; the gRPC port for programs is the one after it."
         )
-
-
-def _refusals(addresses: Mapping[str, tuple[str, int]]) -> list[str]:
-    return [
-        f"{what} ({host}:{port}): {why}" for what, (host, port) in addresses.items() if (why := _refusal(host, port))
-    ]
 
 
 def _refusal(host: str, port: int) -> str | None:

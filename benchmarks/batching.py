@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 
 import numpy as np
 import numpy.typing as npt
@@ -43,21 +42,6 @@ def packed(engine: Engine, _: Tokenizer, texts: Sequence[str]) -> FloatArray:
     return engine.classify(texts).values
 
 
-class Callers(Enum):
-    """Number of concurrent callers."""
-
-    ONE = auto()
-    """One caller, which waits for each result."""
-    ONE_A_CORE = auto()
-    """One caller per core, which runs the graph there."""
-    MORE_THAN_CORES = auto()
-    """A few more callers than cores, so that the engine's queue is never empty."""
-
-    def number(self, cores: int) -> int:
-        """Return the number of callers on a machine with `cores` cores."""
-        return {Callers.ONE: 1, Callers.ONE_A_CORE: cores, Callers.MORE_THAN_CORES: cores + 2}[self]
-
-
 @dataclass(frozen=True)
 class Way:
     """A way to classify texts."""
@@ -65,13 +49,17 @@ class Way:
     classify: Classify
     texts: int
     """Number of texts in one call."""
-    callers: Callers
+    callers: Callable[[int], int]
+    """The number of concurrent callers by the number of cores."""
+    has_core: bool = False
+    """True if each caller runs the graph itself, on a core of its own."""
 
 
 WAYS: Mapping[str, Way] = {
-    LONE: Way(packed, 1, Callers.ONE),
-    PADDED: Way(padded, _BATCH, Callers.ONE_A_CORE),
-    PACKED: Way(packed, _BATCH, Callers.MORE_THAN_CORES),
+    LONE: Way(packed, 1, lambda _: 1),
+    PADDED: Way(padded, _BATCH, lambda cores: cores, has_core=True),
+    # A few more callers than cores, so that the engine's queue is never empty.
+    PACKED: Way(packed, _BATCH, lambda cores: cores + 2),
 }
 
 

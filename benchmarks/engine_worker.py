@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.batching import LONE, WAYS, Callers
+from benchmarks.batching import LONE, WAYS
 from benchmarks.results import Figures
 from benchmarks.worker import Worker, do_tasks, worker
 from serving.backend.cpu import usable_cores
@@ -92,7 +92,7 @@ class MeteredEngine:
         """
         how = WAYS[way]
         batches = [list(texts[start : start + how.texts]) for start in range(0, len(texts) - how.texts + 1, how.texts)]
-        callers = how.callers.number(self._cores)
+        callers = how.callers(self._cores)
         all_here = threading.Barrier(callers)
         # Each free caller takes the next batch; `next` on a count is atomic.
         numbers = count()
@@ -114,7 +114,7 @@ class MeteredEngine:
             calls = [future.result() for future in [pool.submit(call) for _ in range(callers)]]
         self.engine.graph, self.engine._graph_of_all_cores = graphs
         all_texts = sum(call.texts for call in calls)
-        if how.callers is Callers.ONE_A_CORE:
+        if how.has_core:
             # Sum the callers' own rates: in a long run, no core would wait for another's last batch.
             texts_per_s = sum(call.texts / (call.ended - call.started) for call in calls)
         else:

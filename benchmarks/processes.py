@@ -139,14 +139,14 @@ def running(
 
 
 @contextlib.contextmanager
-def running_pipeline(repository: Path, directory: Path, settings: dict[str, str] | None = None) -> Iterator[Server]:
+def running_pipeline(repository: Path, directory: Path) -> Iterator[Server]:
     """Run `python app.py serve` with the deployed version of `repository`; it may not be ready yet."""
     port = free_ports(4)
     environment = {
         "SENTIMENT_MODEL_REPOSITORY": str(repository),
         "SENTIMENT_STATE_DIR": str(directory / "state"),
         "SENTIMENT_PORT": str(port),
-    } | (settings or {})
+    }
     # `directory` has no `.env`, so all other settings keep their defaults.
     command = [sys.executable, str(PROJECT / "app.py"), "serve"]
     with running(command, port, directory, "pipeline", environment) as server:

@@ -14,8 +14,8 @@ _MOST_MESSAGES = 1_000
 class FloodFilter(logging.Filter):
     """Logs each warning or error at most `MOST_LINES` times per period, whatever its arguments are.
 
-    The next line of the message after the period says how many were dropped. Lines with figures are never dropped:
-    each belongs to one request, and `gateway.monitoring.request_log` limits them.
+    The record's attribute `most_lines` sets another maximum. The next line of the message after the period says how
+    many were dropped.
     """
 
     def __init__(self) -> None:
@@ -27,8 +27,9 @@ class FloodFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to log the record."""
-        if record.levelno < logging.WARNING or hasattr(record, "figures"):
+        if record.levelno < logging.WARNING:
             return True
+        most: int = getattr(record, "most_lines", MOST_LINES)
         # The format string, so that different arguments count as the same message.
         key = (record.name, record.getMessage() if record.msg == "%s" else str(record.msg))
         now = time.monotonic()
@@ -36,10 +37,10 @@ class FloodFilter(logging.Filter):
             began, count = self._periods.get(key, (now, 0))
             if count and now - began < PERIOD_S:
                 self._periods[key] = (began, count + 1)
-                return count < MOST_LINES
+                return count < most
             if len(self._periods) >= _MOST_MESSAGES:
                 self._periods.clear()
             self._periods[key] = (now, 1)
-        if count > MOST_LINES:
-            record.msg = f"{record.msg} ({count - MOST_LINES} more like this were not logged)"
+        if count > most:
+            record.msg = f"{record.msg} ({count - most} more like this were not logged)"
         return True

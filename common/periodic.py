@@ -126,6 +126,16 @@ async def run_periodically(
         task.close()
 
 
+async def try_once(work: Callable[[], Awaitable[object]], within_s: float, failed: str) -> None:
+    """Await `work()` for at most `within_s` seconds; if it fails or is too slow, log `failed` and the reason."""
+    try:
+        await asyncio.wait_for(work(), within_s)
+    except asyncio.TimeoutError:
+        log.warning("%s: it took over %.0f s", failed, within_s)
+    except Exception as error:
+        log.warning("%s: %s", failed, str(error).partition("\n")[0])
+
+
 def run_until(
     stop: threading.Event,
     name: str,

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from common.settings import Settings
 from gateway.auth.access import AccessLayer, open_scopes
 from gateway.auth.admin_key import load_admin_key
-from gateway.auth.key_cache import KnownKeys
+from gateway.auth.key_cache import Caller, KnownKeys
 from gateway.auth.sessions import Sessions
 from gateway.auth.wrong_keys import WrongKeys
 from gateway.canary.challenger import Challenger
@@ -38,6 +38,7 @@ from serving.client.call_statistics import CallStatistics
 from serving.client.replicas import Replicas
 from serving.host.open_control import OpenControl
 from serving.model_repo.repository import ModelRepository
+from storage.api_keys import ANONYMOUS_NAME
 from storage.lazy_database import Storage
 from storage.tables import Release
 
@@ -148,8 +149,8 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
         partial(
             AccessLayer,
             keys=keys,
-            anonymous=anonymous,
-            public_paths=[route.path for route in routes if route.scope is None],
+            anonymous=Caller(ANONYMOUS_NAME, anonymous),
+            public_paths=frozenset(route.path for route in routes if route.scope is None),
             local_hosts_only=settings.access == "auto" and bool(anonymous),
             headers={
                 "": security_headers(is_https),

@@ -76,15 +76,13 @@ def _paths(pattern: str) -> Iterator[tuple[Path, str]]:
 
 def _files_below(folder: Path) -> Iterator[tuple[Path, str]]:
     for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")) and not _is_work(name))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith((".", "_")) and not name.endswith(".partial")
+        )
         for name in sorted(files):
             path = Path(parent) / name
             if not name.startswith((".", "_")) and kind_of(path):
                 yield path, str(path.relative_to(folder))
-
-
-def _is_work(name: str) -> bool:
-    return name.endswith(".partial")
 
 
 def _nothing(path: Path) -> str:

@@ -3,14 +3,13 @@
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import PipelineError
-from scoring.columns import Columns
 from scoring.inputs import InputFile
 from tables.kinds import SUFFIXES, Format, Kind, kind_of
 
@@ -19,6 +18,25 @@ PART_ROWS = 4_096
 
 _DESCRIPTION = "job.json"
 _JOINED = "joined"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that a job reads and adds."""
+
+    text: str | None
+    """The column with the texts: a name, a position, or None for the usual names."""
+    added: tuple[str, str, str]
+    """Names of the added columns for label, score and version."""
+
+    def problem(self, names: Sequence[str]) -> str | None:
+        """Return the problem with the columns of a file or a row; None if there is none."""
+        clashes = [name for name in self.added if name in names]
+        if clashes:
+            return (
+                f"already has a column {clashes[0]!r}. Choose other names for the added columns (--prefix predicted_)."
+            )
+        return None
 
 
 @dataclass(frozen=True)

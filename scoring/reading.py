@@ -6,13 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from common.errors import PipelineError
-from scoring.columns import Columns
 from scoring.inputs import InputFile
-from scoring.job import Job
+from scoring.job import Columns, Job
 from tables.blocks import Block, Place, with_last
 from tables.columns import TEXT, Wanted
+from tables.json_lines import JsonLines
 from tables.kinds import Format
-from tables.opening import Table, inspect, open_json
+from tables.opening import Table, inspect, open_records
 from tables.parquet_files import check_texts, parquet_blocks
 from tables.text_blocks import csv_blocks, json_blocks, unique_names
 
@@ -36,7 +36,7 @@ def check_input(file: InputFile, columns: Columns) -> list[str]:
     """
     table = table_of(file, columns)
     if table.kind.format is Format.JSON_LINES:
-        with open_json(table) as (lines, _):
+        with open_records(table, JsonLines) as (lines, _):
             names = next((list(value) for _, _, value in lines if isinstance(value, dict)), [])
     else:
         names = unique_names(table.columns) if table.kind.format is Format.CSV else list(table.columns)

@@ -8,9 +8,8 @@ from pathlib import Path
 from common.errors import PipelineError
 from common.settings import Settings
 from scoring.classify import classify
-from scoring.columns import Columns
 from scoring.inputs import find_inputs
-from scoring.job import PART_ROWS, Job, begun, remove_work
+from scoring.job import PART_ROWS, Columns, Job, begun, remove_work
 from scoring.output import join
 from scoring.parts import Parts
 from scoring.progress import Progress

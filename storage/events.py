@@ -144,15 +144,7 @@ def newest_of(database: Database, kinds: Collection[EventKind], limit: int) -> l
 
 def as_json(event: Event) -> Figures:
     """Return an event in the format of the API and the commands."""
-    return {
-        "id": event.id,
-        "at": event.at.isoformat(timespec="seconds"),
-        "kind": event.kind,
-        "message": event.message,
-        "figures": event.figures,
-        "version": event.version,
-        "job_id": event.job_id,
-    }
+    return event.as_json("id", "at", "kind", "message", "figures", "version", "job_id")
 
 
 def due_mails(database: Database) -> list[Mail]:

@@ -185,18 +185,8 @@ def newest_rows(database: Database, limit: int, source: str | None = None, befor
     if before is not None:
         query = query.where(Feedback.id < before)
     with database.reading() as session:
-        return [
-            {
-                "id": row.id,
-                "text": row.text,
-                "label": row.label,
-                "source": row.source,
-                "held_out": row.held_out,
-                "received_at": row.received_at.isoformat(timespec="seconds"),
-                "withdrawn_at": row.withdrawn_at.isoformat(timespec="seconds") if row.withdrawn_at else None,
-            }
-            for row in session.scalars(query)
-        ]
+        shown = ("id", "text", "label", "source", "held_out", "received_at", "withdrawn_at")
+        return [row.as_json(*shown) for row in session.scalars(query)]
 
 
 def newest_label(of_text: InstrumentedAttribute[str], trusted: str) -> ColumnElement[int]:

@@ -158,9 +158,7 @@ def list_sources(database: Database, trusted: str) -> list[Figures]:
                 "source": source.name,
                 "trusted": is_trusted(source.name, trusted),
                 "quarantined": source.quarantined_at is not None,
-                "reason": source.reason,
-                "rows": source.rows,
-                "bytes": source.bytes,
+                **source.as_json("reason", "rows", "bytes"),
             }
             for source in found
         ]

@@ -1,7 +1,6 @@
 """Jobs: checks and retrainings, from the request to the result."""
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Literal
 
 from sqlalchemy import func, select, update
@@ -191,20 +190,5 @@ def last_ended_in(session: Session, kind: Kind) -> Job | None:
 
 def as_json(job: Job) -> Figures:
     """Return a job in the format of the API and the commands."""
-
-    def told(time: datetime | None) -> str | None:
-        return time.isoformat(timespec="seconds") if time else None
-
-    return {
-        "id": job.id,
-        "kind": job.kind,
-        "state": job.state,
-        "reason": job.reason,
-        "step": job.step,
-        "attempts": job.attempts,
-        "created_at": told(job.created_at),
-        "started_at": told(job.started_at),
-        "ended_at": told(job.ended_at),
-        "result": job.result,
-        "error": job.error,
-    }
+    times = ("created_at", "started_at", "ended_at")
+    return job.as_json("id", "kind", "state", "reason", "step", "attempts", *times, "result", "error")

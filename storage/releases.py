@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Literal
 
 from sqlalchemy import delete, insert, select, update
@@ -204,43 +204,19 @@ def purge_differences(database: Database, days: float, keeps_texts: bool) -> Non
 
 def as_json(release: Release) -> Figures:
     """Return a release in the format of the API and the commands."""
-
-    def told(time: datetime | None) -> str | None:
-        return time.isoformat(timespec="seconds") if time else None
-
     return {
-        "version": release.version,
-        "champion": release.champion,
-        "mode": release.mode,
-        "state": release.state,
-        "reason": release.reason,
-        "outcome": release.outcome,
+        **release.as_json("version", "champion", "mode", "state", "reason", "outcome", "steps"),
         "held": held_because(release),
-        "steps": release.steps,
         "share": share_of(release),
-        "started_at": told(release.started_at),
-        "step_started_at": told(release.step_started_at),
-        "ended_at": told(release.ended_at),
+        **release.as_json("started_at", "step_started_at", "ended_at"),
         "figures": {name: value for name, value in release.figures.items() if name != HELD},
     }
 
 
 def difference_as_json(item: Difference) -> Figures:
     """Return a differing text in the format of the API and the commands."""
-    return {
-        "at": item.at.isoformat(timespec="seconds"),
-        **{
-            name: getattr(item, name)
-            for name in (
-                "text",
-                "text_hash",
-                "champion_label",
-                "champion_score",
-                "challenger_label",
-                "challenger_score",
-            )
-        },
-    }
+    labels = ("champion_label", "champion_score", "challenger_label", "challenger_score")
+    return item.as_json("at", "text", "text_hash", *labels)
 
 
 def summed(first: Figures, second: Figures) -> Figures:

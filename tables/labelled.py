@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from tables.columns import LABEL, TEXT, ColumnChoice, Wanted
 from tables.csv_parsing import BROKEN_QUOTING, TOO_LONG, WRONG_NUMBER
+from tables.csv_records import CsvRecords
 from tables.csv_window import UNDECODABLE
 from tables.errors import TableError
-from tables.json_lines import NOT_AN_OBJECT, NOT_JSON
+from tables.json_lines import NOT_AN_OBJECT, NOT_JSON, JsonLines
 from tables.kinds import Format
-from tables.opening import Table, inspect, open_csv, open_json
+from tables.opening import Table, inspect, open_records
 from tables.parquet_files import Undecodable, parquet_values
 
 __all__ = ["FAULTS", "ColumnChoice", "LabelledFile", "LabelledRow", "open_labelled"]
@@ -64,7 +65,7 @@ class LabelledFile:
         text_at, label_at = self._table.found
         layout = self._table.layout
         first = 2 if layout and layout.has_header else 1
-        with open_csv(self._table) as (records, _):
+        with open_records(self._table, CsvRecords) as (records, _):
             for row, (line, record) in enumerate(records, start=first):
                 if isinstance(record, str):
                     yield LabelledRow(row, line, "", "", record)
@@ -74,7 +75,7 @@ class LabelledFile:
 
     def _json_rows(self) -> Iterator[LabelledRow]:
         nuls = 0
-        with open_json(self._table) as (records, _):
+        with open_records(self._table, JsonLines) as (records, _):
             for row, (line, _, value) in enumerate(records, start=1):
                 if isinstance(value, str):
                     yield LabelledRow(row, line, "", "", value)

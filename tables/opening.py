@@ -1,22 +1,24 @@
 """Opens a file of any format, and finds its columns."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from tables.blocks import Place
 from tables.columns import Found, Wanted, find_column, shown_names
-from tables.csv_records import CsvRecords
 from tables.errors import TableError
-from tables.json_lines import JsonLines, parsed
+from tables.json_lines import parsed
 from tables.kinds import PARQUET_MAGIC, Format, Kind, format_of, kind_of
 from tables.layout import Head, Layout, csv_layout, read_head
 from tables.parquet_files import parquet_columns
 from tables.streams import ByteStream, Source, open_stream
 
 _FIRST_LINES = 1_000
+
+Records = TypeVar("Records")
 
 
 @dataclass(frozen=True)
@@ -83,49 +85,21 @@ def inspect(source: Source, name: str, wanted: Sequence[Wanted], kind: Kind | No
 
 
 @contextmanager
-def open_csv(table: Table, offset: int = 0) -> Iterator[tuple[CsvRecords, ByteStream]]:
-    """Open the records of a CSV file, from a byte `offset` on if the table is seekable.
-
-    Raises:
-        TableError: the file is damaged.
-        OSError: the file cannot be opened.
-    """
-    with _open_lines(table) as (stream, layout):
-        yield CsvRecords(stream, layout, offset), stream
-
-
-@contextmanager
-def open_json(table: Table, offset: int = 0) -> Iterator[tuple[JsonLines, ByteStream]]:
-    """Open the lines of a JSON Lines file, from a byte `offset` on if the table is seekable.
-
-    Raises:
-        TableError: the file is damaged.
-        OSError: the file cannot be opened.
-    """
-    with _open_lines(table) as (stream, layout):
-        yield JsonLines(stream, layout, offset), stream
-
-
 def open_records(
-    table: Table, offset: int = 0
-) -> AbstractContextManager[tuple[CsvRecords, ByteStream]] | AbstractContextManager[tuple[JsonLines, ByteStream]]:
-    """Open a text file of either format, from a byte `offset` on if the table is seekable.
+    table: Table, reader: Callable[[ByteStream, Layout, int], Records], offset: int = 0
+) -> Iterator[tuple[Records, ByteStream]]:
+    """Open a text file with `CsvRecords` or `JsonLines`, from a byte `offset` on if the table is seekable.
 
     Raises:
         TableError: the file is damaged.
         OSError: the file cannot be opened.
     """
-    return open_csv(table, offset) if table.kind.format is Format.CSV else open_json(table, offset)
-
-
-@contextmanager
-def _open_lines(table: Table) -> Iterator[tuple[ByteStream, Layout]]:
     if table.layout is None:
         raise ValueError(f"{table.name} is no text file")
     with open_stream(table.source, table.name, table.kind) as stream:
         if table.layout.is_recoded:
             stream.recode(table.layout.encoding.codec)
-        yield stream, table.layout
+        yield reader(stream, table.layout, offset), stream
 
 
 def _field_names(head: Head) -> tuple[str, ...]:

@@ -7,8 +7,11 @@ import pyarrow as pa
 
 from serving.model_repo.texts import text_fault
 from tables.blocks import BLOCK_ROWS, LINE, Block, Place, Rejected
+from tables.csv_records import CsvRecords
 from tables.errors import TableError
-from tables.opening import Table, open_csv, open_json, open_records
+from tables.json_lines import JsonLines
+from tables.kinds import Format
+from tables.opening import Table, open_records
 
 FieldCheck = Callable[[Sequence[str]], str | None]
 """Returns what is wrong with the names of an object's fields."""
@@ -23,7 +26,7 @@ def csv_blocks(table: Table, start: Place) -> Iterator[Block]:
     text_at = table.found[0]
     text_name = table.columns[text_at]
     schema = pa.schema([(name, pa.string()) for name in unique_names(table.columns)])
-    with open_csv(table, start.offset) as (records, stream):
+    with open_records(table, CsvRecords, start.offset) as (records, stream):
         row = start.row if start.offset else 0
         rows: list[list[str]] = []
         rejected: list[Rejected] = []
@@ -60,7 +63,7 @@ def json_blocks(table: Table, start: Place, keep_lines: bool, check: FieldCheck)
         TableError: the file is damaged, or the values of a field cannot be combined in one column.
     """
     text_name = table.columns[table.found[0]] if table.found else ""
-    with open_json(table, start.offset) as (records, stream):
+    with open_records(table, JsonLines, start.offset) as (records, stream):
         row = start.row if start.offset else 0
         kept: list[bytes] = []
         objects: list[dict[str, Any]] = []
@@ -95,7 +98,8 @@ def places(table: Table, every: int) -> list[Place]:
         TableError: the file is damaged.
     """
     found: list[Place] = []
-    with open_records(table) as (records, _):
+    reader: Callable[..., CsvRecords | JsonLines] = CsvRecords if table.kind.format is Format.CSV else JsonLines
+    with open_records(table, reader) as (records, _):
         row = 0
         start = table.place(0, records.offset)
         for row, _ in enumerate(records, start=1):

@@ -2,8 +2,8 @@
 
 import ipaddress
 import socket
-from collections.abc import Collection
 from contextlib import closing
+from dataclasses import dataclass
 from functools import lru_cache
 
 from starlette.types import ASGIApp, Message, Receive, Send
@@ -76,6 +76,7 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
+@dataclass(eq=False)
 class AccessLayer:
     """Refuses requests without valid access before anything is read or queued, and identifies the caller.
 
@@ -84,48 +85,29 @@ class AccessLayer:
     route knows for sure what the path means.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        keys: KnownKeys,
-        anonymous: frozenset[Scope],
-        public_paths: Collection[str],
-        local_hosts_only: bool,
-        headers: dict[str, list[Header]],
-        sessions: Sessions,
-        session_paths: Collection[str],
-        wrong_keys: WrongKeys,
-    ) -> None:
-        """Check API keys against `keys`.
-
-        Args:
-            app: The next layer.
-            keys: The known keys.
-            anonymous: Scopes of a request without a key.
-            public_paths: Paths that need no key, and ignore a given key.
-            local_hosts_only: If true, requests with another machine's name in `Host` are refused.
-            headers: Headers to add to responses, by path; those of the path "" are for all other paths.
-            sessions: The sessions of the console.
-            session_paths: The public paths on which a session grants the scopes of its key.
-            wrong_keys: Counter of wrong keys.
-        """
-        self._app = app
-        self._keys = keys
-        self._anonymous = Caller(ANONYMOUS_NAME, anonymous)
-        self._public = frozenset(public_paths)
-        self._local_hosts_only = local_hosts_only
-        self._headers = headers
-        self._sessions = sessions
-        self._session_paths = frozenset(session_paths)
-        self._wrong_keys = wrong_keys
+    app: ASGIApp
+    """The next layer."""
+    keys: KnownKeys
+    anonymous: Caller
+    """The caller of a request without a key."""
+    public_paths: frozenset[str]
+    """Paths that need no key, and ignore a given key."""
+    local_hosts_only: bool
+    """True if requests with another machine's name in `Host` are refused."""
+    headers: dict[str, list[Header]]
+    """Headers to add to responses, by path; those of the path "" are for all other paths."""
+    sessions: Sessions
+    session_paths: frozenset[str]
+    """The public paths on which a session grants the scopes of its key."""
+    wrong_keys: WrongKeys
 
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         path: str = scope["path"]
-        added = self._headers.get(path) or self._headers[""]
+        added = self.headers.get(path) or self.headers[""]
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -138,15 +120,15 @@ class AccessLayer:
             await problem.response()(scope, receive, send_with_headers)
             return
         state = scope.setdefault("state", {})
-        session = self._sessions.of_request(scope["headers"]) if path in self._session_paths else None
+        session = self.sessions.of_request(scope["headers"]) if path in self.session_paths else None
         if session is not None:
             caller = Caller(session.caller.name, caller.scopes | session.caller.scopes)
         state["session"] = session
         state["caller"] = caller.name
         state["scopes"] = caller.scopes
-        if caller is not self._anonymous and CONNECTION in state:
+        if caller is not self.anonymous and CONNECTION in state:
             state[CONNECTION].recognize()
-        await self._app(scope, receive, send_with_headers)
+        await self.app(scope, receive, send_with_headers)
 
     def _caller(self, scope: RequestScope, path: str) -> Caller:
         key = host = b""
@@ -157,22 +139,22 @@ class AccessLayer:
                 host = value
             elif name == b"authorization" and not key and value[: len(_BEARER)].lower() == _BEARER:
                 key = value[len(_BEARER) :].strip()
-        if self._local_hosts_only and (len(host) > _LONGEST_HOST or not _is_local_name(host)):
+        if self.local_hosts_only and (len(host) > _LONGEST_HOST or not _is_local_name(host)):
             raise HostRefusedError(
                 f"The Host {host[:100].decode('latin-1')!r} does not name this machine. Use localhost or an address, "
                 "or set SENTIMENT_ACCESS to keys or open, which accept any Host."
             )
-        if path in self._public:
-            return self._anonymous
+        if path in self.public_paths:
+            return self.anonymous
         if not key:
-            if not self._anonymous.scopes:
+            if not self.anonymous.scopes:
                 raise _key_needed("is missing")
-            return self._anonymous
-        caller = self._keys.find(key)
+            return self.anonymous
+        caller = self.keys.find(key)
         if caller is None:
-            if not self._keys.complete:
+            if not self.keys.complete:
                 raise StorageUnavailableError("The API keys are not loaded yet; try again.")
-            self._wrong_keys.count(scope)
+            self.wrong_keys.count(scope)
             raise _key_needed("is wrong")
         return caller
 

@@ -1,10 +1,9 @@
 """In-memory cache of the API keys and the ended sessions, kept up to date with the database."""
 
 import asyncio
-import logging
 from dataclasses import dataclass
 
-from common.periodic import run_periodically
+from common.periodic import run_periodically, try_once
 from storage.api_keys import ADMIN_NAME, Scope, hash_key, valid_keys
 from storage.ended_sessions import ended_sessions
 from storage.lazy_database import Storage
@@ -13,8 +12,6 @@ from storage.tables import ApiKey
 REFRESH_S = 1.0
 """Seconds between database reads: a new or revoked key takes effect after at most this time plus a read."""
 _FIRST_LOOK_S = 5.0
-
-log = logging.getLogger(__name__)
 
 ALL_SCOPES = frozenset(Scope)
 
@@ -61,12 +58,7 @@ class KnownKeys:
 
     async def first_look(self) -> None:
         """Read the keys before the first request; give up after `_FIRST_LOOK_S`, so as not to delay the start."""
-        try:
-            await asyncio.wait_for(self._look(), _FIRST_LOOK_S)
-        except asyncio.TimeoutError:
-            log.warning("The API keys could not be loaded within %.0f s; trying again.", _FIRST_LOOK_S)
-        except Exception as error:
-            log.warning("The API keys cannot be loaded yet; trying again: %s", str(error).partition("\n")[0])
+        await try_once(self._look, _FIRST_LOOK_S, "The API keys cannot be loaded yet; trying again")
 
     async def _look(self) -> None:
         keys, self.ended_sessions = await asyncio.to_thread(self._read)

@@ -48,7 +48,9 @@ class WrongKeys:
         if self._recorded_at is None or now - self._recorded_at > _EVENT_EVERY_S:
             self._recorded_at = now
             self._tell(address)
-        raise WrongKeysError(self._counts.get_window_stats(self._limit, address).reset_time - time.time())
+        detail = "Too many wrong API keys came from this address. A valid key is accepted at any time."
+        reset_at = self._counts.get_window_stats(self._limit, address).reset_time
+        raise WrongKeysError(detail, retry_after_s=reset_at - time.time())
 
     def _tell(self, address: str) -> None:
         message = f"More than {MOST_A_MINUTE} wrong API keys came from {address or 'a local socket'} within a minute."

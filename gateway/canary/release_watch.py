@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from common.periodic import run_periodically
+from common.periodic import run_periodically, try_once
 from gateway.canary.challenger import Challenger
 from gateway.canary.shadow_compare import Findings
 from gateway.inference.predictor import Predictor
@@ -38,18 +38,8 @@ class ReleaseWatch:
 
     async def first_look(self) -> None:
         """Read the running release before the first request, so that each text keeps its version across a restart."""
-        try:
-            await asyncio.wait_for(self._look(), _FIRST_LOOK_S)
-        except asyncio.TimeoutError:
-            log.warning(
-                "The running release could not be read within %.0f s; the deployed version answers all texts.",
-                _FIRST_LOOK_S,
-            )
-        except Exception as error:
-            log.warning(
-                "The running release cannot be read yet; the deployed version answers all texts: %s",
-                str(error).partition("\n")[0],
-            )
+        failed = "The running release cannot be read yet; the deployed version answers all texts"
+        await try_once(self._look, _FIRST_LOOK_S, failed)
 
     async def watch(self) -> None:
         """Read the running release and write findings, repeatedly until cancelled."""

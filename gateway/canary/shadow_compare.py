@@ -6,6 +6,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from common.periodic import run_periodically
 from gateway.monitoring.metrics import Metrics
@@ -106,37 +107,28 @@ def band_of(text: str) -> str:
     return next((name for most, name in _BANDS if words <= most), _LONGEST)
 
 
+@dataclass(eq=False)
 class Comparer:
     """Calls both versions with the same texts, one after the other. Create and use it within one event loop."""
 
-    def __init__(
-        self,
-        release: Release,
-        champion: Replicas,
-        challenger: Replicas,
-        findings: Findings,
-        share: float,
-        largest_slowdown: float,
-        metrics: Metrics,
-    ) -> None:
-        """Compare a `share` of the offered texts."""
-        self._release = release
-        self._champion = champion
-        self._challenger = challenger
-        self._findings = findings
-        self._share = share
-        self._largest_slowdown = largest_slowdown
-        self._compared = metrics.compared
-        self._waiting: deque[str] = deque()
-        self._seen: set[int] = set()
-        self._has_some = asyncio.Event()
+    release: Release
+    champion: Replicas
+    challenger: Replicas
+    findings: Findings
+    share: float
+    """Share of the offered texts to compare."""
+    largest_slowdown: float
+    metrics: Metrics
+    _waiting: deque[str] = field(default_factory=deque, init=False)
+    _seen: set[int] = field(default_factory=set, init=False)
+    _has_some: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def offer(self, text: str) -> None:
         """Queue a predicted text for comparison, or skip it; each text is compared once."""
-        if random.random() >= self._share or hash(text) in self._seen:
+        if random.random() >= self.share or hash(text) in self._seen:
             return
         if len(self._waiting) >= MOST_WAITING:
-            self._compared.labels("dropped").inc()
+            self.metrics.compared.labels("dropped").inc()
             return
         if len(self._seen) >= MOST_SEEN:
             self._seen.clear()
@@ -166,35 +158,35 @@ class Comparer:
         """Call both versions with the texts; return whether both responded."""
         # In random order, because the second call finds the CPU caches as the first has left them.
         if random.random() < 0.5:
-            champion, champion_ms = await self._ask(self._champion, texts, self._release.champion)
+            champion, champion_ms = await self._ask(self.champion, texts, self.release.champion)
             asked = await self._ask_challenger(texts)
         else:
             asked = await self._ask_challenger(texts)
-            champion, champion_ms = await self._ask(self._champion, texts, self._release.champion)
+            champion, champion_ms = await self._ask(self.champion, texts, self.release.champion)
         # A failure counts against the challenger only if the champion succeeds.
         if asked is None:
-            self._findings.failed(len(texts))
+            self.findings.failed(len(texts))
             return False
         challenger, challenger_ms = asked
-        self._findings.answered(len(texts))
-        self._findings.compared(champion_ms, challenger_ms, self._largest_slowdown)
+        self.findings.answered(len(texts))
+        self.findings.compared(champion_ms, challenger_ms, self.largest_slowdown)
         for position, text in enumerate(texts):
-            differ = self._findings.compare(
+            differ = self.findings.compare(
                 text,
                 (champion.labels[position], champion.scores[position]),
                 (challenger.labels[position], challenger.scores[position]),
             )
-            self._compared.labels("different" if differ else "same").inc()
+            self.metrics.compared.labels("different" if differ else "same").inc()
         return True
 
     async def _ask_challenger(self, texts: Sequence[str]) -> tuple[Classification, float] | None:
         """Return the challenger's result, or None if it failed."""
         try:
-            return await self._ask(self._challenger, texts, self._release.version)
+            return await self._ask(self.challenger, texts, self.release.version)
         except (NotLoadedError, NoRoomError, _OtherVersionError):
             raise  # Triton has just started or is full, or the release has just ended
         except TritonTimeoutError:
-            self._findings.late(len(texts))
+            self.findings.late(len(texts))
             raise
         except Exception as error:
             log.debug("The version on trial did not respond: %s", error)

@@ -46,8 +46,7 @@ def assets() -> dict[str, Asset]:
 def routes() -> list[DirectRoute]:
     """Return a route for each file. They need no key, because the files are the same in every installation."""
     return [
-        DirectRoute(asset.path, _answer_with(asset), scope=None, methods=["GET"], include_in_schema=False)
-        for asset in assets().values()
+        DirectRoute(asset.path, _answer_with(asset), scope=None, include_in_schema=False) for asset in assets().values()
     ]
 
 

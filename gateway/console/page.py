@@ -166,7 +166,7 @@ def view(
                 problem = UnexpectedError("An unexpected error occurred; see the server's log.")
             return page_request.problem(problem)
 
-    return DirectRoute(path, answer, scope=None, methods=[method], include_in_schema=False)
+    return DirectRoute(path, answer, scope=None, method=method, include_in_schema=False)
 
 
 def _check_origin(page_request: PageRequest) -> None:
@@ -191,7 +191,8 @@ def _check_confirmed(page_request: PageRequest) -> None:
         return
     if key:
         page_request.app.wrong_keys.count(page_request.request.scope)
-    raise ActionNotConfirmedError
+    detail = "This page has no valid action token of your session. Enter the key that you signed in with."
+    raise ActionNotConfirmedError(detail)
 
 
 def _refusal(page_request: PageRequest, needed: Scope) -> ProblemError:

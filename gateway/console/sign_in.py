@@ -4,9 +4,7 @@ import logging
 from dataclasses import replace
 
 from fastapi import Response
-from sqlalchemy.exc import SQLAlchemyError
 
-from common.errors import PipelineError
 from gateway.console.page import KEY_FIELD, PageRequest, view
 from gateway.http.problems import KeyNeededError, StorageUnavailableError
 from storage.ended_sessions import end_session
@@ -61,7 +59,7 @@ async def sign_out(page_request: PageRequest) -> Response:
         database = page_request.app.storage.open
         try:
             await page_request.app.work.run(lambda: end_session(database(), session.id, session.ends_at))
-        except (PipelineError, SQLAlchemyError, StorageUnavailableError):
+        except StorageUnavailableError:
             log.warning("Cannot end the session of %s everywhere: the database does not respond.", session.caller.name)
             response = page_request.problem(StorageUnavailableError(_NOT_EVERYWHERE))
     response.headers["Set-Cookie"] = sessions.set_cookie("")

@@ -11,10 +11,12 @@ from gateway.http.problems import FieldError, InvalidFieldsError, TooLargeError
 from gateway.http.request_body import MAX_BODY_BYTES
 from serving.model_repo.texts import text_fault
 from tables.columns import TEXT, Wanted, shown_name
+from tables.csv_records import CsvRecords
 from tables.csv_writing import Cell
 from tables.errors import TableError
+from tables.json_lines import JsonLines
 from tables.kinds import PARQUET_MAGIC, Format, Kind, compression_of, kind_of
-from tables.opening import Table, inspect, open_csv, open_json
+from tables.opening import Table, inspect, open_records
 from tables.streams import open_stream
 
 MOST_ROWS = 5_000
@@ -120,14 +122,14 @@ def _read(table: Table) -> UploadedTable:
 
 
 def _csv_records(table: Table) -> Iterator[tuple[int, Sequence[Cell] | str]]:
-    with open_csv(table) as (records, _):
+    with open_records(table, CsvRecords) as (records, _):
         yield from records
 
 
 def _json_records(table: Table, columns: list[str]) -> Iterator[tuple[int, Sequence[Cell] | str]]:
     """Yield the objects as rows; append further names of fields to `columns`."""
     places = {name: place for place, name in enumerate(columns)}
-    with open_json(table) as (records, _):
+    with open_records(table, JsonLines) as (records, _):
         for line, _, value in records:
             if isinstance(value, str):
                 yield line, value

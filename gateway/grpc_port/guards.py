@@ -3,15 +3,16 @@
 import asyncio
 import hmac
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 
 import grpc
 
 from gateway.auth.key_cache import KnownKeys
 from gateway.auth.wrong_keys import WrongKeys
 from gateway.grpc_port.messages import RefusedCallError
-from gateway.grpc_port.server import CONTROL, PUBLIC, Turn
+from gateway.grpc_port.server import CONTROL, PUBLIC, Guard, Metadata, Turn
 from gateway.http.callers import caller_of, scope_of_call
 from gateway.http.problems import CallerLimitError, ModelTimeoutError, OverloadedError, WrongKeysError
 from gateway.inference.predictor import Predictor
@@ -27,30 +28,21 @@ from storage.api_keys import ANONYMOUS_NAME, Scope
 MOST_LIVE = usable_cores() + 1
 """Maximum one-text calls of a caller at live priority, as many as HTTP makes for live requests; others run as bulk."""
 
-Metadata = Mapping[str, str | bytes]
 
-
-class GatewayGuard:
+@dataclass(eq=False)
+class GatewayGuard(Guard):
     """Checks of API keys, caller limits and backlog, shared with the gateway's HTTP side. Model control is refused."""
 
-    def __init__(
-        self,
-        keys: KnownKeys,
-        anonymous: frozenset[Scope],
-        limits: CallerLimits | None,
-        under_way: UnderWay,
-        wrong_keys: WrongKeys,
-    ) -> None:
-        """Allow predictions with a key from `keys`, or without a key if `anonymous` contains that scope."""
-        self._keys = keys
-        self._anonymous = anonymous
-        self._limits = limits
-        self._under_way = under_way
-        self._wrong_keys = wrong_keys
-        self.predictor: Predictor | None = None
-        """The predictor whose batch backlog limits the work; None before the gateway starts."""
-        self._live: Counter[str] = Counter()
-        self._turns = Turns((usable_cores() + 1) * MAX_BATCH_SIZE)
+    keys: KnownKeys
+    anonymous: frozenset[Scope]
+    """Scopes of a call without a key."""
+    limits: CallerLimits | None
+    under_way: UnderWay
+    wrong_keys: WrongKeys
+    predictor: Predictor | None = None
+    """The predictor whose batch backlog limits the work; None before the gateway starts."""
+    _live: Counter[str] = field(default_factory=Counter, init=False)
+    _turns: Turns = field(default_factory=lambda: Turns((usable_cores() + 1) * MAX_BATCH_SIZE), init=False)
 
     def check(self, method: str, metadata: Metadata, peer: str) -> str:
         """Return the caller's name if the caller, with its key or without one, may call `method`."""
@@ -59,28 +51,24 @@ class GatewayGuard:
                 "Only the pipeline changes models: use `python app.py promote`, or POST /models/VERSION/promote."
             )
         key = metadata.get(API_KEY_HEADER, "")
-        if method in PUBLIC or (not key and Scope.PREDICT in self._anonymous):
+        if method in PUBLIC or (not key and Scope.PREDICT in self.anonymous):
             return ANONYMOUS_NAME
         if not key:
             raise RefusedCallError(
                 grpc.StatusCode.UNAUTHENTICATED, f"An API key is needed, in the metadata {API_KEY_HEADER}."
             )
-        caller = self._keys.find(_bytes(key))
+        caller = self.keys.find(_bytes(key))
         if caller is None:
-            if not self._keys.complete:
+            if not self.keys.complete:
                 raise RefusedCallError(grpc.StatusCode.UNAVAILABLE, "The API keys are not loaded yet; try again.")
             try:
-                self._wrong_keys.count(scope_of_call(ANONYMOUS_NAME, peer))
+                self.wrong_keys.count(scope_of_call(ANONYMOUS_NAME, peer))
             except WrongKeysError as problem:
                 raise RefusedCallError(grpc.StatusCode.UNAUTHENTICATED, problem.detail) from problem
             raise RefusedCallError(grpc.StatusCode.UNAUTHENTICATED, f"The API key in {API_KEY_HEADER} is wrong.")
         if Scope.PREDICT not in caller.scopes:
             raise RefusedCallError(grpc.StatusCode.PERMISSION_DENIED, "The API key lacks the scope predict.")
         return caller.name
-
-    def controls(self, _metadata: Metadata) -> bool:
-        """Return False: the pipeline itself controls models over Triton's socket, never over this port."""
-        return False
 
     @asynccontextmanager
     async def admitted(self, caller: str, peer: str, lengths: Sequence[int], time_s: float) -> AsyncIterator[Turn]:
@@ -90,7 +78,7 @@ class GatewayGuard:
         All calls run as bulk, except up to `MOST_LIVE` one-text calls of each caller.
         """
         predictor = self.predictor
-        if predictor is None or self._under_way.ending:
+        if predictor is None or self.under_way.ending:
             raise RefusedCallError(grpc.StatusCode.UNAVAILABLE, "The service is starting or shutting down; try again.")
         backlog = predictor.batch_backlog
         scope = scope_of_call(caller, peer)
@@ -98,14 +86,14 @@ class GatewayGuard:
         work = sum(map(work_of_length, lengths))
         turn = Turn()
         try:
-            if self._limits is not None:
-                self._limits.count(scope, len(lengths))
+            if self.limits is not None:
+                self.limits.count(scope, len(lengths))
             backlog.enter(work, time_s, name)
         except (CallerLimitError, OverloadedError) as problem:
             raise RefusedCallError(grpc.StatusCode.RESOURCE_EXHAUSTED, problem.detail) from problem
         except ModelTimeoutError as problem:
             raise RefusedCallError(grpc.StatusCode.DEADLINE_EXCEEDED, problem.detail) from problem
-        self._under_way.enter(name)
+        self.under_way.enter(name)
         try:
             async with AsyncExitStack() as stack:
                 try:
@@ -121,7 +109,7 @@ class GatewayGuard:
                     stack.callback(self._end_live, name)
                 yield turn
         finally:
-            self._under_way.leave(name)
+            self.under_way.leave(name)
             backlog.leave(work, name, turn.is_done)
 
     def _end_live(self, name: str) -> None:
@@ -133,7 +121,7 @@ class GatewayGuard:
 _PIPELINE_NAME = "the pipeline"
 
 
-class KeyGuard:
+class KeyGuard(Guard):
     """Access for a Triton that runs alone: predictions for all clients (loopback only), model control with the key."""
 
     def __init__(self, key: str) -> None:
@@ -155,11 +143,6 @@ class KeyGuard:
     def controls(self, metadata: Metadata) -> bool:
         """Return whether the call has the control key. The comparison takes constant time, so it leaks nothing."""
         return bool(self._key) and hmac.compare_digest(self._key, _bytes(metadata.get(CONTROL_KEY_HEADER, "")))
-
-    @asynccontextmanager
-    async def admitted(self, _caller: str, _peer: str, _lengths: Sequence[int], _time_s: float) -> AsyncIterator[Turn]:
-        """Admit every call: the gateways in front of this port limit the work."""
-        yield Turn()
 
 
 def _control_refused(reason: str) -> RefusedCallError:

@@ -9,10 +9,11 @@ errors are returned as they are.
 import asyncio
 import resource
 import struct
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -66,6 +67,8 @@ _MOST_PARSED_BYTES = 2**20
 _BULK_PARAMETER = encoded_parameter(BULK, service_pb2.InferParameter(bool_param=True))
 _PASSED_METADATA = frozenset({"traceparent", "tracestate", "baggage"})
 
+Metadata = Mapping[str, str | bytes]
+
 
 @dataclass
 class Turn:
@@ -77,30 +80,31 @@ class Turn:
     """True if the call succeeded."""
 
 
-class Guard(Protocol):
+class Guard(ABC):
     """Access control and limits of the port."""
 
-    def check(self, method: str, metadata: Mapping[str, str | bytes], peer: str) -> str:
+    @abstractmethod
+    def check(self, method: str, metadata: Metadata, peer: str) -> str:
         """Return the caller's name.
 
         Raises:
             RefusedCallError: the caller may not call `method`.
         """
-        ...
 
-    def controls(self, metadata: Mapping[str, str | bytes]) -> bool:
-        """Return whether the call comes from another process of the pipeline."""
-        ...
+    def controls(self, _metadata: Metadata) -> bool:
+        """Return whether the call comes from another process of the pipeline; beside a gateway, none does."""
+        return False
 
-    def admitted(
-        self, caller: str, peer: str, lengths: Sequence[int], time_s: float
-    ) -> AbstractAsyncContextManager[Turn]:
+    @asynccontextmanager
+    async def admitted(self, _caller: str, _peer: str, _lengths: Sequence[int], _time_s: float) -> AsyncIterator[Turn]:
         """Count a call while the block runs. The block sets `is_done` of its `Turn` if the call succeeded.
+
+        Without a gateway, every call is admitted: the gateways in front of this port limit the work.
 
         Raises:
             RefusedCallError: there is no room for the call in time, or the caller is over a limit.
         """
-        ...
+        yield Turn()
 
 
 class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]

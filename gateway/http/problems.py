@@ -32,7 +32,12 @@ class ProblemError(Exception):
     status: ClassVar[int]
     type: ClassVar[str]
     title: ClassVar[str]
-    headers: ClassVar[Mapping[str, str]] = {}
+    headers: ClassVar[Mapping[str, str]]
+
+    def __init_subclass__(cls, status: int, kind: str, title: str, **headers: str) -> None:
+        """Set the class variables; `kind` ends the type's name, and `_` stands for `-` in the names of `headers`."""
+        cls.status, cls.title, cls.type = status, title, _TYPE_PREFIX + kind if kind else NO_TYPE
+        cls.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
     def __init__(self, detail: str, errors: Sequence[FieldError] = (), retry_after_s: float | None = None) -> None:
         """Take `detail`, a sentence about this occurrence, the wrong fields, and the seconds before a retry."""
@@ -52,126 +57,72 @@ class ProblemError(Exception):
         return problem_response(self.status, self.type, self.title, self.detail, self.errors, self.own_headers())
 
 
-class MalformedBodyError(ProblemError):
+class MalformedBodyError(ProblemError, status=400, kind="malformed-body", title="The body is not JSON"):
     """The body cannot be read as JSON."""
 
-    status = 400
-    type = _TYPE_PREFIX + "malformed-body"
-    title = "The body is not JSON"
 
-
-class MalformedRequestError(ProblemError):
+class MalformedRequestError(ProblemError, status=400, kind="malformed-request", title="The request is not HTTP"):
     """The received data is not valid HTTP."""
 
-    status = 400
-    type = _TYPE_PREFIX + "malformed-request"
-    title = "The request is not HTTP"
 
-
-class KeyNeededError(ProblemError):
+class KeyNeededError(
+    ProblemError, status=401, kind="key-needed", title="An API key is needed", WWW_Authenticate="Bearer"
+):
     """The route needs an API key, but the request has none or an unknown one."""
 
-    status = 401
-    type = _TYPE_PREFIX + "key-needed"
-    title = "An API key is needed"
-    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
-
-class KeyNotAllowedError(ProblemError):
+class KeyNotAllowedError(
+    ProblemError, status=403, kind="key-not-allowed", title="The API key lacks the scope for this"
+):
     """The API key is valid, but lacks the scope that the route needs."""
 
-    status = 403
-    type = _TYPE_PREFIX + "key-not-allowed"
-    title = "The API key lacks the scope for this"
 
-
-class RequestForgedError(ProblemError):
+class RequestForgedError(ProblemError, status=403, kind="request-forged", title="The request comes from another site"):
     """The request does not come from a page of this gateway."""
 
-    status = 403
-    type = _TYPE_PREFIX + "request-forged"
-    title = "The request comes from another site"
 
-
-class ActionNotConfirmedError(ProblemError):
+class ActionNotConfirmedError(
+    ProblemError, status=403, kind="action-not-confirmed", title="The API key is needed again"
+):
     """A change came with only a session cookie, which a program on another port may have."""
 
-    status = 403
-    type = _TYPE_PREFIX + "action-not-confirmed"
-    title = "The API key is needed again"
 
-    def __init__(self) -> None:
-        """Set the detail."""
-        super().__init__("This page has no valid action token of your session. Enter the key that you signed in with.")
-
-
-class NotFoundError(ProblemError):
+class NotFoundError(ProblemError, status=404, kind="not-found", title="Not found"):
     """The resource at the path does not exist."""
 
-    status = 404
-    type = _TYPE_PREFIX + "not-found"
-    title = "Not found"
 
-
-class RequestTimeoutError(ProblemError):
+class RequestTimeoutError(ProblemError, status=408, kind="request-timeout", title="The request did not arrive in time"):
     """The request was sent too slowly."""
 
-    status = 408
-    type = _TYPE_PREFIX + "request-timeout"
-    title = "The request did not arrive in time"
 
-
-class ConflictError(ProblemError):
+class ConflictError(ProblemError, status=409, kind="conflict", title="This is not possible now"):
     """The action is not possible in the current state."""
 
-    status = 409
-    type = _TYPE_PREFIX + "conflict"
-    title = "This is not possible now"
 
-
-class TooLargeError(ProblemError):
+class TooLargeError(ProblemError, status=413, kind="too-large", title="The request is too large"):
     """The body is over the limit, in bytes or in texts."""
 
-    status = 413
-    type = _TYPE_PREFIX + "too-large"
-    title = "The request is too large"
 
-
-class UnsupportedMediaTypeError(ProblemError):
+class UnsupportedMediaTypeError(
+    ProblemError,
+    status=415,
+    kind="unsupported-media-type",
+    title="The Content-Type is not JSON",
+    Accept_Encoding="identity",
+):
     """The body is not sent as plain `application/json`."""
 
-    status = 415
-    type = _TYPE_PREFIX + "unsupported-media-type"
-    title = "The Content-Type is not JSON"
-    headers: ClassVar[Mapping[str, str]] = {"Accept-Encoding": "identity"}
 
-
-class HostRefusedError(ProblemError):
+class HostRefusedError(ProblemError, status=421, kind="host-refused", title="This host name is not accepted"):
     """The request was meant for another host."""
 
-    status = 421
-    type = _TYPE_PREFIX + "host-refused"
-    title = "This host name is not accepted"
 
-
-class ClientLeftError(ProblemError):
+class ClientLeftError(ProblemError, status=499, kind="client-left", title="The client has disconnected"):
     """The client disconnected before the response. Nobody gets this problem; metrics count it by nginx's status 499."""
 
-    status = 499
-    type = _TYPE_PREFIX + "client-left"
-    title = "The client has disconnected"
 
-    def __init__(self) -> None:
-        """Set the detail."""
-        super().__init__("The connection was closed before the response.")
-
-
-class InvalidFieldsError(ProblemError):
+class InvalidFieldsError(ProblemError, status=422, kind="invalid-fields", title="The request has invalid fields"):
     """The body is JSON, but has wrong fields; `errors` lists them, or the first of many."""
-
-    status = 422
-    type = _TYPE_PREFIX + "invalid-fields"
-    title = "The request has invalid fields"
 
     def __init__(self, errors: Sequence[FieldError], count: int = 0) -> None:
         """Report the first wrong fields, and how many of `count` are left out; the first field is also the detail."""
@@ -184,39 +135,26 @@ class InvalidFieldsError(ProblemError):
         super().__init__(first if count == 1 else f"{first} (and {count - 1:,} more, see errors)", listed)
 
 
-class TooLargeHeadError(ProblemError):
+class TooLargeHeadError(
+    ProblemError, status=431, kind="too-large-head", title="The path and the headers are too large"
+):
     """The path and the headers are over the limit."""
 
-    status = 431
-    type = _TYPE_PREFIX + "too-large-head"
-    title = "The path and the headers are too large"
 
-
-class ModelUnavailableError(ProblemError):
+class ModelUnavailableError(
+    ProblemError, status=503, kind="model-unavailable", title="The model is not available", Retry_After="1"
+):
     """No model can respond now."""
 
-    status = 503
-    type = _TYPE_PREFIX + "model-unavailable"
-    title = "The model is not available"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
 
-
-class StorageUnavailableError(ProblemError):
+class StorageUnavailableError(
+    ProblemError, status=503, kind="storage-unavailable", title="The storage is not available", Retry_After="5"
+):
     """The database or a file that the request needs is not available now."""
 
-    status = 503
-    type = _TYPE_PREFIX + "storage-unavailable"
-    title = "The storage is not available"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
 
-
-class OverloadedError(ProblemError):
+class OverloadedError(ProblemError, status=503, kind="overloaded", title="The service is overloaded", Retry_After="1"):
     """The gateway gets more requests than it can handle in time."""
-
-    status = 503
-    type = _TYPE_PREFIX + "overloaded"
-    title = "The service is overloaded"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
 
     def __init__(self, retry_after_s: float) -> None:
         """Set when to retry."""
@@ -224,80 +162,48 @@ class OverloadedError(ProblemError):
         super().__init__(detail, retry_after_s=retry_after_s)
 
 
-class StorageFullError(ProblemError):
+class StorageFullError(
+    ProblemError, status=503, kind="storage-full", title="There is no room for feedback", Retry_After="60"
+):
     """No more feedback is stored from anyone until an operator makes room."""
 
-    status = 503
-    type = _TYPE_PREFIX + "storage-full"
-    title = "There is no room for feedback"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
 
-
-class FeedbackQuotaError(ProblemError):
+class FeedbackQuotaError(
+    ProblemError, status=429, kind="feedback-quota", title="The caller has sent too much feedback", Retry_After="3600"
+):
     """The caller has sent as much feedback as an untrusted caller may."""
 
-    status = 429
-    type = _TYPE_PREFIX + "feedback-quota"
-    title = "The caller has sent too much feedback"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "3600"}
 
-
-class EndingError(ProblemError):
+class EndingError(
+    ProblemError, status=503, kind="ending", title="The service is shutting down", Retry_After="1", Connection="close"
+):
     """The service is shutting down and accepts no more requests."""
 
-    status = 503
-    type = _TYPE_PREFIX + "ending"
-    title = "The service is shutting down"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1", "Connection": "close"}
 
-
-class CallerLimitError(ProblemError):
+class CallerLimitError(
+    ProblemError, status=429, kind="caller-limit", title="The caller exceeds its rate limit", Retry_After="1"
+):
     """The caller exceeds the rate limit per caller."""
 
-    status = 429
-    type = _TYPE_PREFIX + "caller-limit"
-    title = "The caller exceeds its rate limit"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
 
-    def __init__(self, limit: str, retry_after_s: float) -> None:
-        """Set the limit, and when to retry."""
-        detail = f"The limit per caller is {limit}. Retry after the seconds in Retry-After."
-        super().__init__(detail, retry_after_s=retry_after_s)
-
-
-class WrongKeysError(ProblemError):
+class WrongKeysError(
+    ProblemError, status=429, kind="wrong-keys", title="Too many wrong API keys", Retry_After="1", Connection="close"
+):
     """Too many wrong keys came from one address. Valid keys are still accepted."""
-
-    status = 429
-    type = _TYPE_PREFIX + "wrong-keys"
-    title = "Too many wrong API keys"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1", "Connection": "close"}
-
-    def __init__(self, retry_after_s: float) -> None:
-        """Set when the next wrong key gets status 401 again."""
-        detail = "Too many wrong API keys came from this address. A valid key is accepted at any time."
-        super().__init__(detail, retry_after_s=retry_after_s)
 
 
 REFUSALS = (CallerLimitError, WrongKeysError, OverloadedError, EndingError)
 """Problems that any route except health and metrics may respond with before it reads the request."""
 
 
-class ModelTimeoutError(ProblemError):
+class ModelTimeoutError(
+    ProblemError, status=504, kind="model-timeout", title="The model did not respond in time", Retry_After="1"
+):
     """The model did not respond in time."""
 
-    status = 504
-    type = _TYPE_PREFIX + "model-timeout"
-    title = "The model did not respond in time"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
 
-
-class UnexpectedError(ProblemError):
+class UnexpectedError(ProblemError, status=500, kind="", title="Internal Server Error"):
     """An internal error, shown on a console page."""
-
-    status = 500
-    type = NO_TYPE
-    title = "Internal Server Error"
 
 
 def problem_response(

@@ -27,38 +27,39 @@ Text = Annotated[
 Position = Annotated[str, Field(pattern="^(0|[1-9][0-9]*)$")]
 
 
-class LiveRequest(BaseModel):
+class _Closed(BaseModel):
+    """An object without other fields than those of its class."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class LiveRequest(_Closed):
     """One text."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"text": "I love this product!"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"text": "I love this product!"}]})
 
     text: Text
 
 
-class BatchRequest(BaseModel):
+class BatchRequest(_Closed):
     """A list of texts."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"texts": ["I love this product!", "This is terrible."]}]},
+        json_schema_extra={"examples": [{"texts": ["I love this product!", "This is terrible."]}]}
     )
 
     texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
 
 
-class FeedbackRow(BaseModel):
+class FeedbackRow(_Closed):
     """A text and its right label."""
-
-    model_config = ConfigDict(extra="forbid")
 
     text: Text
     label: Annotated[str, Field(min_length=1, description="One of the model's labels.")]
 
 
-class FeedbackList(BaseModel):
+class FeedbackList(_Closed):
     """A list of texts and their right labels."""
-
-    model_config = ConfigDict(extra="forbid")
 
     feedback: Annotated[list[FeedbackRow], Field(min_length=1, max_length=MAX_TEXTS)]
 
@@ -76,10 +77,8 @@ class FeedbackRequest(RootModel[FeedbackRow | FeedbackList]):
     )
 
 
-class FeedbackAccepted(BaseModel):
+class FeedbackAccepted(_Closed):
     """Feedback was stored."""
-
-    model_config = ConfigDict(extra="forbid")
 
     accepted: Annotated[int, Field(description="Number of stored rows.")]
 
@@ -113,19 +112,15 @@ class Withdrawn(BaseModel):
     withdrawn: Annotated[int, Field(description="Number of withdrawn rows; 0 if they already were.")]
 
 
-class Columns(BaseModel):
+class Columns(_Closed):
     """Labels and scores by the position of the text."""
-
-    model_config = ConfigDict(extra="forbid")
 
     label: dict[Position, str]
     score: dict[Position, Annotated[float, Field(ge=0, le=1, description="Calibrated probability, 4 decimals.")]]
 
 
-class Predictions(BaseModel):
+class Predictions(_Closed):
     """The response to a prediction request."""
-
-    model_config = ConfigDict(extra="forbid")
 
     predictions: Columns
 
@@ -147,10 +142,8 @@ class Suggestions(BaseModel):
     suggestions: Annotated[list[Suggestion], Field(description="Drawn at random.")]
 
 
-class Health(BaseModel):
+class Health(_Closed):
     """The result of a health check."""
-
-    model_config = ConfigDict(extra="forbid")
 
     status: str
     warnings: list[str] = Field([], description="Problems that an operator should fix; absent if there are none.")

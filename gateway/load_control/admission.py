@@ -101,12 +101,6 @@ class Admission:
         is_stranger = not scope["state"]["scopes"]
         self._under_way.enter(caller, is_stranger)
         try:
-            await self._pass_on(scope, receive, send)
-        finally:
-            self._under_way.leave(caller, is_stranger)
-
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
             receive = await self._admit(scope, receive)
         except OverloadedError as problem:
             for message in _rendered(math.ceil(problem.retry_after_s or 1)):
@@ -115,6 +109,8 @@ class Admission:
             await problem.response()(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+        finally:
+            self._under_way.leave(caller, is_stranger)
 
     async def _admit(self, scope: Scope, receive: Receive) -> Receive:
         """Return the function to read the request with, or raise the problem that refuses it."""

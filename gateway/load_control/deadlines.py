@@ -63,7 +63,7 @@ async def unless_client_leaves(receive: Receive, answer: Awaitable[Answer]) -> A
         return await answer
     except asyncio.CancelledError:
         if has_left:
-            raise ClientLeftError from None
+            raise ClientLeftError("The connection was closed before the response.") from None
         raise
     finally:
         timer.cancel()

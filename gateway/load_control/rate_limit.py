@@ -29,4 +29,5 @@ class CallerLimits:
         caller = caller_of(scope)
         if texts and not self._counts.hit(self._limit, caller, cost=min(texts, self._limit.amount)):
             reset_at = self._counts.get_window_stats(self._limit, caller).reset_time
-            raise CallerLimitError(self._text, reset_at - time.time())
+            detail = f"The limit per caller is {self._text}. Retry after the seconds in Retry-After."
+            raise CallerLimitError(detail, retry_after_s=reset_at - time.time())

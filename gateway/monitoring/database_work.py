@@ -1,9 +1,13 @@
 """Runs database work in threads, so that it does not block the event loop, and with time limits."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from common.errors import PipelineError
 from gateway.http.problems import StorageUnavailableError
 
 AT_ONCE = 4
@@ -11,6 +15,8 @@ AT_ONCE = 4
 LONGEST_QUEUE_S = 5.0
 LONGEST_WORK_S = 15.0
 """Longer than the database waits for a lock, so that the error usually comes from the database."""
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -26,8 +32,9 @@ class DatabaseWork:
         """Run `work` in a thread.
 
         Raises:
-            StorageUnavailableError: no thread was free, or the database did not respond, in time. A database that
-                hangs may still do the work later, so a client must repeat its request with the same idempotency key.
+            StorageUnavailableError: the database cannot be used; or no thread was free, or the database did not
+                respond, in time. A database that hangs may still do the work later, so a client must repeat its request
+                with the same idempotency key.
         """
         try:
             await asyncio.wait_for(self._free.acquire(), LONGEST_QUEUE_S)
@@ -40,6 +47,9 @@ class DatabaseWork:
         except asyncio.TimeoutError as error:
             detail = "The database does not respond. Send it again; with the same Idempotency-Key it is stored once."
             raise StorageUnavailableError(detail) from error
+        except (PipelineError, SQLAlchemyError) as error:
+            log.debug("Database work failed: %s", str(error).partition("\n")[0])
+            raise StorageUnavailableError("This is not possible now: the database does not respond.") from error
 
     def _end(self, done: "asyncio.Future[Any]") -> None:
         self._free.release()

@@ -1,7 +1,8 @@
 """Metrics about checks, jobs, releases and events, read from the database at each scrape in one transaction."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from sqlalchemy import func, select
@@ -13,6 +14,9 @@ from storage.database import Database, now
 from storage.tables import Event, FeedbackSource, Job, Mail
 
 _CHECK_FIGURES = ("accuracy", "macro_f1", "calibration_error", "texts")
+_ENDS = ("estimate", "low", "high")
+
+Key = TypeVar("Key", bound=tuple[str, ...])
 
 
 def loop_metrics(settings: Settings, database: Database) -> list[Metric]:
@@ -48,17 +52,12 @@ def _check_metrics(session: Session) -> Iterator[Metric]:
     )
     data_sets = {name: item for name, item in check.result.items() if isinstance(item, dict) and "accuracy" in item}
     for figure in _CHECK_FIGURES:
-        family = GaugeMetricFamily(
-            f"sentiment_check_{figure}", f"{figure.replace('_', ' ').capitalize()} by data set.", labels=["data"]
+        text = f"{figure.replace('_', ' ').capitalize()} by data set."
+        yield _family(
+            f"sentiment_check_{figure}", text, ["data"], {(name,): item[figure] for name, item in data_sets.items()}
         )
-        for name, item in data_sets.items():
-            family.add_metric([name], item[figure])
-        yield family
-    by_label = GaugeMetricFamily("sentiment_check_f1", "F1 by data set and label.", labels=["data", "label"])
-    for name, item in data_sets.items():
-        for label, f1 in item["f1_by_label"].items():
-            by_label.add_metric([name, label], f1)
-    yield by_label
+    by_label = {(name, label): f1 for name, item in data_sets.items() for label, f1 in item["f1_by_label"].items()}
+    yield _family("sentiment_check_f1", "F1 by data set and label.", ["data", "label"], by_label)
 
 
 def _estimate_metrics(session: Session) -> Iterator[Metric]:
@@ -67,20 +66,14 @@ def _estimate_metrics(session: Session) -> Iterator[Metric]:
     parts = check.result.get("live", {}).get("parts", {}) if check else {}
     if not parts:
         return
-    texts = GaugeMetricFamily("sentiment_estimated_texts", "Live texts used for the estimates.", labels=["part"])
-    for name, part in parts.items():
-        texts.add_metric([name], part["texts"])
-    yield texts
+    texts = {(name,): part["texts"] for name, part in parts.items()}
+    yield _family("sentiment_estimated_texts", "Live texts used for the estimates.", ["part"], texts)
     for figure in ("accuracy", "macro_f1"):
-        family = GaugeMetricFamily(
-            f"sentiment_estimated_{figure}",
-            f"Estimated {figure.replace('_', ' ')} on live texts.",
-            labels=["part", "end"],
-        )
-        for name, part in parts.items():
-            for end, value in zip(("estimate", "low", "high"), part[figure], strict=True):
-                family.add_metric([name, end], value)
-        yield family
+        text = f"Estimated {figure.replace('_', ' ')} on live texts."
+        ends = {
+            (name, end): value for name, part in parts.items() for end, value in zip(_ENDS, part[figure], strict=True)
+        }
+        yield _family(f"sentiment_estimated_{figure}", text, ["part", "end"], ends)
 
 
 def _drift_metrics(session: Session) -> Iterator[Metric]:
@@ -89,33 +82,23 @@ def _drift_metrics(session: Session) -> Iterator[Metric]:
     kinds = check.result.get("drift", {}) if check else {}
     if not kinds:
         return
-    alarm = GaugeMetricFamily("sentiment_drift_alarm", "1 if there is an alarm, by kind of drift.", labels=["kind"])
-    distance = GaugeMetricFamily(
-        "sentiment_drift_distance", "Size of the drift of labels, lengths or feedback, 0 to 1.", labels=["kind"]
-    )
-    area = GaugeMetricFamily(
-        "sentiment_drift_text_auc", "ROC AUC of live against known texts; 0.5 means alike.", labels=["end"]
-    )
-    for kind, item in kinds.items():
-        alarm.add_metric([kind], bool(item["alarm"]))
-        if "distance" in item:
-            distance.add_metric([kind], item["distance"])
-        for end, value in zip(("estimate", "low", "high"), item.get("auc", ()), strict=False):
-            area.add_metric([end], value)
-    yield from (alarm, distance, area)
+    alarms = {(kind,): bool(item["alarm"]) for kind, item in kinds.items()}
+    yield _family("sentiment_drift_alarm", "1 if there is an alarm, by kind of drift.", ["kind"], alarms)
+    text = "Size of the drift of labels, lengths or feedback, 0 to 1."
+    distances = {(kind,): item["distance"] for kind, item in kinds.items() if "distance" in item}
+    yield _family("sentiment_drift_distance", text, ["kind"], distances)
+    text = "ROC AUC of live against known texts; 0.5 means alike."
+    ends = {(end,): value for item in kinds.values() for end, value in zip(_ENDS, item.get("auc", ()), strict=False)}
+    yield _family("sentiment_drift_text_auc", text, ["end"], ends)
 
 
 def _threshold_metrics(settings: Settings) -> Iterator[Metric]:
-    family = GaugeMetricFamily(
-        "sentiment_check_threshold", "Minimum below which the deployed version is stale.", labels=["figure"]
-    )
-    family.add_metric(["accuracy"], settings.min_accuracy)
-    family.add_metric(["macro_f1"], settings.min_macro_f1)
-    yield family
+    least = {("accuracy",): settings.min_accuracy, ("macro_f1",): settings.min_macro_f1}
+    text = "Minimum below which the deployed version is stale."
+    yield _family("sentiment_check_threshold", text, ["figure"], least)
 
 
 def _job_metrics(session: Session) -> Iterator[Metric]:
-    active = GaugeMetricFamily("sentiment_jobs", "Queued and running jobs.", labels=["kind", "state"])
     since = GaugeMetricFamily("sentiment_job_started_timestamp_seconds", "Start of the running job.", labels=["kind"])
     ended = CounterMetricFamily("sentiment_jobs_ended", "Ended jobs by result.", labels=["kind", "state"])
     last = GaugeMetricFamily(
@@ -131,9 +114,8 @@ def _job_metrics(session: Session) -> Iterator[Metric]:
             last.add_metric([kind, state], ended_at.timestamp())
         if state == jobs.RUNNING and started_at is not None:
             since.add_metric([kind], started_at.timestamp())
-    for key, count in waiting.items():
-        active.add_metric(key, count)
-    yield from (active, since, ended, last)
+    yield _family("sentiment_jobs", "Queued and running jobs.", ["kind", "state"], waiting)
+    yield from (since, ended, last)
 
 
 def _outbox_metrics(session: Session, time: datetime) -> Iterator[Metric]:
@@ -177,14 +159,12 @@ def _release_metrics(session: Session) -> Iterator[Metric]:
     if release is None:
         return
     yield _gauge("sentiment_release_share", "Its share of live texts, 0 to 1.", releases.share_of(release))
-    texts = GaugeMetricFamily(
-        "sentiment_release_texts", "Texts that both versions classified, by length.", labels=["part"]
-    )
-    differ = GaugeMetricFamily("sentiment_release_differing_texts", "Texts with different labels.", labels=["part"])
-    for name, part in release.figures.get("parts", {}).items():
-        texts.add_metric([name], part["texts"])
-        differ.add_metric([name], part["differ"])
-    yield from (texts, differ)
+    parts = release.figures.get("parts", {})
+    for name, figure, text in (
+        ("sentiment_release_texts", "texts", "Texts that both versions classified, by length."),
+        ("sentiment_release_differing_texts", "differ", "Texts with different labels."),
+    ):
+        yield _family(name, text, ["part"], {(part,): figures[figure] for part, figures in parts.items()})
 
 
 def _lease_metrics(database: Database) -> Iterator[Metric]:
@@ -196,3 +176,11 @@ def _lease_metrics(database: Database) -> Iterator[Metric]:
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value)
+
+
+def _family(name: str, text: str, labels: Sequence[str], values: Mapping[Key, float]) -> Metric:
+    """Return a gauge with one value for each combination of its `labels`."""
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for names, value in values.items():
+        family.add_metric(names, value)
+    return family

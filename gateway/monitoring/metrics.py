@@ -4,7 +4,8 @@ Names and units follow Prometheus. HTTP metrics follow OpenTelemetry's semantic 
 (`http.server.request.duration`) in Prometheus's spelling, because dashboards for them exist.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Protocol
 
 from prometheus_client import (
@@ -53,89 +54,67 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self.registry.register(periodic.failures)
-        self.requests = Histogram(
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self.requests = histogram(
             "http_server_request_duration_seconds",
             "Time from a request's head to the end of its response.",
             ("http_request_method", "http_route", "http_response_status_code"),
-            registry=self.registry,
             buckets=_REQUEST_S,
         )
         self.request_series: dict[tuple[str, str, int], Histogram] = {}
         """The series of `requests`, by method, route and status."""
-        self.active_requests = Gauge("http_server_active_requests", "Requests in progress.", registry=self.registry)
-        self.call_texts = Histogram(
-            "sentiment_call_texts", "Texts in a call to the model.", registry=self.registry, buckets=_TEXTS
-        )
-        self.calls = Histogram(
+        self.active_requests = gauge("http_server_active_requests", "Requests in progress.")
+        self.call_texts = histogram("sentiment_call_texts", "Texts in a call to the model.", buckets=_TEXTS)
+        self.calls = histogram(
             "sentiment_call_duration_seconds",
             "Duration of calls to the model, by outcome: answered, refused, timeout, failed or cancelled.",
             ("outcome",),
-            registry=self.registry,
             buckets=_CALL_S,
         )
-        self.active_calls = Gauge("sentiment_active_calls", "Calls to the model in progress.", registry=self.registry)
-        phases = Histogram(
+        self.active_calls = gauge("sentiment_active_calls", "Calls to the model in progress.")
+        phases = histogram(
             "sentiment_engine_phase_seconds",
             "Duration of a call's phases in the engine: tokenize, queue, graph.",
             ("phase",),
-            registry=self.registry,
             buckets=_PHASE_S,
         )
         self._tokenize, self._queue, self._graph = map(phases.labels, ("tokenize", "queue", "graph"))
-        self.micro_batch_queue = Gauge(
-            "sentiment_micro_batch_queue_length",
-            "Live requests that wait for a call.",
-            registry=self.registry,
+        self.micro_batch_queue = gauge("sentiment_micro_batch_queue_length", "Live requests that wait for a call.")
+        self.micro_batch_wait = histogram(
+            "sentiment_micro_batch_wait_seconds", "Time that live requests waited for their call.", buckets=_PHASE_S
         )
-        self.micro_batch_wait = Histogram(
-            "sentiment_micro_batch_wait_seconds",
-            "Time that live requests waited for their call.",
-            registry=self.registry,
-            buckets=_PHASE_S,
-        )
-        self.answers = Counter(
-            "sentiment_answers", "Texts classified by the model, by label.", ("label",), registry=self.registry
-        )
-        self.sampled = Counter(
+        self.answers = counter("sentiment_answers", "Texts classified by the model, by label.", ("label",))
+        self.sampled = counter(
             "sentiment_sampled_predictions",
             "Sampled texts by outcome: kept, or lost because the database was unavailable.",
             ("outcome",),
-            registry=self.registry,
         )
-        self.challenger = Counter(
+        self.challenger = counter(
             "sentiment_challenger_texts",
             "Live texts sent to the version on trial: answered, or failed and answered by the deployed version.",
             ("outcome",),
-            registry=self.registry,
         )
-        self.compared = Counter(
+        self.compared = counter(
             "sentiment_compared_texts",
             "Live texts compared: with the same or different labels, or dropped for lack of time.",
             ("outcome",),
-            registry=self.registry,
         )
-        self.feedback = Counter(
-            "sentiment_feedback_received_rows",
-            "Rows of feedback accepted by this gateway, by label.",
-            ("label",),
-            registry=self.registry,
+        self.feedback = counter(
+            "sentiment_feedback_received_rows", "Rows of feedback accepted by this gateway, by label.", ("label",)
         )
-        self.model_ready = Gauge(
-            "sentiment_model_ready", "1 if the model responded to the last call.", registry=self.registry
-        )
-        self.model_version = Gauge(
-            "sentiment_model_version", "Version of the last response; 0 before the first.", registry=self.registry
-        )
-        self.open_tritons = Gauge(
+        self.model_ready = gauge("sentiment_model_ready", "1 if the model responded to the last call.")
+        self.model_version = gauge("sentiment_model_version", "Version of the last response; 0 before the first.")
+        self.open_tritons = gauge(
             "sentiment_open_tritons",
             "External Tritons that let anyone who reaches them load models, and thus run code.",
-            registry=self.registry,
         )
         self.cache: CacheCounts | None = None
         """The prediction cache; None before the gateway starts."""
 
     def of_requests(self, method: str, route: str, status: int) -> Histogram:
-        """Return the series for a method, route and status. Callers should keep it, because the lookup is slow."""
+        """Return the series for a method, route and status. It is kept, because the library's lookup is slow."""
         key = (method, route, status)
         if key not in self.request_series:
             self.request_series[key] = self.requests.labels(method, route, status)
@@ -150,16 +129,20 @@ class Metrics:
     def watch_cache(self, cache: CacheCounts) -> None:
         """Export the counters of `cache`."""
         self.cache = cache
-        self.registry.register(_CacheCollector(cache))
+        self.registry.register(Families(partial(_cache_metrics, cache)))
 
 
-class _CacheCollector:
-    def __init__(self, cache: CacheCounts) -> None:
-        self._cache = cache
+class Families:
+    """A collector of the metrics that a function returns at each scrape."""
 
-    def collect(self) -> Iterable[Metric]:
-        yield CounterMetricFamily("sentiment_cache_hits", "Texts found in the cache.", self._cache.hits)
-        yield CounterMetricFamily("sentiment_cache_misses", "Texts not found in the cache.", self._cache.misses)
-        yield GaugeMetricFamily("sentiment_cache_texts", "Cached texts.", self._cache.texts)
-        yield GaugeMetricFamily("sentiment_cache_bytes", "Memory used by the cache.", self._cache.bytes)
-        yield GaugeMetricFamily("sentiment_cache_max_bytes", "Maximum memory of the cache.", self._cache.max_bytes)
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        """Collect what `collect` returns."""
+        self.collect = collect
+
+
+def _cache_metrics(cache: CacheCounts) -> Iterator[Metric]:
+    yield CounterMetricFamily("sentiment_cache_hits", "Texts found in the cache.", cache.hits)
+    yield CounterMetricFamily("sentiment_cache_misses", "Texts not found in the cache.", cache.misses)
+    yield GaugeMetricFamily("sentiment_cache_texts", "Cached texts.", cache.texts)
+    yield GaugeMetricFamily("sentiment_cache_bytes", "Memory used by the cache.", cache.bytes)
+    yield GaugeMetricFamily("sentiment_cache_max_bytes", "Maximum memory of the cache.", cache.max_bytes)

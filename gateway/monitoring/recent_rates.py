@@ -44,7 +44,6 @@ class Reading:
 class Rates:
     """Rates and latencies between two readings."""
 
-    seconds: float
     requests_per_s: float
     texts_per_s: float
     failed_share: float | None
@@ -129,7 +128,6 @@ def rates(samples: Sequence[Reading]) -> Rates | None:
     before = dict(first.by_duration)
     by_duration = [(bound, count - before.get(bound, 0.0)) for bound, count in last.by_duration]
     return Rates(
-        seconds,
         requests / seconds,
         texts / seconds,
         (last.failed - first.failed) / requests if requests else None,

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from fastapi.routing import APIRoute
-from prometheus_client import Histogram
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,8 +16,8 @@ from gateway.monitoring.metrics import Metrics
 REQUEST_ID_HEADER = "X-Request-Id"
 SLOW_S = 2.0
 """Duration from which a request is logged. Live requests only take that long under overload."""
-LINES_PER_SECOND = 10
-"""Maximum lines for slow and failed requests, to protect the disk in an outage; the next line counts omitted ones."""
+MOST_LINES = 100
+"""Maximum lines for slow and failed requests in a period of `common.log_flood`, to protect the disk in an outage."""
 CLIENT_LEFT = 499
 """Status for requests whose client disconnected before the response began, as in nginx."""
 OTHER_ROUTE = "other"
@@ -43,8 +42,6 @@ class Observing:
         self._active = 0
         metrics.active_requests.set_function(lambda: self._active)
         self._routes = Routes(routes)
-        self._children: dict[tuple[str, str, int], Histogram] = {}
-        self._lines = _LineBudget()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -102,20 +99,23 @@ class Observing:
 
     def _end(self, scope: Scope, status: int, seconds: float) -> None:
         method, route = scope["method"], self._routes.template(scope["path"])
-        child = self._children.get((method, route, status))
-        if child is None:
-            child = self._metrics.of_requests(method if method in _METHODS else OTHER_METHOD, route, status)
-            if method in _METHODS:
-                self._children[method, route, status] = child
-        child.observe(seconds)
-        if status >= 500 or (seconds >= SLOW_S and route != PROGRESS_PATH):
-            left_out = self._lines.take()
-            if left_out is not None:
-                _tell(
-                    logging.WARNING, scope, status, seconds, f" ({left_out} similar lines omitted)" if left_out else ""
-                )
-        elif log.isEnabledFor(logging.DEBUG):
-            _tell(logging.DEBUG, scope, status, seconds, "")
+        self._metrics.of_requests(method if method in _METHODS else OTHER_METHOD, route, status).observe(seconds)
+        is_told = status >= 500 or (seconds >= SLOW_S and route != PROGRESS_PATH)
+        level = logging.WARNING if is_told else logging.DEBUG
+        if not log.isEnabledFor(level):
+            return
+        duration_ms, path = 1_000 * seconds, scope["path"][:200]
+        figures = {"method": method[:10], "path": path, "status": status, "duration_ms": round(duration_ms, 1)}
+        # The path comes from a stranger; it is escaped as in Python source, so that it cannot add log lines.
+        log.log(
+            level,
+            "%s %s: %d after %.1f ms",
+            method[:10],
+            ascii(path)[1:-1],
+            status,
+            duration_ms,
+            extra={"figures": figures, "most_lines": MOST_LINES},
+        )
 
 
 class Routes:
@@ -135,45 +135,3 @@ class Routes:
         if plain is not None:
             return plain
         return next((template for pattern, template in self._patterns if pattern.match(path)), OTHER_ROUTE)
-
-
-class _LineBudget:
-    """Allows at most `LINES_PER_SECOND` log lines."""
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._taken = 0
-        self._left_out = 0
-
-    def take(self) -> int | None:
-        """Return how many lines were left out before this one; None if this one may not be written."""
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._taken = second, 0
-        if self._taken == LINES_PER_SECOND:
-            self._left_out += 1
-            return None
-        self._taken += 1
-        left_out, self._left_out = self._left_out, 0
-        return left_out
-
-
-def _tell(level: int, scope: Scope, status: int, seconds: float, note: str) -> None:
-    # The path comes from a stranger; it is escaped as in Python source, so that it cannot add log lines.
-    log.log(
-        level,
-        "%s %s: %d after %.1f ms%s",
-        scope["method"][:10],
-        ascii(scope["path"][:200])[1:-1],
-        status,
-        1_000 * seconds,
-        note,
-        extra={
-            "figures": {
-                "method": scope["method"][:10],
-                "path": scope["path"][:200],
-                "status": status,
-                "duration_ms": round(1_000 * seconds, 1),
-            }
-        },
-    )

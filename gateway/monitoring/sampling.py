@@ -1,13 +1,12 @@
 """Samples texts with their predictions and writes the sample to the database, outside of requests."""
 
 import asyncio
-import logging
 import math
 import random
 import time
 from collections.abc import Sequence
 
-from common.periodic import run_periodically
+from common.periodic import run_periodically, try_once
 from gateway.monitoring.metrics import Metrics
 from serving.client.prediction import Prediction
 from storage.lazy_database import Storage
@@ -17,8 +16,6 @@ INTERVAL_S = 10.0
 """Seconds between two writes. All texts of an interval have the same probability of being sampled."""
 _LAST_WRITE_S = 3.0
 """Time limit in seconds of the last write, when the gateway shuts down."""
-
-log = logging.getLogger(__name__)
 
 
 class Sampler:
@@ -93,12 +90,7 @@ class Sampler:
 
     async def end(self) -> None:
         """Write the last sample, unless the database is too slow."""
-        try:
-            await asyncio.wait_for(self.write(), _LAST_WRITE_S)
-        except asyncio.TimeoutError:
-            log.warning("The last sampled predictions are lost: the database is too slow.")
-        except Exception as error:
-            log.warning("The last sampled predictions are lost: %s", str(error).partition("\n")[0])
+        await try_once(self.write, _LAST_WRITE_S, "The last sampled predictions are lost")
 
     async def write(self) -> None:
         """Write the sample. If the database fails, the sample is discarded, so that memory stays bounded."""

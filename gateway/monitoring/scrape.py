@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
 
 import httpx
 from prometheus_client import generate_latest
@@ -12,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from common.errors import PipelineError
 from common.settings import Settings
 from gateway.monitoring.loop_metrics import loop_metrics
-from gateway.monitoring.metrics import Metrics
+from gateway.monitoring.metrics import Families, Metrics
 from serving.client import sockets
 from serving.host import triton
 from storage.lazy_database import Storage
@@ -38,7 +37,7 @@ class Scrape:
     async def text(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
         loop, triton = await asyncio.gather(self._loop(), self._of_triton())
-        return generate_latest(self._metrics.registry) + generate_latest(_Families(loop)) + triton
+        return generate_latest(self._metrics.registry) + generate_latest(Families(lambda: loop)) + triton
 
     async def close(self) -> None:
         """Close the connection to Triton."""
@@ -73,17 +72,7 @@ class Scrape:
         except httpx.HTTPError:
             text = b""
         up = _up("sentiment_triton_metrics_up", "1 if the bundled Triton's metrics are included.", bool(text))
-        return generate_latest(_Families([up])) + text
-
-
-class _Families:
-    """A collector of existing metrics."""
-
-    def __init__(self, families: Sequence[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Sequence[Metric]:
-        return self._families
+        return generate_latest(Families(lambda: [up])) + text
 
 
 def _up(name: str, text: str, is_up: bool) -> Metric:

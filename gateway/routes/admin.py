@@ -194,11 +194,10 @@ def route(
         path,
         endpoint,
         scope=scope or (Scope.ADMIN if method == "POST" else Scope.READ),
-        methods=[method],
+        method=method,
         status_code=statuses[0],
-        operation_id=endpoint.__name__,
         summary=summary,
-        tags=["loop"],
+        tags=["feedback" if path.startswith("/feedback") else "loop"],
         openapi_extra={"parameters": list(parameters)},
         responses={
             **{status: {"model": model, "description": _DESCRIPTIONS[status]} for status in statuses},

@@ -20,10 +20,12 @@ class DirectRoute(APIRoute):
     these routes in a list, because an included router costs 2,000 requests/s.
     """
 
-    def __init__(self, path: str, endpoint: Endpoint, *, scope: Scope | None, **documented: Any) -> None:
+    def __init__(
+        self, path: str, endpoint: Endpoint, *, scope: Scope | None, method: str = "GET", **documented: Any
+    ) -> None:
         """Route `path` to `endpoint`. Requests need a key with `scope`, or no key if `scope` is None."""
         self.scope = scope
-        super().__init__(path, endpoint, **documented)
+        super().__init__(path, endpoint, methods=[method], operation_id=endpoint.__name__, **documented)
 
     def get_route_handler(self) -> Endpoint:
         """Return the endpoint, with a check of the scope before it."""

@@ -60,6 +60,6 @@ async def openapi(request: Request) -> Response:
 
 
 routes = [
-    DirectRoute(path, endpoint, scope=None, methods=["GET"], include_in_schema=False)
+    DirectRoute(path, endpoint, scope=None, include_in_schema=False)
     for path, endpoint in ((PATH, docs), (OPENAPI_PATH, openapi))
 ]

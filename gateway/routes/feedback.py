@@ -124,9 +124,8 @@ routes = [
         "/feedback",
         post_feedback,
         scope=Scope.FEEDBACK,
-        methods=["POST"],
+        method="POST",
         status_code=201,
-        operation_id="post_feedback",
         summary="Send feedback",
         tags=["feedback"],
         openapi_extra={

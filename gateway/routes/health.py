@@ -70,8 +70,6 @@ routes = [
         "/health/live",
         health_live,
         scope=None,
-        methods=["GET"],
-        operation_id="health_live",
         summary="Liveness of the process",
         tags=["health"],
         responses={
@@ -83,8 +81,6 @@ routes = [
         "/health/ready",
         health_ready,
         scope=None,
-        methods=["GET"],
-        operation_id="health_ready",
         summary="Readiness of the model",
         tags=["health"],
         responses={

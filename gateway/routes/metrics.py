@@ -19,8 +19,6 @@ routes = [
         "/metrics",
         get_metrics,
         scope=Scope.READ,
-        methods=["GET"],
-        operation_id="get_metrics",
         summary="Metrics in Prometheus's text format",
         tags=["health"],
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problem_responses()},

@@ -2,12 +2,11 @@
 
 from fastapi import Request, Response
 
-from gateway.http.problems import REFUSALS, InvalidFieldsError, StorageUnavailableError
+from gateway.http.problems import InvalidFieldsError
 from gateway.http.schemas import Suggestions
-from gateway.routes.admin import in_thread, json_answer, whole_number
+from gateway.routes.admin import in_thread, json_answer, route, whole_number
 from gateway.routes.context import get_context
-from gateway.routes.direct_route import DirectRoute
-from gateway.routes.openapi import parameter, problem_responses
+from gateway.routes.openapi import parameter
 from lifecycle.monitoring.suggestions import MOST_SUGGESTIONS, suggest
 from storage.api_keys import Scope
 
@@ -25,28 +24,17 @@ async def get_suggestions(request: Request) -> Response:
     return json_answer(found.figures())
 
 
+_LIMIT = {"type": "integer", "minimum": 1, "maximum": MOST_SUGGESTIONS, "default": DEFAULT}
+
 routes = [
-    DirectRoute(
+    route(
+        "GET",
         "/feedback/suggestions",
         get_suggestions,
+        "Texts to label next",
+        Suggestions,
+        InvalidFieldsError,
+        parameters=[parameter("query", "limit", _LIMIT, "Maximum number of texts.")],
         scope=Scope.TEXTS,
-        methods=["GET"],
-        operation_id="get_suggestions",
-        summary="Texts to label next",
-        tags=["feedback"],
-        openapi_extra={
-            "parameters": [
-                parameter(
-                    "query",
-                    "limit",
-                    {"type": "integer", "minimum": 1, "maximum": MOST_SUGGESTIONS, "default": DEFAULT},
-                    "Maximum number of texts.",
-                )
-            ]
-        },
-        responses={
-            200: {"model": Suggestions, "description": "Texts to label next."},
-            **problem_responses(InvalidFieldsError, StorageUnavailableError, *REFUSALS),
-        },
     )
 ]

@@ -1,12 +1,10 @@
 """Loads the version on trial into the Tritons, as a separate model beside the deployed one, and unloads it."""
 
-import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 from common.errors import PipelineError
-from lifecycle.deployment.rollout import LOAD_TIMEOUT_S
+from lifecycle.deployment.rollout import LOAD_TIMEOUT_S, for_each
 from serving.client.errors import ControlRefusedError, LoadRefusedError, TritonUnavailableError
 from serving.client.triton_client import TritonClient
 from serving.model_repo.protocol import CHALLENGER_NAME
@@ -46,13 +44,14 @@ def load(addresses: Sequence[str], repository: ModelRepository, version: int) ->
         except TritonUnavailableError as error:
             raise EndedLoadingError(f"Triton at {client.address} ended while it loaded version {version}") from error
 
-    found = _for_each(addresses, has_it)
+    found = for_each(addresses, has_it, CHALLENGER_NAME)
     if False in found or not repository.has_challenger_of(version):
         try:
             repository.lay_challenger(version)
         except PipelineError as error:
             raise ChallengerError(str(error)) from error
-    _for_each([address for address, has in zip(addresses, found, strict=True) if has is False], load_one)
+    without = [address for address, has in zip(addresses, found, strict=True) if has is False]
+    for_each(without, load_one, CHALLENGER_NAME)
     return None not in found
 
 
@@ -65,7 +64,7 @@ def is_loaded(addresses: Sequence[str]) -> bool:
         except TritonUnavailableError:
             return False
 
-    return any(_for_each(addresses, has_any))
+    return any(for_each(addresses, has_any, CHALLENGER_NAME))
 
 
 def unload(addresses: Sequence[str], repository: ModelRepository) -> None:
@@ -76,19 +75,5 @@ def unload(addresses: Sequence[str], repository: ModelRepository) -> None:
             if await client.loaded_versions():
                 await client.unload_model(_UNLOAD_TIMEOUT_S)
 
-    _for_each(addresses, unload_one)
+    for_each(addresses, unload_one, CHALLENGER_NAME)
     repository.remove_challenger()
-
-
-def _for_each(addresses: Sequence[str], do: Callable[[TritonClient], Coroutine[Any, Any, Any]]) -> list[Any]:
-    async def with_client(address: str) -> Any:
-        client = TritonClient(address, CHALLENGER_NAME)
-        try:
-            return await do(client)
-        finally:
-            await client.close()
-
-    async def all_of_them() -> list[Any]:
-        return await asyncio.gather(*map(with_client, addresses))
-
-    return asyncio.run(all_of_them())

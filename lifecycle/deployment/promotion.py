@@ -68,20 +68,7 @@ def promote(
             raise DeploymentError(f"Version {version} is already deployed.")
         if only_from not in (None, previous):
             raise DeploymentError(f"Version {only_from} is no longer deployed; version {previous} is.")
-        message = f"Version {version} was promoted{f' and replaced version {previous}' if previous else ''}: {reason}."
-        monitor_s = settings.monitor_minutes * 60
-        _switch(
-            settings,
-            database,
-            repository,
-            version,
-            previous,
-            reason,
-            EventKind.PROMOTED,
-            message,
-            figures or {},
-            monitor_s,
-        )
+        _switch(settings, database, version, previous, reason, EventKind.PROMOTED, figures)
 
 
 def roll_back(settings: Settings, database: Database, reason: str, only_from: int | None = None) -> int:
@@ -108,10 +95,7 @@ def roll_back(settings: Settings, database: Database, reason: str, only_from: in
             raise DeploymentError(
                 f"Version {target}, the rollback target, is no longer in {repository.model}; promote another version."
             )
-        message = f"Rolled back from version {current} to {target}: {reason}."
-        _switch(
-            settings, database, repository, target, previous, reason, EventKind.ROLLED_BACK, message, {}, monitor_s=0
-        )
+        _switch(settings, database, target, previous, reason, EventKind.ROLLED_BACK)
         return target
 
 
@@ -219,17 +203,23 @@ def deploying(database: Database) -> Iterator[None]:
 def _switch(
     settings: Settings,
     database: Database,
-    repository: ModelRepository,
     version: int,
     previous: int | None,
     reason: str,
     kind: EventKind,
-    message: str,
-    figures: Figures,
-    monitor_s: float,
+    figures: Figures | None = None,
 ) -> None:
-    """Record the intention, roll out the version, and record the outcome."""
+    """Record the intention, roll out the version, and record the outcome, by an event of `kind`.
+
+    `previous` is the version to which a rollback from `version` would lead.
+    """
+    repository = ModelRepository(settings.model_repository)
     serving_before = repository.deployed()
+    if kind is EventKind.PROMOTED:
+        replaced = f" and replaced version {serving_before}" if serving_before else ""
+        message, monitor_s = f"Version {version} was promoted{replaced}: {reason}.", settings.monitor_minutes * 60
+    else:
+        message, monitor_s = f"Rolled back from version {serving_before} to {version}: {reason}.", 0
     try:
         bundle = Bundle.load(repository.version_directory(version))
     except PipelineError as error:

@@ -14,12 +14,14 @@ A killed process leaves an intention in the database, and tickets; `promotion.re
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from typing import Any, TypeVar
 
 from common.errors import PipelineError
 from serving.client.errors import LoadRefusedError, TextRefusedError, TritonTimeoutError, TritonUnavailableError
 from serving.client.triton_client import TritonClient
+from serving.model_repo.protocol import MODEL_NAME
 from serving.model_repo.repository import ModelRepository
 from serving.model_repo.switch import BEAT_S, Switch
 
@@ -32,6 +34,8 @@ _LIVE_TIMEOUT_S = 5.0
 _TURN_S = 30.0
 _ANSWER_TIMEOUT_S = 10.0
 _LOOK_S = 0.02
+
+Found = TypeVar("Found")
 
 log = logging.getLogger(__name__)
 
@@ -54,41 +58,48 @@ def roll_out(addresses: Sequence[str], repository: ModelRepository, version: int
 
 def outdated_tritons(addresses: Sequence[str], repository: ModelRepository) -> list[str]:
     """Return the running Tritons that have loaded another version than the deployed one, or no version."""
-    return asyncio.run(_outdated(addresses, repository.named()))
+    deployed = repository.named()
+
+    async def is_outdated(client: TritonClient) -> bool:
+        try:
+            return await client.loaded_versions() != {deployed}
+        except TritonUnavailableError:
+            return False
+
+    found = zip(addresses, for_each(addresses, is_outdated), strict=True)
+    return [address for address, is_out in found if is_out and deployed is not None]
 
 
 def update_tritons(addresses: Sequence[str], repository: ModelRepository) -> dict[str, str]:
     """Load the deployed version in outdated Tritons; return the error of each by address, empty if there is none."""
 
-    async def load(address: str) -> str:
-        client = TritonClient(address)
+    async def load(client: TritonClient) -> str:
         try:
             await client.load_model(LOAD_TIMEOUT_S)
         except TritonUnavailableError as error:
             return str(error)
-        finally:
-            await client.close()
         return ""
 
-    async def load_all() -> dict[str, str]:
-        found = await _outdated(addresses, repository.named())
-        return dict(zip(found, await asyncio.gather(*map(load, found)), strict=True))
-
-    return asyncio.run(load_all())
+    outdated = outdated_tritons(addresses, repository)
+    return dict(zip(outdated, for_each(outdated, load), strict=True))
 
 
-async def _outdated(addresses: Sequence[str], deployed: int | None) -> list[str]:
-    async def is_outdated(address: str) -> bool:
-        client = TritonClient(address)
+def for_each(
+    addresses: Sequence[str], do: Callable[[TritonClient], Coroutine[Any, Any, Found]], model: str = MODEL_NAME
+) -> list[Found]:
+    """Call `do` for the `model` of each Triton, all at the same time; return the results in the addresses' order."""
+
+    async def with_client(address: str) -> Found:
+        client = TritonClient(address, model)
         try:
-            return await client.loaded_versions() != {deployed}
-        except TritonUnavailableError:
-            return False
+            return await do(client)
         finally:
             await client.close()
 
-    found = await asyncio.gather(*map(is_outdated, addresses))
-    return [address for address, is_out in zip(addresses, found, strict=True) if is_out and deployed is not None]
+    async def all_of_them() -> list[Found]:
+        return await asyncio.gather(*map(with_client, addresses))
+
+    return asyncio.run(all_of_them())
 
 
 class _Triton:

@@ -44,12 +44,7 @@ def describe_models(settings: Settings, database: Database) -> list[Figures]:
                 "mlflow_run": known.bundle["mlflow_run"],
                 "feedback": learnt.get(known.version, {}).get(LEARNT_FROM, {}),
                 "gates": [
-                    {
-                        "gate": verdict.gate,
-                        "passed": verdict.passed,
-                        "message": verdict.message,
-                        "figures": verdict.figures,
-                    }
+                    verdict.as_json("gate", "passed", "message", "figures")
                     for verdict in versions.verdicts_of(session, known.version)
                 ],
                 "release": releases.as_json(tried) if (tried := releases.last_of(session, known.version)) else None,

@@ -6,14 +6,13 @@ a share of their rows (`SENTIMENT_MAX_SOURCE_SHARE`), so that no single sender c
 
 import csv
 import hashlib
-import io
-import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.settings import Settings
+from serving.model_repo.repository import sync
 from storage.database import Database
 from storage.feedback import SourcedText, is_held_out, last_feedback_id, newest_feedback, newest_of_others, text_hash
 from trainer.dataset import Dataset, LabelledTexts, fingerprint
@@ -96,14 +95,11 @@ def write(data: MergedData, directory: Path) -> tuple[Path, Path]:
     directory.mkdir(parents=True, exist_ok=True)
     paths = directory / TRAIN_FILE, directory / VAL_FILE
     for path, texts in zip(paths, (data.train, data.val), strict=True):
-        file = io.StringIO()
-        writer = csv.writer(file)
-        writer.writerow(("text", "label"))
-        writer.writerows(zip(texts.texts, texts.labels, strict=True))
         part = path.with_suffix(".part")
-        with part.open("wb") as output:
-            output.write(file.getvalue().encode())
-            output.flush()
-            os.fsync(output.fileno())
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("text", "label"))
+            writer.writerows(zip(texts.texts, texts.labels, strict=True))
+        sync(part)
         part.replace(path)
     return paths

@@ -13,14 +13,13 @@ from storage.events import EventKind
 log = logging.getLogger(__name__)
 
 
-def remove_old_versions(
-    settings: Settings, database: Database, repository: ModelRepository, aliased: set[int]
-) -> list[int]:
+def remove_old_versions(settings: Settings, database: Database, aliased: set[int]) -> list[int]:
     """Keep the newest `keep_versions` versions; remove the others, rejected ones first, and return them.
 
     The deployed version, the rollback target, versions in deployment or on trial, and versions with an MLflow alias
     (`aliased`) always stay.
     """
+    repository = ModelRepository(settings.model_repository)
     published = repository.published()
     with database.reading() as session:
         needed = {repository.deployed(), deployments.rollback_target(session)}

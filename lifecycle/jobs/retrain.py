@@ -42,6 +42,7 @@ from trainer.train import replace_directory, train
 _STARTED = "retraining.json"
 _DATA = "data"
 """Key in this file: the counts of rows of the data files."""
+_MODEL = "model"
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Callable[[st
     repository = ModelRepository(settings.model_repository)
     dataset = load_dataset(settings)
     dataset.log_notes()
-    directory = settings.state_dir / "retraining" / str(job.id)
+    directory = _directory(settings, job)
     step("collecting training data")
     if not (directory / _STARTED).exists():
         _examine_sources(settings, database, repository, dataset, directory / "examination")
@@ -68,7 +69,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Callable[[st
         update={
             "train_data": directory / TRAIN_FILE,
             "val_data": directory / VAL_FILE,
-            "model_dir": directory / "model",
+            "model_dir": directory / _MODEL,
             # `write` writes the usual columns, and labels that have their names.
             "text_column": None,
             "label_column": None,
@@ -98,7 +99,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Callable[[st
         tracking.record_sources(record.version, learnt)
         failed = [verdict for verdict in verdicts if not verdict.passed]
         if failed:
-            return _reject(settings, database, repository, job, record.version, champion, failed, learnt, directory)
+            return _reject(settings, database, job, record.version, champion, failed, learnt)
         under = shortfalls(settings, _figures(verdicts))
         reason = f"job {job.id} passed every gate" + (
             f". It is under a threshold, but better than version {champion}: {'; '.join(under)}" if under else ""
@@ -106,15 +107,18 @@ def retrain(settings: Settings, database: Database, job: Job, step: Callable[[st
         if settings.release != "at-once":
             step(f"starting the {settings.release} of version {record.version}")
             _try_live(settings, database, record.version, settings.release, reason)
-            return _finish(
-                settings, database, repository, own.model_dir, record.version, directory, learnt, settings.release
-            )
+            return _finish(settings, database, job, record.version, learnt, settings.release)
         step(f"promoting version {record.version}")
         before = Bundle.load(repository.version_directory(champion)).metrics
         figures: Figures = {"before": before, "after": _figures(verdicts)}
         promote(settings, database, record.version, reason, figures)
         keep(settings, record.version, dataset)
-    return _finish(settings, database, repository, own.model_dir, record.version, directory, learnt)
+    return _finish(settings, database, job, record.version, learnt)
+
+
+def _directory(settings: Settings, job: Job) -> Path:
+    """Return the directory with the data and the model of a retraining."""
+    return settings.state_dir / "retraining" / str(job.id)
 
 
 def _examine_sources(
@@ -192,13 +196,11 @@ def _publish(own: Settings, database: Database, repository: ModelRepository, ver
 def _reject(
     settings: Settings,
     database: Database,
-    repository: ModelRepository,
     job: Job,
     version: int,
     champion: int,
     failed: list[GateVerdict],
     learnt: Figures,
-    directory: Path,
 ) -> jobs.Outcome:
     gates = ", ".join(verdict.gate for verdict in failed)
     reasons = "\n".join(f"{verdict.gate}: {verdict.message}" for verdict in failed)
@@ -209,8 +211,8 @@ def _reject(
         figures: Figures = {**{verdict.gate: verdict.figures for verdict in failed}, LEARNT_FROM: learnt}
         events.record(session, EventKind.REJECTED, message, figures, version=version, job_id=job.id)
     log.warning("%s", message)
-    remove_old_versions(settings, database, repository, Tracking(settings).aliased())
-    shutil.rmtree(directory)
+    remove_old_versions(settings, database, Tracking(settings).aliased())
+    shutil.rmtree(_directory(settings, job))
     gates_failed = [verdict.gate for verdict in failed]
     return jobs.Outcome(jobs.REJECTED, {"version": version, "gates": gates_failed, LEARNT_FROM: learnt})
 
@@ -232,21 +234,15 @@ def _try_live(settings: Settings, database: Database, version: int, mode: Mode, 
 
 
 def _finish(
-    settings: Settings,
-    database: Database,
-    repository: ModelRepository,
-    model_dir: Path,
-    version: int,
-    directory: Path,
-    learnt: Figures,
-    mode: Mode | None = None,
+    settings: Settings, database: Database, job: Job, version: int, learnt: Figures, mode: Mode | None = None
 ) -> jobs.Outcome:
     """Finish a retraining, repeatably: model files, MLflow alias, old versions, and a check if it is deployed."""
-    if model_dir.exists():
-        replace_directory(settings.model_dir, model_dir)
+    directory = _directory(settings, job)
+    if (directory / _MODEL).exists():
+        replace_directory(settings.model_dir, directory / _MODEL)
     try:
         mlflow_alias.set_alias(settings, database)
-        remove_old_versions(settings, database, repository, Tracking(settings).aliased())
+        remove_old_versions(settings, database, Tracking(settings).aliased())
     except PipelineError as error:
         log.warning("Cannot set MLflow's alias champion now; the scheduler tries again: %s", error)
     if mode is None:

@@ -151,7 +151,8 @@ class Scheduler:
         interval = IntervalTrigger(minutes=self._settings.check_minutes, timezone="UTC")
         # Only the time of the stored check is kept: an older release pickled its function under another module's name.
         due = _stored_time(database)
-        keeps = due is not None and not _is_too_far(due, interval)
+        # If it is due in more than one interval, the clock was set back.
+        keeps = due is not None and due <= datetime.now(timezone.utc) + interval.interval
         when = {"next_run_time": due} if keeps else {}
         scheduler.add_job(request_check, interval, id="check", jobstore=_PERSISTENT, replace_existing=True, **when)
         for name, seconds, look in (
@@ -263,11 +264,6 @@ def _stored_time(database: Database) -> datetime | None:
     with database.engine.connect() as connection:
         seconds = connection.scalar(text(f"SELECT next_run_time FROM {_TABLE} WHERE id = 'check'"))
     return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
-
-
-def _is_too_far(due: datetime, interval: IntervalTrigger) -> bool:
-    """Return whether something is due in more than one interval, because the clock was set back."""
-    return bool(due > datetime.now(timezone.utc) + interval.interval)
 
 
 def _start(*arguments: str) -> "subprocess.Popen[bytes]":

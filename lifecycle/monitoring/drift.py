@@ -111,7 +111,8 @@ def text_drift(known: Sequence[str], live: Sequence[str]) -> TextDrift | None:
     except ValueError:  # no word is in enough texts
         return None
     is_live = np.arange(features.shape[0]) < len(live)
-    scores = cross_val_predict(_classifier(), features, is_live, cv=_folds(), method="decision_function")
+    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=_SEED)
+    scores = cross_val_predict(_classifier(), features, is_live, cv=folds, method="decision_function")
     auc, low, high = area_under_curve(scores[is_live], scores[~is_live])
     weights = _classifier().fit(features, is_live).coef_[0]
     words = vectorizer.get_feature_names_out()
@@ -123,10 +124,6 @@ def text_drift(known: Sequence[str], live: Sequence[str]) -> TextDrift | None:
 
 def _classifier() -> LogisticRegression:
     return LogisticRegression(solver="liblinear", class_weight="balanced", random_state=_SEED)
-
-
-def _folds() -> StratifiedKFold:
-    return StratifiedKFold(_FOLDS, shuffle=True, random_state=_SEED)
 
 
 def area_under_curve(

@@ -62,17 +62,14 @@ class EngineMetrics:
     def _tell(self) -> None:
         # Updates fail while Triton shuts down; the metrics are no longer needed then.
         with contextlib.suppress(self._pb_utils.TritonModelException):
-            self._tell_until_closing()
-
-    def _tell_until_closing(self) -> None:
-        while not self._closing.wait(INTERVAL_S):
-            totals = self._engine.totals()
-            for field in fields(Totals):
-                value, told = getattr(totals, field.name), getattr(self._told, field.name)
-                if value == told:
-                    continue
-                if field.name in _COUNTERS:
-                    self._metrics[field.name].increment(value - told)
-                else:
-                    self._metrics[field.name].set(value)
-            self._told = totals
+            while not self._closing.wait(INTERVAL_S):
+                totals = self._engine.totals()
+                for field in fields(Totals):
+                    value, told = getattr(totals, field.name), getattr(self._told, field.name)
+                    if value == told:
+                        continue
+                    if field.name in _COUNTERS:
+                        self._metrics[field.name].increment(value - told)
+                    else:
+                        self._metrics[field.name].set(value)
+                self._told = totals

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scoring.columns import Columns
 from scoring.inputs import InputFile
-from scoring.job import Job
+from scoring.job import Columns, Job
 from scoring.output import join
 from scoring.parts import Part, Parts
 from tables.blocks import Place

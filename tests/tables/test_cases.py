@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scoring.columns import Columns
 from scoring.inputs import find_inputs
-from scoring.job import Job
+from scoring.job import Columns, Job
 from scoring.reading import check_input, read
 from tables.blocks import Place
 from tables.errors import TableError

@@ -1,6 +1,7 @@
 """The actions of the console, such as promote and roll back. Each needs the scope `admin` and is confirmed first."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from fastapi import Response
 
@@ -63,15 +64,7 @@ async def _roll_back(page_request: PageRequest) -> str:
     return "rolled-back"
 
 
-async def _shadow(page_request: PageRequest) -> str:
-    return await _try(page_request, releases.SHADOW)
-
-
-async def _canary(page_request: PageRequest) -> str:
-    return await _try(page_request, releases.CANARY)
-
-
-async def _try(page_request: PageRequest, mode: releases.Mode) -> str:
+async def _try(mode: releases.Mode, page_request: PageRequest) -> str:
     app, version = page_request.app, _number(page_request, "version")
     await in_thread(lambda: release.start(app.settings, app.storage.open(), version, mode, _reason(page_request)))
     return mode
@@ -83,16 +76,10 @@ async def _stop(page_request: PageRequest) -> str:
     return "stop"
 
 
-async def _retrain(page_request: PageRequest) -> str:
+async def _enqueue(kind: jobs.Kind, page_request: PageRequest) -> str:
     app = page_request.app
-    await in_thread(lambda: jobs.enqueue(app.storage.open(), jobs.RETRAIN, _reason(page_request)))
-    return "retrain"
-
-
-async def _check(page_request: PageRequest) -> str:
-    app = page_request.app
-    await in_thread(lambda: jobs.enqueue(app.storage.open(), jobs.CHECK, _reason(page_request)))
-    return "check"
+    await in_thread(lambda: jobs.enqueue(app.storage.open(), kind, _reason(page_request)))
+    return kind
 
 
 async def _cancel(page_request: PageRequest) -> str:
@@ -124,14 +111,14 @@ def _then_show(change: Callable[[PageRequest], Awaitable[str]]) -> Endpoint:
     return answer
 
 
-_CHANGES = {
+_CHANGES: dict[str, Callable[[PageRequest], Awaitable[str]]] = {
     "promote": _promote,
     "roll-back": _roll_back,
-    "shadow": _shadow,
-    "canary": _canary,
+    "shadow": partial(_try, releases.SHADOW),
+    "canary": partial(_try, releases.CANARY),
     "stop": _stop,
-    "retrain": _retrain,
-    "check": _check,
+    "retrain": partial(_enqueue, jobs.RETRAIN),
+    "check": partial(_enqueue, jobs.CHECK),
     "cancel": _cancel,
 }
 _OF_A_VERSION = ("promote", "shadow", "canary", "stop")

@@ -7,11 +7,9 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 from fastapi import Response
-from sqlalchemy.exc import SQLAlchemyError
 
-from common.errors import PipelineError
 from gateway.console.page import PageRequest, view
-from gateway.http.problems import FieldError, InvalidFieldsError, StorageUnavailableError
+from gateway.http.problems import FieldError, InvalidFieldsError
 from storage import events
 from storage.api_keys import Scope
 from storage.events import EventKind
@@ -92,13 +90,10 @@ def _filter(page_request: PageRequest) -> Filter:
 
 
 async def _find(page_request: PageRequest, wanted: Filter, limit: int) -> list[Event]:
-    def read() -> list[Event]:
-        return events.newest(page_request.app.storage.open(), limit, wanted.kind, wanted.before, wanted.words)
-
-    try:
-        return await page_request.app.work.run(read)
-    except (PipelineError, SQLAlchemyError) as error:
-        raise StorageUnavailableError("Cannot read the events: the database does not respond.") from error
+    storage = page_request.app.storage
+    return await page_request.app.work.run(
+        lambda: events.newest(storage.open(), limit, wanted.kind, wanted.before, wanted.words)
+    )
 
 
 routes = [view("GET", PATH, Scope.READ, show), view("GET", EXPORT_PATH, Scope.READ, export)]

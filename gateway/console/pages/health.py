@@ -1,15 +1,12 @@
 """The view Health: the deployed model, since when it is deployed, and its current rates and latencies."""
 
 import asyncio
-import logging
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
 from fastapi import Response
-from sqlalchemy.exc import SQLAlchemyError
 
-from common.errors import PipelineError
 from common.periodic import failing_tasks
 from gateway.console.page import PageRequest, view
 from gateway.http.problems import StorageUnavailableError
@@ -21,8 +18,6 @@ from storage.api_keys import Scope
 
 PATH = "/console/health"
 DATABASE_WAIT_S = 3.0
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,8 +38,7 @@ async def show(page_request: PageRequest) -> Response:
     read = page_request.app.work.run(partial(_deployed, page_request.app))
     try:
         deployed, database_is_up = await asyncio.wait_for(read, DATABASE_WAIT_S), True
-    except (asyncio.TimeoutError, StorageUnavailableError, PipelineError, SQLAlchemyError) as error:
-        log.debug("Cannot read the deployment: %s", str(error).partition("\n")[0])
+    except (asyncio.TimeoutError, StorageUnavailableError):
         deployed, database_is_up = None, False
     history = page_request.app.pulse.history()
     context = {

@@ -8,12 +8,10 @@ from datetime import datetime
 
 from fastapi import Response
 from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Send
 from starlette.types import Scope as RequestScope
 
-from common.errors import PipelineError
 from gateway.console.page import PageRequest, view
 from gateway.console.rendering import render
 from gateway.http.callers import caller_of
@@ -113,7 +111,7 @@ async def _tell(page_request: PageRequest) -> AsyncIterator[str]:
         try:
             progress = await page_request.app.work.run(lambda: read(page_request.app))
             html = render("_progress.html", {"progress": progress, "steps": STEPS, **page_request.rights()})
-        except (PipelineError, SQLAlchemyError, StorageUnavailableError):
+        except StorageUnavailableError:
             html = "<p>The database does not respond; the progress of jobs is unknown.</p>"
         else:
             if progress.state != state:

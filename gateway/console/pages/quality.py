@@ -34,12 +34,13 @@ _MARKS = {
 async def show(page_request: PageRequest) -> Response:
     """Show the page."""
     checks, marks, sources = await in_thread(lambda: _read(page_request.app))
+    result = checks[-1].result if checks else {}
     context = {
         "checks": checks,
         "last": checks[-1] if checks else None,
-        "confusions": [_confusion(name, checks[-1].result[name]) for name in _data_of(checks[-1])] if checks else [],
-        "live": checks[-1].result.get("live", {}) if checks else {},
-        "drift": checks[-1].result.get("drift", {}) if checks else {},
+        "confusions": [_confusion(name, result[name]) for name in _DATA if name in result],
+        "live": result.get("live", {}),
+        "drift": result.get("drift", {}),
         "chart": _chart(page_request.app.settings, checks, marks),
         "marks": [(*_MARKS[EventKind(mark.kind)], mark) for mark in marks],
         "settings": page_request.app.settings,
@@ -55,10 +56,6 @@ def _read(app: AppContext) -> tuple[list[Job], list[Event], list[Figures]]:
     found = events.newest_of(database, _MARKS.keys(), SHOWN_EVENTS)[::-1]
     sources = feedback_sources.list_sources(database, app.settings.trusted_sources)
     return checks, [event for event in found if checks and event.at >= checks[0].created_at], sources
-
-
-def _data_of(check: Job) -> list[str]:
-    return [name for name in _DATA if name in check.result]
 
 
 def _chart(settings: Settings, checks: list[Job], marks: list[Event]) -> dict[str, Any]:

@@ -23,9 +23,9 @@ def routes() -> list[DirectRoute]:
     return [*_pages(), *assets.routes()]
 
 
-def page_paths() -> list[str]:
+def page_paths() -> frozenset[str]:
     """Return the paths on which session cookies are accepted."""
-    return [route.path for route in _pages()]
+    return frozenset(route.path for route in _pages())
 
 
 def headers(is_https: bool) -> dict[str, list[Header]]:

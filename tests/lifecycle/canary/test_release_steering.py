@@ -226,6 +226,6 @@ def test_old_versions_are_removed_but_none_that_is_tried_or_about_to_be(
     promotion.promote(served.settings, database, 3, "by the test")
     assert last(database).state == "stopped"
     assert served.repository.has_challenger_of(2)  # as it is before its release is written down
-    assert remove_old_versions(served.settings, database, served.repository, set()) == []
+    assert remove_old_versions(served.settings, database, set()) == []
     steering.look(database)
-    assert remove_old_versions(served.settings, database, served.repository, set()) == [2]
+    assert remove_old_versions(served.settings, database, set()) == [2]

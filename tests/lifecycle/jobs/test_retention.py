@@ -82,11 +82,11 @@ def _prepare(served: Served, database: Database, case: Case) -> None:
 def test_the_newest_versions_stay_and_those_that_are_needed(served: Served, database: Database, case: Case) -> None:
     _prepare(served, database, case)
     settings = served.settings.model_copy(update={"keep_versions": case.keep})
-    removed = remove_old_versions(settings, database, served.repository, case.aliased)
+    removed = remove_old_versions(settings, database, case.aliased)
     assert served.repository.published() == case.stay
     assert set(removed) == set(range(1, VERSIONS + 1)) - case.stay
     assert served.repository.deployed() == case.serving
-    assert remove_old_versions(settings, database, served.repository, case.aliased) == []
+    assert remove_old_versions(settings, database, case.aliased) == []
 
 
 def test_a_removed_version_leaves_nothing_on_the_disk_and_is_known_still(served: Served, database: Database) -> None:
@@ -95,7 +95,7 @@ def test_a_removed_version_leaves_nothing_on_the_disk_and_is_known_still(served:
     leftover = served.repository.model / ".9.removed"
     leftover.mkdir()
     (leftover / "of a removal that was cut off").touch()
-    assert remove_old_versions(settings, database, served.repository, set()) == [1]
+    assert remove_old_versions(settings, database, set()) == [1]
     assert sorted(path.name for path in served.repository.model.iterdir()) == ["2", "3", "4", "5", "6", "config.pbtxt"]
     with database.reading() as session:
         assert session.get_one(Version, 1).removed_at is not None
