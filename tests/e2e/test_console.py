@@ -285,6 +285,16 @@ def check_once(database: Database) -> None:
         )
 
 
+def test_a_chart_tells_the_newest_values_without_a_pointer(page: Page, database: Database) -> None:
+    check_once(database)
+    page.goto("/console/quality")
+    legend = page.locator(".u-legend tr")
+    expect(legend.nth(0)).to_contain_text("newest")
+    expect(legend.filter(has_text="accuracy, validation")).to_contain_text("0.9000")
+    page.goto("/console/health")
+    expect(legend.filter(has_text="requests")).to_contain_text(re.compile(r"\d\.\d /s"))
+
+
 def assert_accessible(page: Page, what: str) -> None:
     found = Axe().run(page).response["violations"]
     serious = [
