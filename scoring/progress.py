@@ -21,7 +21,7 @@ class Progress:
         self._line = StatusLine()
         self._started = time.monotonic()
         self.rows = 0
-        """Number of rows classified by this process."""
+        """Number of rows read by this process, including rejected ones."""
 
     def add(self, file: int, rows: int, fraction: float) -> None:
         """Add rows of an input, and set the share of it that is done."""
@@ -38,9 +38,10 @@ class Progress:
         self._line.show(self._text(), stays=True)
 
     def summary(self) -> str:
-        """Return the number of rows, duration and speed, for the log."""
+        """Return the duration and speed of this process, and after how many rows it resumed, for the log."""
         seconds = time.monotonic() - self._started
-        return f"{self.rows:,} rows in {duration(seconds)} ({self.rows / max(seconds, 1e-9):,.0f} rows/s)"
+        resumed = f", resumed after {self._rows_before:,} rows" if self._rows_before else ""
+        return f"{duration(seconds)} ({self.rows / max(seconds, 1e-9):,.0f} rows/s{resumed})"
 
     def _share(self) -> float:
         """Return the share of all inputs' bytes that has been read."""

@@ -52,13 +52,13 @@ def score(settings: Settings, options: argparse.Namespace) -> None:
             log.info("The rows scored so far are in %s. Run the same command again: it resumes.", job.work)
             raise
         parts.refresh()
+        rows = parts.rows()
         rejected = join(job, parts, options.escape_formulas)
         remove_work(job)
-    log.info("Scored %s with version %d into %s.", progress.summary(), job.version, job.output)
+    scored = f"{rows - rejected:,} of {rows:,} rows" if rejected else f"{rows:,} {'row' if rows == 1 else 'rows'}"
+    log.info("Scored %s in %s with version %d into %s.", scored, progress.summary(), job.version, job.output)
     if rejected:
-        log.warning(
-            "%s rows were not scored. %s lists their row numbers and the reasons.", f"{rejected:,}", job.rejected
-        )
+        log.warning("Not scored: %s. %s lists their row numbers and the reasons.", f"{rejected:,}", job.rejected)
 
 
 def _job(repository: ModelRepository, options: argparse.Namespace) -> Job:

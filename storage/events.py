@@ -28,6 +28,8 @@ class EventKind(str, Enum):
     RETRAINING_STARTED = "retraining-started"
     RETRAINING_SKIPPED = "retraining-skipped"
     REJECTED = "candidate-rejected"
+    DEPLOYED = "deployed"
+    """A version is deployed that no promotion has recorded, such as the first one."""
     PROMOTED = "promoted"
     PROMOTION_FAILED = "promotion-failed"
     MONITORED = "monitored"

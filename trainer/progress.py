@@ -18,7 +18,7 @@ class ProgressLine(TrainerCallback):
         self._line = StatusLine()
         self._started = 0.0
         self._first_step = 0
-        self._loss = self._quality = ""
+        self._loss = ""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Record the time and the step at which this process began."""
@@ -46,14 +46,15 @@ class ProgressLine(TrainerCallback):
     ) -> None:
         """Report the new quality on a line that stays."""
         metrics: dict[str, float] = kwargs["metrics"]
-        self._quality = f"  accuracy {metrics['eval_accuracy']:.3f}  macro F1 {metrics['eval_macro_f1']:.3f}"
-        self._report(state, stays=True)
+        quality = f"  accuracy {metrics['eval_accuracy']:.3f}  macro F1 {metrics['eval_macro_f1']:.3f}"
+        self._report(state, quality, stays=True)
 
-    def _report(self, state: TrainerState, stays: bool = False) -> None:
+    def _report(self, state: TrainerState, quality: str = "", stays: bool = False) -> None:
+        """Show a line; `quality` is given only at the step of its evaluation, so no line repeats an old one."""
         steps = state.global_step - self._first_step
         left = (time.monotonic() - self._started) / max(1, steps) * (state.max_steps - state.global_step)
         self._line.show(
             f"epoch {state.epoch or 0:.1f} of {state.num_train_epochs}  step {state.global_step} of {state.max_steps}"
-            f"{self._loss}{self._quality}  {duration(left)} left",
+            f"{self._loss}{quality}  {duration(left)} left",
             stays,
         )

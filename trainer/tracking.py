@@ -22,6 +22,15 @@ from trainer.record import FILE_NAME, TrainingRecord
 EXPERIMENT = "sentiment"
 CHAMPION = "champion"
 """MLflow's alias of the version that is deployed."""
+MOST_DRAWN_LABELS = 20
+"""Maximum labels for which the confusion matrix is also drawn. 20 labels take a second and 120 MB, 40 four times both,
+and nobody can read 1,600 cells."""
+_LONGEST_DRAWN_LABEL = 30
+"""Maximum characters of a label in the drawing; more would leave no room for the cells."""
+_LONGEST_HORIZONTAL_LABEL = 10
+"""Longer labels of columns are drawn vertically, or neighbours would overlap."""
+_LONGEST_NAME = 240
+"""Maximum characters of a metric's name without its prefix; MLflow allows 250 with it."""
 _LONGEST_TAG = 5_000
 """Maximum characters of a tag's value on every MLflow server."""
 
@@ -92,7 +101,8 @@ class Tracking:
         self._client.log_dict(
             run_id, {"labels": labels, "rows_right_columns_predicted": evaluation.confusion}, "confusion_matrix.json"
         )
-        self._client.log_figure(run_id, confusion_figure(evaluation.confusion, labels), "confusion_matrix.png")
+        if len(labels) <= MOST_DRAWN_LABELS:
+            self._client.log_figure(run_id, confusion_figure(evaluation.confusion, labels), "confusion_matrix.png")
         self._client.log_artifacts(run_id, str(model_dir), "model")
         self._client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
         return run_id
@@ -172,19 +182,23 @@ class Tracking:
 
 
 def _named(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Replace characters that MLflow does not allow in a metric's name; labels may contain any."""
+    """Make names of metrics that MLflow allows; labels may contain any characters, and be long."""
     allowed = "_-. /:"
     return [
-        ("".join(char if char.isalnum() or char in allowed else "_" for char in name), float(value))
+        ("".join(char if char.isalnum() or char in allowed else "_" for char in name[:_LONGEST_NAME]), float(value))
         for name, value in metrics.items()
     ]
 
 
 def confusion_figure(confusion: list[list[int]], labels: list[str]) -> Figure:
-    """Draw a confusion matrix, with the number of texts in each cell."""
+    """Draw a confusion matrix of up to `MOST_DRAWN_LABELS` labels, with the number of texts in each cell."""
     size = 2.6 + 0.9 * len(labels)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
-    ConfusionMatrixDisplay(np.array(confusion), display_labels=labels).plot(
-        ax=figure.subplots(), cmap="Blues", values_format=",d"
-    )
+    axes = figure.subplots()
+    shown = [label if len(label) <= _LONGEST_DRAWN_LABEL else f"{label[:_LONGEST_DRAWN_LABEL]}…" for label in labels]
+    rotation = "vertical" if max(map(len, shown)) > _LONGEST_HORIZONTAL_LABEL else "horizontal"
+    display = ConfusionMatrixDisplay(np.array(confusion), display_labels=shown)
+    display.plot(ax=axes, cmap="Blues", values_format=",d", xticks_rotation=rotation)
+    for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        text.set_parse_math(False)  # a label such as $$ is no formula
     return figure

@@ -31,6 +31,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "percent": percent,
         "figure": figure,
+        "signed": signed,
         "milliseconds": milliseconds,
         "utc": utc,
         "iso": iso,
@@ -48,6 +49,12 @@ def percent(share: float | None, decimals: int = 1) -> str:
 def figure(value: float | None, decimals: int = 1) -> str:
     """Format a number with thousands separators."""
     return NOTHING if value is None else f"{value:,.{decimals}f}"
+
+
+def signed(value: float, decimals: int = 4) -> str:
+    """Format a difference with its sign; one that rounds to zero has none."""
+    rounded = round(value, decimals)
+    return f"{rounded:+,.{decimals}f}".replace("-", "−") if rounded else f"{0:.{decimals}f}"
 
 
 def milliseconds(value: float | None) -> str:

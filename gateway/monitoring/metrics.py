@@ -110,6 +110,8 @@ class Metrics:
             "sentiment_open_tritons",
             "External Tritons that let anyone who reaches them load models, and thus run code.",
         )
+        self.tried_texts = 0
+        """Texts that the console's page Try classified, without the variants that explain a prediction."""
         self.cache: CacheCounts | None = None
         """The prediction cache; None before the gateway starts."""
 

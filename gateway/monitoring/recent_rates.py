@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from prometheus_client.core import Metric
@@ -17,7 +17,8 @@ INTERVAL_S = 2.0
 KEPT_S = 300.0
 RECENT_S = 30.0
 """Window of the current figures in seconds, long enough that a few requests do not make them jump."""
-_PREDICTIONS = "/predict/"
+_PREDICTIONS = ("/predict/", "/console/try", "/console/score")
+"""Beginnings of the routes that return predictions: those of the API, and those of the console's page Try."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,11 @@ class Reading:
     """Responses with a status of 500 or more, including requests refused because they could not finish in time."""
     by_duration: tuple[tuple[float, float], ...]
     """(bound in seconds, requests that took at most that long), ascending; the last bound is infinite."""
+    texts: int
+    """Texts of the requests."""
     hits: int
     misses: int
-    """Texts whose prediction was not in the cache; `hits` counts those that were."""
+    """Texts whose prediction was not in the cache; `hits` counts those that were. The page Try does not use it."""
     queue: float
     """Live requests that wait for a micro-batch."""
     calls: float
@@ -51,7 +54,7 @@ class Rates:
     p50_ms: float | None
     p99_ms: float | None
     hit_share: float | None
-    """Share of the texts whose prediction was cached, 0 to 1."""
+    """Share of the texts looked up in the cache whose prediction was there, 0 to 1."""
 
 
 class Pulse:
@@ -86,13 +89,15 @@ class Pulse:
                     bound = float(sample.labels["le"])
                     by_duration[bound] = by_duration.get(bound, 0.0) + sample.value
         cache = self._metrics.cache
+        hits, misses = (cache.hits, cache.misses) if cache else (0, 0)
         return Reading(
             time.time(),
             requests,
             failed,
             tuple(sorted(by_duration.items())),
-            cache.hits if cache else 0,
-            cache.misses if cache else 0,
+            hits + misses + self._metrics.tried_texts,
+            hits,
+            misses,
             _value(self._metrics.micro_batch_queue.collect()),
             _value(self._metrics.active_calls.collect()),
         )
@@ -107,10 +112,19 @@ class Pulse:
         return rates(self._last(RECENT_S))
 
     def history(self) -> list[tuple[float, Rates]]:
-        """Return the time of each reading with the rates since the reading before it, oldest first."""
+        """Return the time of each reading with the rates since the reading before it, oldest first.
+
+        The latencies are those of the `RECENT_S` seconds before the reading, so that a few requests make a line.
+        """
         samples = list(self._readings)
-        steps = (rates(pair) for pair in pairwise(samples))
-        return [(sample.at, step) for sample, step in zip(samples[1:], steps, strict=True) if step is not None]
+        found, begin = [], 0
+        for before, sample in pairwise(samples):
+            while samples[begin].at < sample.at - RECENT_S and samples[begin] is not before:
+                begin += 1
+            step, recent = rates([before, sample]), rates([samples[begin], sample])
+            if step is not None and recent is not None:
+                found.append((sample.at, replace(step, p50_ms=recent.p50_ms, p99_ms=recent.p99_ms)))
+        return found
 
     def _last(self, seconds: float) -> list[Reading]:
         since = time.time() - seconds
@@ -124,7 +138,8 @@ def rates(samples: Sequence[Reading]) -> Rates | None:
     first, last = samples[0], samples[-1]
     seconds = last.at - first.at
     requests = last.requests - first.requests
-    texts = (last.hits + last.misses) - (first.hits + first.misses)
+    texts = last.texts - first.texts
+    looked_up = (last.hits + last.misses) - (first.hits + first.misses)
     before = dict(first.by_duration)
     by_duration = [(bound, count - before.get(bound, 0.0)) for bound, count in last.by_duration]
     return Rates(
@@ -133,7 +148,7 @@ def rates(samples: Sequence[Reading]) -> Rates | None:
         (last.failed - first.failed) / requests if requests else None,
         _milliseconds(by_duration, 0.50),
         _milliseconds(by_duration, 0.99),
-        (last.hits - first.hits) / texts if texts else None,
+        (last.hits - first.hits) / looked_up if looked_up else None,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import PipelineError
+from common.progress import StatusLine, duration
 from common.settings import Settings
 from lifecycle.cli.printing import print_json, print_table
 from lifecycle.deployment import promotion
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 
 
 def check(settings: Settings, options: argparse.Namespace) -> None:
-    """Check the deployed model; print its figures."""
+    """Check the deployed model; print its figures, then the verdict, then what follows from it."""
+    logging.getLogger("lifecycle.jobs.check").setLevel(logging.WARNING)  # its lines say the same as the output
     job = _do(settings, jobs.CHECK)
     if options.json:
         print_json(job.result)
@@ -59,9 +61,10 @@ def check(settings: Settings, options: argparse.Namespace) -> None:
     for kind, item in job.result["drift"].items():
         measure = f"ROC AUC {_interval(item['auc'])}" if "auc" in item else f"distance {item['distance']:.4f}"
         print(f"Drift of {kind}: {measure}{', ' + item['alarm'] if item['alarm'] else ', no alarm'}.")
-    for problem in job.result["problems"]:
-        print(f"Under a threshold: {problem}.")
-    print(job.result.get("decision", f"Version {job.result['version']} is good."))
+    problems = "; ".join(job.result["problems"])
+    print(f"Version {job.result['version']} is {f'under a threshold: {problems}' if problems else 'good'}.")
+    if decision := job.result.get("decision"):
+        print(decision)
 
 
 def retrain(settings: Settings, options: argparse.Namespace) -> None:
@@ -182,12 +185,24 @@ def _do(settings: Settings, kind: jobs.Kind) -> Job:
     try:
         job = run_job(settings, database, job.id)
     except BusyError:
-        log.info("Another process runs job %d; waiting for it to end.", job.id)
-        while job.ended_at is None:
-            time.sleep(_POLL_S)
-            job = jobs.get(database, job.id) or job
+        job = _wait(database, job)
     if job.state in (jobs.FAILED, jobs.CANCELLED):
         raise PipelineError(f"Job {job.id} ({kind}) {job.state}: {job.error or 'its cancellation was requested'}")
+    return job
+
+
+def _wait(database: Database, job: Job) -> Job:
+    """Show the steps of a job that another process runs, until it has ended; return it."""
+    log.info("Another process runs job %d; waiting for it to end.", job.id)
+    line, began, shown = StatusLine(), time.monotonic(), ""
+    while job.ended_at is None:
+        now = f"job {job.id} ({job.kind})  {job.step or job.state}"
+        if now != shown or line.is_due():
+            line.show(f"{now}  waiting for {duration(time.monotonic() - began)}")
+            shown = now
+        time.sleep(_POLL_S)
+        job = jobs.get(database, job.id) or job
+    line.show(f"job {job.id} ({job.kind})  {job.state} after {duration(time.monotonic() - began)}", stays=True)
     return job
 
 

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from sqlalchemy.orm import Session
+
 from common.errors import PipelineError
 from common.settings import Settings
 from lifecycle.deployment.rollout import outdated_tritons, roll_out, update_tritons
@@ -90,13 +92,28 @@ def roll_back(settings: Settings, database: Database, reason: str, only_from: in
             if target is not None:
                 previous = deployments.previous_of(session, target)
         if target is None:
-            raise DeploymentError("There is no previous version to roll back to.")
+            raise DeploymentError(why_no_rollback(database, repository))
         if target not in repository.published():
             raise DeploymentError(
                 f"Version {target}, the rollback target, is no longer in {repository.model}; promote another version."
             )
         _switch(settings, database, target, previous, reason, EventKind.ROLLED_BACK)
         return target
+
+
+def why_no_rollback(database: Database, repository: ModelRepository) -> str:
+    """Return the message that no version can be rolled back to, with the version that was deployed last before."""
+    with database.reading() as session:
+        served = deployments.served(session)
+    current, published = repository.deployed(), repository.published()
+    message = "There is no previous version to roll back to"
+    newer = next((version for version in served if version != current and version in published), None)
+    if newer is None:
+        return f"{message}."
+    return (
+        f"{message}: version {current} replaced no other version. Promote version {newer} to deploy it again "
+        f"(`python app.py promote {newer}`)."
+    )
 
 
 def reconcile(settings: Settings, database: Database) -> None:
@@ -125,10 +142,25 @@ def reconcile(settings: Settings, database: Database) -> None:
                     log.warning("%s It cannot be promoted.", error)
             known = deployments.serving(session)
             if known is None or known.version != deployed:
-                found = deployments.intend(session, deployed, known.version if known else None, "found deployed")
-                deployments.finish(session, found.id, monitor_s=0)
-                # The export that deploys the first version also sets MLflow's alias.
-                found.alias_set = known is None
+                _record_unknown(session, repository, deployed, known.version if known else None)
+
+
+def _record_unknown(session: Session, repository: ModelRepository, version: int, recorded: int | None) -> None:
+    """Record that `version` is deployed, which the database does not know; it names `recorded`, or no version."""
+    if recorded is not None:
+        reason = f"changed in the model repository; the database named version {recorded}"
+    elif repository.published() == {version}:
+        reason = "first version"
+    else:
+        reason = "deployed before this database was created"
+    found = deployments.intend(session, version, recorded, reason)
+    deployments.finish(session, found.id, monitor_s=0)
+    # The export that deploys the first version also sets MLflow's alias.
+    found.alias_set = recorded is None
+    figures: Figures = {}
+    with suppress(PipelineError):  # a damaged version is reported where it is loaded
+        figures = Bundle.load(repository.version_directory(version)).metrics
+    events.record(session, EventKind.DEPLOYED, f"Version {version} is deployed ({reason}).", figures, version=version)
 
 
 def reconcile_tritons(settings: Settings, database: Database) -> None:

@@ -168,7 +168,7 @@ def _news(found: _Findings, last: Figures, decision: str) -> list[tuple[EventKin
         summary += f"; estimated accuracy {found.live.all.accuracy} on {found.live.all.texts} live texts"
     verdict = "under a threshold" if found.problems else "good"
     figures: Figures = {name: evaluation.metrics() for name, evaluation in found.evaluations.items()}
-    news = [(EventKind.CHECKED, f"Version {found.version} is {verdict}: {summary}.", figures)]
+    news = [(EventKind.CHECKED, f"Version {found.version} was checked: {summary}. It is {verdict}.", figures)]
     if found.problems and not last.get("stale"):
         # Only a version that an earlier check found good has become stale.
         turn = "has become stale" if last else "is under a threshold"

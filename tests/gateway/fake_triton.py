@@ -33,6 +33,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         """Do again what a healthy Triton does, and forget what was asked."""
         self.version = 1
         self.score = SCORE
+        self.scores: dict[str, float] = {}
+        """Scores of texts that differ from `score`."""
         self.refused: set[str] = set()
         self.error: grpc.StatusCode | None = None
         self.inference_error: grpc.StatusCode | None = None
@@ -128,7 +130,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         with self.lock:
             self.answered_calls += 1
             responded.append(True)
-        return _response(texts, version, score, phases)
+        return _response(texts, version, [self.scores.get(text, score) for text in texts], phases)
 
     def _challenge(self, texts: list[str], context: Any) -> Any:
         with self.lock:
@@ -136,7 +138,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         time.sleep(self.challenger_delay_s)
         if self.challenger_error is not None:
             context.abort(self.challenger_error, self.challenger_details)
-        return _response(texts, self.challenger, self.score, None, self.otherwise)
+        return _response(texts, self.challenger, [self.score] * len(texts), None, self.otherwise)
 
 
 def _texts(data: bytes) -> list[str]:
@@ -151,7 +153,7 @@ def _texts(data: bytes) -> list[str]:
 def _response(
     texts: list[str],
     version: int,
-    score: float,
+    scores: list[float],
     phases: tuple[float, float, float] | None,
     otherwise: Collection[str] = (),
 ) -> Any:
@@ -160,9 +162,12 @@ def _response(
     response.outputs.add(name="LABEL", datatype="BYTES")
     response.raw_output_contents.append(b"".join(struct.pack("<I", len(label)) + label for label in labels))
     response.outputs.add(name="SCORE", datatype="FP32")
-    response.raw_output_contents.append(np.full(len(texts), score, "<f4").tobytes())
+    response.raw_output_contents.append(np.array(scores, "<f4").tobytes())
     response.outputs.add(name="PROBABILITIES", datatype="FP32")
-    pairs = [(score, 1 - score) if label == b"Negative" else (1 - score, score) for label in labels]
+    pairs = [
+        (score, 1 - score) if label == b"Negative" else (1 - score, score)
+        for label, score in zip(labels, scores, strict=True)
+    ]
     response.raw_output_contents.append(np.array(pairs, "<f4").tobytes())
     response.outputs.add(name="TRUNCATED", datatype="BOOL")
     response.raw_output_contents.append(bytes(len(text) > MODEL_READS for text in texts))

@@ -209,7 +209,8 @@ def test_bad_rows_go_to_a_side_file(desk: Desk, write: object, kept: list[int], 
     write(desk.folder)
     (path,) = desk.folder.glob("in.*")
     told = desk.score(path.name, "--out", f"out{path.suffix}")
-    assert f"{len(rejected)} rows were not scored. {desk.folder / 'out'}{path.suffix}.rejected.jsonl" in told
+    assert f"Scored {len(kept)} of {len(kept) + len(rejected)} rows in" in told
+    assert f"Not scored: {len(rejected)}. {desk.folder / 'out'}{path.suffix}.rejected.jsonl" in told
     assert [int(row["id"]) for row in read_rows(desk.folder / f"out{path.suffix}")] == kept
     lines = (desk.folder / f"out{path.suffix}.rejected.jsonl").read_text().splitlines()
     found = {row["row"]: row for row in map(json.loads, lines)}

@@ -12,6 +12,7 @@ from gateway.routes.admin import in_thread, parse_number
 from lifecycle.canary import release
 from lifecycle.deployment import promotion
 from lifecycle.deployment.version_report import describe_models
+from serving.model_repo.repository import ModelRepository
 from storage import jobs, releases
 from storage.api_keys import Scope
 
@@ -35,7 +36,8 @@ async def confirm(page_request: PageRequest) -> Response:
     if change in _OF_A_VERSION and (chosen is None or not chosen["published"]):
         raise NotFoundError("This version is not in the model repository.")
     if change == "roll-back" and "previous" not in by_alias:
-        raise ConflictError("There is no previous version to roll back to.")
+        repository = ModelRepository(app.settings.model_repository)
+        raise ConflictError(await in_thread(lambda: promotion.why_no_rollback(app.storage.open(), repository)))
     context = {
         "change": change,
         "chosen": chosen,

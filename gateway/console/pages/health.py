@@ -55,8 +55,19 @@ async def show(page_request: PageRequest) -> Response:
             "span": KEPT_S,
             "x": [round(at) for at, _ in history],
             "series": [
-                {"name": "requests/s", "values": [round(step.requests_per_s, 1) for _, step in history]},
-                {"name": "p99, ms", "scale": "ms", "values": [step.p99_ms for _, step in history]},
+                {
+                    "name": "requests",
+                    "unit": "/s",
+                    "axis": "requests/s",
+                    "values": [round(step.requests_per_s, 1) for _, step in history],
+                },
+                {
+                    "name": "99 % within",
+                    "unit": "ms",
+                    "axis": "99 % within, ms",
+                    "scale": "ms",
+                    "values": [step.p99_ms for _, step in history],
+                },
             ],
         },
     }

@@ -23,6 +23,8 @@ EXPLAINED = LONGEST_TEXT
 """Characters at the beginning of a text whose words are left out; about as many as the model reads."""
 _STRENGTHS = (0.02, 0.10, 0.25)
 """Minimum changes of the probability for a weak, clear and strong influence."""
+_NOTICEABLE = 0.0005
+"""Smallest change that is not 0.0 when it is shown in percentage points with one decimal."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,8 @@ class MovedBy:
     gap: str
     change: float | None
     """How much the piece raised the probability of the predicted label; negative if it lowered it."""
-
-    @property
-    def strength(self) -> int:
-        """The influence from 0 (almost none) to 3 (strong)."""
-        return 0 if self.change is None else sum(abs(self.change) >= least for least in _STRENGTHS)
+    strength: int
+    """The influence from 0 (almost none) to 3 (strong). If none is weak or more, the largest changes count as weak."""
 
 
 def pieces(text: str) -> list[Piece]:
@@ -78,4 +77,16 @@ def pieces(text: str) -> list[Piece]:
 def moved(found: list[Piece], whole: float, without: list[float]) -> list[MovedBy]:
     """Return the influence of each piece, from the label's probability for the whole text and for each variant."""
     left = iter(without)
-    return [MovedBy(piece.text, piece.gap, None if piece.variant is None else whole - next(left)) for piece in found]
+    changes = [None if piece.variant is None else whole - next(left) for piece in found]
+    largest = max((abs(change) for change in changes if change is not None), default=0.0)
+    weak = _STRENGTHS[0] if largest >= _STRENGTHS[0] else max(largest / 2, _NOTICEABLE)
+    least = (weak, *_STRENGTHS[1:])
+    return [
+        MovedBy(piece.text, piece.gap, change, sum(abs(change or 0) >= bound for bound in least))
+        for piece, change in zip(found, changes, strict=True)
+    ]
+
+
+def are_small(words: list[MovedBy]) -> bool:
+    """Return whether no piece has even a weak influence by itself."""
+    return all(abs(word.change or 0) < _STRENGTHS[0] for word in words)

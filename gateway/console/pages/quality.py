@@ -18,7 +18,10 @@ PATH = "/console/quality"
 SHOWN_CHECKS = 400
 """Number of checks shown, more than two weeks of hourly ones."""
 SHOWN_EVENTS = 200
-_DATA = ("validation", "feedback")
+_FEEDBACK = "feedback"
+_DATA = ("validation", _FEEDBACK)
+LEAST_SPAN_S = 3_600
+"""Minimum length of the chart's time axis in seconds. Without it, the axis around a single check spans years."""
 _ALL_LIVE = "all"
 """The part with all live texts. `lifecycle.monitoring.live_quality` has the same constant, but imports scikit-learn."""
 _FIGURES = (("accuracy", "accuracy"), ("macro_f1", "macro F1"))
@@ -40,7 +43,7 @@ async def show(page_request: PageRequest) -> Response:
         "last": checks[-1] if checks else None,
         "confusions": [_confusion(name, result[name]) for name in _DATA if name in result],
         "live": result.get("live", {}),
-        "drift": result.get("drift", {}),
+        "drift": _drift(result.get("drift", {})),
         "chart": _chart(page_request.app.settings, checks, marks),
         "marks": [(*_MARKS[EventKind(mark.kind)], mark) for mark in marks],
         "settings": page_request.app.settings,
@@ -75,15 +78,23 @@ def _chart(settings: Settings, checks: list[Job], marks: list[Event]) -> dict[st
         title = "accuracy, live texts (estimated)"
         series.append({"name": title, "colour": 4, "dash": [2, 4], "values": estimates})
     least = {"accuracy": settings.min_accuracy, "macro F1": settings.min_macro_f1}
-    lines = {f"least {title}": value for title, value in least.items()}
+    lines = {f"threshold of {title}": value for title, value in least.items()}
     if len(set(least.values())) == 1:
-        lines = {"minimum of both": settings.min_accuracy}
+        lines = {"threshold of both": settings.min_accuracy}
+    times = [_seconds(check.ended_at or check.created_at) for check in checks]
+    margin = (LEAST_SPAN_S - (times[-1] - times[0])) // 2 if times else 0
+    padding = int(margin > 0)  # points without results before and after the checks
+    if padding:
+        times = [times[0] - margin, *times, times[-1] + margin]
+        for item in series:
+            item["values"] = [None, *item["values"], None]
     series += [
-        {"name": title, "colour": 5, "dash": [6, 4], "values": [value] * len(checks)} for title, value in lines.items()
+        {"name": title, "colour": 5, "dash": [6, 4], "values": [value] * len(times)} for title, value in lines.items()
     ]
     shown = [value for item in series for value in item["values"] if value is not None]
     return {
-        "x": [_seconds(check.ended_at or check.created_at) for check in checks],
+        "x": times,
+        "padding": padding,
         "series": series,
         "decimals": 4,
         "range": [max(0.0, min(shown, default=0.0) - 0.05), 1],
@@ -98,6 +109,21 @@ def _estimated(check: Job) -> float | None:
     """Return the accuracy on live texts that a check estimated without labels; None if there were too few texts."""
     estimate: list[float] = check.result.get("live", {}).get("parts", {}).get(_ALL_LIVE, {}).get("accuracy", [None])
     return estimate[0]
+
+
+def _drift(found: Figures) -> Figures | None:
+    """Return the kinds of drift that a check tested for, the alarms, and what was found instead; None if no kind."""
+    if not found:
+        return None
+    alarms = [item["alarm"] for item in found.values() if item["alarm"]]
+    quiet = [kind for kind, item in found.items() if not item["alarm"]]
+    notes = list(alarms)
+    if live := [kind for kind in quiet if kind != _FEEDBACK]:
+        notes.append(f"no drift of live {', '.join(live)} from the training data")
+    if _FEEDBACK in quiet:
+        notes.append("the newest feedback shows no more errors than the feedback before it")
+    told = "; ".join(notes)
+    return {"kinds": list(found), "alarms": len(alarms), "told": told[:1].upper() + told[1:]}
 
 
 def _seconds(time: datetime) -> int:

@@ -11,7 +11,7 @@ from fastapi import Response
 from common.errors import PipelineError
 from common.source_names import is_trusted, of_console, of_key
 from gateway.console.page import PageRequest, view
-from gateway.console.pages.leave_one_out import MovedBy, Piece, moved, pieces
+from gateway.console.pages.leave_one_out import MovedBy, Piece, are_small, moved, pieces
 from gateway.console.uploaded_table import MOST_ROWS, TEXT_COLUMN
 from gateway.http.problems import FieldError, InvalidFieldsError
 from gateway.http.request_body import MAX_BODY_BYTES
@@ -57,6 +57,11 @@ class Answer:
         asked = [word for word in self.words if word.change is not None]
         return sorted(asked, key=lambda word: -abs(word.change or 0))
 
+    @property
+    def largest_effect(self) -> float | None:
+        """The largest influence of a word, from 0 to 1, if that is small; None if a word has a clear influence."""
+        return abs(self.words_by_change[0].change or 0) if self.words and are_small(self.words) else None
+
 
 async def show(page_request: PageRequest) -> Response:
     """Show the empty page."""
@@ -71,6 +76,7 @@ async def ask(page_request: PageRequest) -> Response:
     found = pieces(texts[0]) if len(texts) == 1 else []
     variants = [piece.variant for piece in found if piece.variant is not None]
     page_request.app.count_texts(page_request.request, len(texts) + len(variants))
+    page_request.app.metrics.tried_texts += len(texts)
     predictor = page_request.app.predictor
     deadline = asyncio.get_running_loop().time() + page_request.app.settings.batch_deadline_s
     started = time.perf_counter()

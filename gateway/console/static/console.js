@@ -89,7 +89,7 @@ function colour(name) {
 // Times are in UTC, as everywhere, so that people in different time zones mean the same time.
 function timeOf(seconds, from, to) {
   const iso = new Date(seconds * 1000).toISOString();
-  return to - from > 2 * 86_400 ? iso.slice(5, 10) : iso.slice(11, to - from > 3_600 ? 16 : 19);
+  return to - from > 2 * 86_400 ? iso.slice(5, 10) : iso.slice(11, to - from >= 3_600 ? 16 : 19);
 }
 
 function marksOf(marks) {
@@ -126,7 +126,13 @@ function draw(holder) {
   known?.destroy();
   const times = (chart, splits) => splits.map((at) => timeOf(at, chart.scales.x.min, chart.scales.x.max));
   const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
+  // Without a cursor over the chart, the legend shows the newest values.
+  const newest = (values) => values[values.length - 1 - (told.padding || 0)];
   const scales = [...new Set(told.series.map((series) => series.scale || "y"))];
+  const named = (scale) => {
+    const label = told.series.find((series) => (series.scale || "y") === scale).axis;
+    return label ? { label, labelSize: 20 } : {};
+  };
   const range = told.range ? { range: told.range } : { range: (_, low, high) => [0, Math.max(high || 0, 1) * 1.1] };
   charts.set(
     holder,
@@ -138,9 +144,9 @@ function draw(holder) {
           x: told.span ? { range: (_, low, high) => [high - told.span, high] } : {},
           ...Object.fromEntries(scales.map((name) => [name, range])),
         },
-        axes: [{ ...axis, values: times }, ...scales.map((scale, index) => ({ ...axis, scale, side: index ? 1 : 3, grid: index ? { show: false } : axis.grid }))],
+        axes: [{ ...axis, values: times }, ...scales.map((scale, index) => ({ ...axis, ...named(scale), scale, side: index ? 1 : 3, grid: index ? { show: false } : axis.grid }))],
         series: [
-          { label: "UTC", value: (_, at) => (at == null ? "–" : new Date(at * 1000).toISOString().slice(0, 19).replace("T", " ")) },
+          { label: "Time (UTC)", value: (_, at) => (at == null ? "newest" : new Date(at * 1000).toISOString().slice(0, 19).replace("T", " ")) },
           ...told.series.map((series, index) => ({
             label: series.name,
             scale: series.scale || "y",
@@ -148,8 +154,11 @@ function draw(holder) {
             width: 2,
             dash: series.dash,
             spanGaps: true,
-            points: series.dash ? { show: false } : {},
-            value: (_, value) => (value == null ? "–" : value.toFixed(told.decimals ?? 1)),
+            points: series.dash ? { show: false } : { fill: colour("--card") },
+            value: (chart, value, row, at) => {
+              const shown = at == null ? newest(chart.data[row]) : value;
+              return shown == null ? "–" : shown.toFixed(told.decimals ?? 1) + (series.unit ? ` ${series.unit}` : "");
+            },
           })),
         ],
         hooks: { draw: told.marks ? [marksOf(told.marks)] : [] },

@@ -171,9 +171,16 @@ def test_versions_are_promoted_and_rolled_back(without_triton: Gateway) -> None:
     assert posted(looped, "/models/rollback", 200, Serving) == {"version": 1}
     assert looped.repository.deployed() == 1
     refused = looped.http.post("/models/rollback", headers=KEY)
-    assert assert_problem(refused, 409, "conflict")["detail"] == "There is no previous version to roll back to."
+    assert assert_problem(refused, 409, "conflict")["detail"] == (
+        "There is no previous version to roll back to: version 1 replaced no other version. "
+        "Promote version 2 to deploy it again (`python app.py promote 2`)."
+    )
     told_of = told(looped.http.get("/events"), 200, list[Event])
-    assert [(event["kind"], event["version"]) for event in told_of] == [("rolled-back", 1), ("promoted", 2)]
+    assert [(event["kind"], event["version"]) for event in told_of] == [
+        ("rolled-back", 1),
+        ("promoted", 2),
+        ("deployed", 1),
+    ]
 
 
 @pytest.mark.parametrize("number", NUMBERS_OF_NOTHING, ids=lambda number: number[:20])
@@ -192,8 +199,8 @@ def test_what_is_not_there_is_not_found(looped: Gateway, number: str) -> None:
 
 @pytest.fixture
 def recorded(looped: Gateway) -> list[int]:
-    """The ids of events, the newest first."""
-    ids = []
+    """The ids of events, the newest first; the oldest is that of the deployment."""
+    ids = [event.id for event in events.newest(looped.database, 1)]
     for number, kind in enumerate([EventKind.CHECKED, EventKind.STALE, EventKind.CHECKED, EventKind.MONITORED]):
         with looped.database.transaction() as session:
             figures = {"accuracy": 0.5, "number": number}
@@ -208,7 +215,7 @@ def test_events_are_told_the_newest_first(looped: Gateway, recorded: list[int]) 
 
     assert asked() == asked(limit=1_000) == asked(before=2**62) == recorded
     assert asked(limit=2) == recorded[:2]
-    assert asked(limit=2, before=recorded[1]) == recorded[2:]
+    assert asked(limit=2, before=recorded[1]) == recorded[2:4]
     assert asked(before=1) == []
     assert asked(kind="checked") == [recorded[1], recorded[3]]
     assert asked(kind="checked", limit=1, before=recorded[1]) == [recorded[3]]

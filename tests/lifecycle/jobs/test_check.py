@@ -167,6 +167,9 @@ def test_what_is_stale_is_told_once_and_asks_for_a_retraining(
     assert first.result["decision"] == f"A retraining was requested: job {asked.id}."
     assert _check(settings, database).result["decision"] == first.result["decision"]
     assert [event.kind for event in events.newest(database, 10)] == ["checked", "stale", "checked"]
+    told = events.newest(database, 1)[0].message
+    assert told.startswith("Version 1 was checked: validation accuracy 0.5000, ")
+    assert told.endswith("It is under a threshold.")
     assert len(events.due_mails(database)) == 1
     # Another version is another matter, and so is the same after it was good.
     served.version = 2

@@ -5,6 +5,8 @@ import pytest
 
 import storage.events
 from common.errors import PipelineError
+from common.settings import Settings
+from lifecycle.deployment import promotion
 from storage import events
 from storage.events import EventKind
 from tests.gateway.console.conftest import INJECTED, Page
@@ -21,6 +23,15 @@ def record(console: Gateway, *messages: str, kind: EventKind = EventKind.CHECKED
 
 def test_before_anything_has_happened_it_says_what_will_be_there(console: Gateway) -> None:
     assert "There are no events yet" in Page(console.http.get(EVENTS)).text
+
+
+def test_the_first_deployment_is_an_event_with_its_figures(console: Gateway) -> None:
+    root = console.repository.root
+    settings = Settings(state_dir=root.parent / "state", model_repository=root)
+    promotion.reconcile(settings, console.database)
+    assert "deployed version 1 Version 1 is deployed (" in Page(console.http.get(EVENTS)).text
+    promotion.reconcile(settings, console.database)
+    assert Page(console.http.get(EVENTS)).text.count("Version 1 is deployed (") == 1, "only once"
 
 
 def test_the_newest_come_first_with_their_figures(console: Gateway) -> None:

@@ -45,14 +45,28 @@ def test_it_tells_how_predictions_do(console: Gateway) -> None:
     told = shown(console)
     assert re.search(r"Requests [1-9]\d*\.\d /s", told)
     assert re.search(r"Median \d+(\.\d+)? ms", told)
-    assert "Errors 0.00 % 0 since the start" in told
-    assert "Queue 0" in told
+    assert "Errors 0.00 % 0 requests since the start" in told
+    assert "Queue 0 requests" in told
+
+
+def test_predictions_of_the_page_try_count_too(console: Gateway) -> None:
+    def of_try() -> float:
+        return float(re.search(r"([\d.]+) texts/s", shown(console))[1])  # type: ignore[index]
+
+    until(lambda: of_try() == 0)
+    console.http.post("/console/try", data={"text": "one\ntwo\nthree", "lines": "on"}, headers=PART)
+    until(lambda: of_try() > 0)
+    assert re.search(r"99 % within \d+(\.\d+)? ms", shown(console))
 
 
 def test_the_chart_has_the_last_minutes(console: Gateway) -> None:
     until(lambda: len(chart(console)["x"]) > 0)
     told = chart(console)
-    assert [series["name"] for series in told["series"]] == ["requests/s", "p99, ms"]
+    assert [(series["name"], series["unit"]) for series in told["series"]] == [
+        ("requests", "/s"),
+        ("99 % within", "ms"),
+    ]
+    assert [series["axis"] for series in told["series"]] == ["requests/s", "99 % within, ms"]
     assert all(len(series["values"]) == len(told["x"]) for series in told["series"])
 
 

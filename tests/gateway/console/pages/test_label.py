@@ -5,6 +5,7 @@ from sqlalchemy.exc import OperationalError
 
 from common.settings import Settings
 from common.source_names import is_trusted
+from gateway.monitoring.sampling import INTERVAL_S
 from storage.api_keys import Scope, add_key
 from storage.feedback import is_held_out, text_hash
 from tests.gateway.conftest import until
@@ -44,6 +45,8 @@ def test_each_text_is_shown_escaped_with_a_key_for_each_label(labeller: Gateway)
     page = Page(labeller.http.get(LABEL))
     assert hidden(page, "text") == [text]
     assert "Text 1 of 1" in page.text
+    assert INTERVAL_S == 10
+    assert "Texts arrive up to ten seconds after their prediction" in page.text
     buttons = [button for button in page.all("button") if button.get("name") == "label"]
     assert [(button["value"], button["aria-keyshortcuts"]) for button in buttons] == [
         ("Negative", "1"),
@@ -64,7 +67,7 @@ def test_a_label_of_a_signed_in_labeller_is_trusted_and_its_text_goes(labeller: 
     assert is_trusted(row.source, Settings().trusted_sources)
     assert hidden(Page(labeller.http.get(LABEL)), "text") == [second]
     answer = labeller.http.post(LABEL, data={**form, "text": second}, follow_redirects=True)
-    assert "Nothing is to be labelled now" in Page(answer).text, "without scripts, on to what is left"
+    assert "No text is waiting for a label" in Page(answer).text, "without scripts, on to what is left"
 
 
 def test_who_signs_in_with_a_key_for_feedback_alone_is_no_trusted_source(console: Gateway) -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.console.pages.leave_one_out import EXPLAINED, MOST_PIECES, MOST_WORK, moved, pieces
+from gateway.console.pages.leave_one_out import EXPLAINED, MOST_PIECES, MOST_WORK, are_small, moved, pieces
 from gateway.load_control.backlog import work_of
 from serving.model_repo.texts import text_fault
 
@@ -31,6 +31,17 @@ def test_what_a_word_did_is_the_change_without_it() -> None:
     assert [word.text for word in words] == ["not", "bad", "at", "all"]
     assert [word.change for word in words] == pytest.approx([0.7, -0.05, 0.01, 0.2])
     assert [word.strength for word in words] == [3, 1, 0, 2]
+
+
+def test_if_all_changes_are_small_the_largest_of_them_are_marked() -> None:
+    words = moved(pieces("not bad at all"), 0.9, [0.888, 0.9001, 0.907, 0.9])
+    assert [word.strength for word in words] == [1, 0, 1, 0]
+    assert are_small(words)
+    assert not are_small(moved(pieces("not bad"), 0.9, [0.88, 0.9]))
+
+
+def test_changes_that_are_shown_as_zero_are_not_marked() -> None:
+    assert [word.strength for word in moved(pieces("not bad"), 0.9, [0.8996, 0.9])] == [0, 0]
 
 
 def test_a_word_without_which_nothing_is_left_moved_nothing() -> None:

@@ -1,15 +1,19 @@
 import json
 import re
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 import gateway.console.pages.quality
 from common.errors import PipelineError
+from gateway.console.pages.quality import LEAST_SPAN_S
 from lifecycle.monitoring.live_quality import ALL
 from storage import events, jobs
 from storage.events import EventKind
 from storage.jobs import Outcome
+from storage.tables import Job
 from tests.gateway.console.conftest import INJECTED, Page
 from tests.gateway.routes.test_feedback import Gateway
 
@@ -59,22 +63,58 @@ def test_figures_over_time_with_thresholds_and_marks(console: Gateway) -> None:
         events.record(session, EventKind.CHECKED, "No mark.")
     check(console, 0.7, feedback=found(0.6), stale=True, problems=["accuracy on feedback is 0.6"])
     page = Page(console.http.get(QUALITY))
-    assert "The last check found version 3 stale" in page.text
+    assert "The last check found version 3 under a threshold" in page.text
     assert "accuracy on feedback is 0.6" in page.text
     assert "Version 3 was promoted." in page.text
     assert "No mark." not in page.text
     told = chart(console)
-    lines = {series["name"]: series["values"] for series in told["series"]}
+    assert all(len(series["values"]) == len(told["x"]) == 4 for series in told["series"])
+    assert told["padding"] == 1
+    lines = {series["name"]: series["values"][1:-1] for series in told["series"]}
     assert lines == {
         "accuracy, validation": [0.9, 0.7],
         "macro F1, validation": [0.89, 0.69],
         "accuracy, feedback": [None, 0.6],
         "macro F1, feedback": [None, 0.59],
-        "minimum of both": [0.8, 0.8],
+        "threshold of both": [0.8, 0.8],
     }
-    assert len(told["x"]) == 2
     assert [mark["sign"] for mark in told["marks"]] == ["▲"]
     assert 0 <= told["range"][0] < 0.59
+
+
+def test_the_time_axis_around_a_single_check_is_an_hour_long(console: Gateway) -> None:
+    check(console, 0.9)
+    told = chart(console)
+    assert told["x"][-1] - told["x"][0] in (LEAST_SPAN_S - 1, LEAST_SPAN_S)
+    threshold = told["series"][-1]
+    assert threshold["name"] == "threshold of both"
+    assert threshold["values"] == [0.8] * 3, "it is drawn over the whole axis"
+    assert told["series"][0]["values"] == [None, 0.9, None]
+
+
+def test_checks_that_are_far_apart_fill_the_time_axis(console: Gateway) -> None:
+    for _ in range(2):
+        check(console, 0.9)
+    with console.database.transaction() as session:
+        first = session.scalars(select(Job).order_by(Job.id)).first()
+        assert first is not None
+        assert first.ended_at is not None
+        first.ended_at -= timedelta(days=3)
+    told = chart(console)
+    assert (len(told["x"]), told["padding"]) == (2, 0)
+
+
+def test_drift_of_feedback_is_told_as_what_it_is(console: Gateway) -> None:
+    """The newest feedback is compared with older feedback, so it says nothing about a model that was always poor."""
+    quiet = {"distance": 0.0, "chance": 0.4, "alarm": ""}
+    problems = ["accuracy on feedback is 0.6"]
+    check(console, 0.9, feedback=found(0.6), stale=True, problems=problems, drift={"feedback": quiet})
+    told = Page(console.http.get(QUALITY)).text
+    assert "Drift of feedback no alarm The newest feedback shows no more errors than the feedback before it" in told
+    assert "training data" not in told
+    check(console, 0.9, drift={"labels": quiet, "lengths": quiet, "feedback": quiet})
+    told = Page(console.http.get(QUALITY)).text
+    assert "No drift of live labels, lengths from the training data; the newest feedback shows no more" in told
 
 
 def test_the_confusion_of_the_last_check(console: Gateway) -> None:
@@ -90,7 +130,7 @@ def test_the_confusion_of_the_last_check(console: Gateway) -> None:
 
 def test_what_is_estimated_of_live_texts_and_how_they_drift(console: Gateway) -> None:
     check(console, 0.9, drift={"labels": {"distance": 0.1, "chance": 0.4, "alarm": ""}})
-    assert "Drift of labels none" in Page(console.http.get(QUALITY)).text
+    assert "Drift of labels no alarm" in Page(console.http.get(QUALITY)).text
     part = {"texts": 700, "accuracy": [0.85, 0.8, 0.88], "macro_f1": [0.84, 0.79, 0.87]}
     drift = {"labels": {"distance": 0.4, "chance": 0.0, "alarm": "More are Negative."}}
     check(console, 0.9, live={"parts": {ALL: part}, "problems": ["it seems low"]}, drift=drift)
@@ -99,7 +139,7 @@ def test_what_is_estimated_of_live_texts_and_how_they_drift(console: Gateway) ->
     assert "it seems low" in page.text
     assert "Drift of labels 1 alarm More are Negative." in page.text
     lines = {series["name"]: series["values"] for series in chart(console)["series"]}
-    assert lines["accuracy, live texts (estimated)"] == [None, 0.85]
+    assert lines["accuracy, live texts (estimated)"][1:-1] == [None, 0.85]
 
 
 def test_while_the_database_is_down_the_page_says_so(console: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

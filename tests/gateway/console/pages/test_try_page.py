@@ -59,6 +59,22 @@ def test_a_text_gets_its_label_the_probability_of_each_and_the_words_that_moved_
     assert "2.00 ms in the queue, 1.00 ms tokenizing, 3.00 ms in the graph · version 1" in page.text
 
 
+def test_small_effects_are_marked_and_said_to_be_small(console: Gateway, triton: FakeTriton) -> None:
+    triton.scores = {"fine day": 0.98, "a day": 0.98755}
+    page = tried(console, text="a fine day")
+    words = [span["class"] for span in page.all("span") if (span.get("class") or "").startswith("word")]
+    assert words[:3] == ["word for c1 s1", "word", "word"]
+    assert "the probability changes by at most 0.8 percentage points" in page.text
+    assert "a +0.8 points" in page.text
+    assert "fine 0.0 points" in page.text, "a change that rounds to zero has no sign"
+
+
+def test_where_no_word_has_an_effect_none_is_said_to_have_one(console: Gateway) -> None:
+    page = tried(console, text="a fine day")
+    assert "the probability changes by less than 0.1 percentage points" in page.text
+    assert "underlined" not in page.text
+
+
 def test_each_line_is_a_text_where_that_is_asked_for(console: Gateway, triton: FakeTriton) -> None:
     page = tried(console, text="good\r\n\r\nterrible\nfine", lines="on")
     assert "3 texts" in page.text

@@ -70,6 +70,9 @@ def test_each_version_is_told_with_what_is_known_of_it(console: Gateway) -> None
     add_verdicts(console.database, 2, verdicts)
     page = Page(console.http.get(VERSIONS))
     assert re.search(r"Version 1\s+● deployed", page.text)
+    assert page.text.index("Promote version 2") < page.text.index("● deployed", page.text.index("Compare")), (
+        "newest first"
+    )
     assert "1 of 2 passed" in page.text
     assert "✕ failed comparison Worse. <script>" in page.text
     assert "Never deployed." in page.text
@@ -89,7 +92,21 @@ def test_a_version_is_shown_beside_its_baseline(console: Gateway) -> None:
         figures = {"accuracy": 0.74, "macro_f1": 0.7371, "texts": 300}
         known.bundle = {**known.bundle, "metrics": {"accuracy": 0.7, "macro_f1": 0.677}, "baseline": figures}
     assert "Macro F1 of the baseline 0.7371" in Page(console.http.get(VERSIONS)).text
-    assert "baseline macro f1" in Page(console.http.get("/console/versions/compare?left=1&right=2")).text
+    assert "baseline macro F1" in Page(console.http.get("/console/versions/compare?left=1&right=2")).text
+
+
+@pytest.mark.parametrize(("left", "right", "told"), [(2, 1, "−0.0233"), (1, 2, "+0.0233")])
+def test_a_difference_is_of_the_first_version_from_the_second(
+    console: Gateway, left: int, right: int, told: str
+) -> None:
+    accuracy = {1: 0.84, 2: 0.8167}
+    with console.database.transaction() as session:
+        for known in known_versions(session):
+            known.bundle = {**known.bundle, "metrics": {"accuracy": accuracy[known.version], "texts": 300}}
+    page = Page(console.http.get(f"/console/versions/compare?left={left}&right={right}"))
+    assert f"Difference ({left} − {right})" in page.text
+    assert f"accuracy {accuracy[left]:.4f} {accuracy[right]:.4f} {told}" in page.text
+    assert "texts 300 300 0 " in page.text, "a difference of zero has no sign"
 
 
 def test_the_rows_of_a_version_are_told(console: Gateway) -> None:
@@ -139,6 +156,11 @@ def test_a_version_is_promoted_and_gone_back_from_after_it_was_said_what_will_ha
     again = change(console, "roll-back", **{"from": 2})
     assert again.status_code == 409
     assert "Version 2 is no longer deployed; version 1 is." in Page(again).text
+    nothing = console.http.get(f"{CONFIRM}?change=roll-back")
+    assert nothing.status_code == 409
+    assert "There is no previous version to roll back to: version 1 replaced no other version. Promote version 2" in (
+        Page(nothing).text
+    )
 
 
 def test_a_script_is_told_where_to_go(console: Gateway) -> None:

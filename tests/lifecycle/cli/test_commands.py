@@ -1,0 +1,166 @@
+"""The commands check, retrain, models, promote, rollback and events: what they print."""
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import app
+from common.settings import Settings
+from lifecycle.cli import commands
+from lifecycle.deployment import promotion
+from lifecycle.jobs import job_process
+from storage import jobs
+from storage.database import Database
+from storage.jobs import Outcome
+from storage.tables import Job
+from tests.lifecycle.conftest import hollow_bundle, make_served
+
+FIGURES = {
+    "texts": 173,
+    "accuracy": 0.5838,
+    "macro_f1": 0.5749,
+    "calibration_error": 0.2463,
+    "f1_by_label": {"Negative": 0.5135, "Positive": 0.6364},
+}
+PROBLEMS = [
+    "accuracy on feedback is 0.5838, under 0.7 (173 texts)",
+    "macro F1 on feedback is 0.5749, under 0.7 (173 texts)",
+]
+
+in_the_database = pytest.mark.usefixtures("database")
+
+
+class Desk:
+    """A directory with two versions, of which the first is deployed, in which commands run; no Triton runs."""
+
+    def __init__(self, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.served = make_served(directory, hollow_bundle(directory), versions=2)
+        self._capsys = capsys
+
+    @property
+    def settings(self) -> Settings:
+        return self.served.settings
+
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        """Run a command; gives its status, and what it wrote to both outputs."""
+        status = app.main([*arguments])
+        printed = self._capsys.readouterr()
+        return status, printed.out, printed.err
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Desk]:
+    desk = Desk(tmp_path, capsys)
+    monkeypatch.chdir(tmp_path)
+    for name, value in desk.served.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(commands, "_set_alias", lambda *_: None)  # MLflow knows none of these versions
+    monkeypatch.setattr(job_process, "_be_modest", lambda: None)  # the tests go on in this process
+    yield desk
+    logging.getLogger("lifecycle.jobs.check").setLevel(logging.NOTSET)  # the command was this process
+
+
+@pytest.fixture
+def database(desk: Desk) -> Iterator[Database]:
+    """Knows which version is deployed, as once the pipeline has started."""
+    opened = Database(desk.settings.database)
+    promotion.reconcile(desk.settings, opened)
+    yield opened
+    opened.close()
+
+
+def ends_with(monkeypatch: pytest.MonkeyPatch, **result: object) -> None:
+    """Have the job of the command end with this result."""
+
+    def do(_settings: Settings, _database: Database, _job: Job) -> Outcome:
+        return Outcome(jobs.SUCCEEDED, {"version": 1, "problems": [], "drift": {}, **result})
+
+    monkeypatch.setattr(job_process, "_do", do)
+
+
+@in_the_database
+def test_a_second_rollback_names_the_step_forward(desk: Desk) -> None:
+    assert desk.run("rollback")[2] == "error: There is no previous version to roll back to.\n"
+    assert desk.run("promote", "2")[0] == 0
+    assert desk.run("rollback")[1] == "Version 1 is deployed.\n"
+    status, _, told = desk.run("rollback")
+    assert status == 1
+    assert "no previous version to roll back to: version 1 replaced no other version" in told
+    assert "python app.py promote 2" in told
+    assert desk.run("promote", "2")[1] == "Version 2 is deployed.\n", "and so it is"
+
+
+@in_the_database
+def test_the_newest_version_comes_first(desk: Desk) -> None:
+    _, printed, _ = desk.run("models")
+    assert [line.split()[0] for line in printed.splitlines()[1:]] == ["2", "1"]
+
+
+@in_the_database
+def test_the_first_deployment_is_an_event(desk: Desk) -> None:
+    _, printed, _ = desk.run("events")
+    assert "deployed  Version 1 is deployed (deployed before this database was created)." in printed
+
+
+def test_the_only_version_is_said_to_be_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = make_served(tmp_path, hollow_bundle(tmp_path), versions=1)
+    for name, value in served.environment.items():
+        monkeypatch.setenv(name, value)
+    database = served.database()
+    promotion.reconcile(served.settings, database)
+    database.close()
+    assert app.main(["events"]) == 0
+    assert "deployed  Version 1 is deployed (first version)." in capsys.readouterr().out
+
+
+@in_the_database
+def test_a_check_gives_one_verdict_and_then_what_follows(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends_with(monkeypatch, feedback=FIGURES, problems=PROBLEMS, decision="A retraining was requested: job 2.")
+    _, printed, told = desk.run("check")
+    assert printed.splitlines()[-2:] == [
+        f"Version 1 is under a threshold: {PROBLEMS[0]}; {PROBLEMS[1]}.",
+        "A retraining was requested: job 2.",
+    ]
+    assert (printed + told).count("threshold") == 1
+
+    ends_with(monkeypatch)
+    assert desk.run("check")[1].splitlines()[-1] == "Version 1 is good."
+    # Drift alone can cause a retraining, of a version that is good.
+    ends_with(monkeypatch, decision="A retraining was requested: job 5.")
+    assert desk.run("check")[1].splitlines()[-2:] == ["Version 1 is good.", "A retraining was requested: job 5."]
+
+
+def test_retrain_shows_the_steps_of_a_job_that_another_process_runs(
+    desk: Desk, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs.enqueue(database, jobs.RETRAIN, "by the scheduler")
+    jobs.begin(database, job.id)
+
+    def end() -> None:
+        with database.transaction() as session:
+            jobs.end(session, job.id, Outcome(jobs.SUCCEEDED, {"version": 2}))
+
+    story = iter(
+        [
+            lambda: jobs.set_step(database, job.id, "training"),
+            lambda: None,
+            lambda: jobs.set_step(database, job.id, "testing version 2"),
+            end,
+        ]
+    )
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: next(story)())
+    monkeypatch.setattr(commands, "time", clock)
+    _, printed, told = desk.run("retrain")
+    assert [line.partition("  ")[2].partition("  ")[0] for line in told.splitlines() if line.startswith("job ")] == [
+        "running",
+        "training",
+        "testing version 2",
+        "succeeded after 0 s",
+    ]
+    assert printed == "Version 2 passed every gate and is deployed.\n"
