@@ -10,18 +10,17 @@ it may have learnt wrong labels by heart, and they would need another pass over 
 """
 
 from collections.abc import Iterator
+from itertools import zip_longest
 
 import numpy as np
 
 from trainer.baseline import out_of_fold
 from trainer.dataset import LabelledTexts
-from trainer.evaluation import Scores, calibrated, fit_temperature, targets_of
+from trainer.evaluation import Scores, targets_of
 from trainer.suspects import Suspect
 
 Judged = tuple[LabelledTexts, Scores]
 """Texts that a model has not learnt, with its calibrated probabilities, [texts, labels]."""
-
-_LEAST_PROBABILITY = 1e-12
 
 
 def find_suspects(learnt: LabelledTexts, selection: Judged, val: Judged, labels: tuple[str, ...]) -> list[Suspect]:
@@ -29,20 +28,23 @@ def find_suspects(learnt: LabelledTexts, selection: Judged, val: Judged, labels:
 
     `learnt` are the training texts that the encoder has learnt, at least `FOLDS` of each label. `selection` are the
     held-out training texts, and `val` the validation texts, with the encoder's probabilities.
+
+    The lists of the two models alternate, because their probabilities cannot be compared: on sample data with 5 % wrong
+    labels, the first 50 texts by calibrated probabilities were all the baseline's, and 70 % of them were wrong; of 50
+    alternating ones, 86 % were.
     """
     parts = (learnt, selection[0], val[0])
     known = LabelledTexts(
         [text for part in parts for text in part.texts], [name for part in parts for name in part.labels]
     )
-    logits = np.log(np.maximum(out_of_fold(known, labels)[: len(learnt.texts)], _LEAST_PROBABILITY))
-    # Calibrated, these probabilities can be compared with the encoder's.
-    temperature = fit_temperature(logits, targets_of(learnt.labels, labels))
-    found = [
-        *_off_diagonal("training", learnt, calibrated(logits, temperature), labels),
-        *_off_diagonal("training", *selection, labels),
-        *_off_diagonal("validation", *val, labels),
-    ]
-    return sorted(found, key=lambda suspect: suspect.label_score - suspect.suggested_score)
+    by_baseline = _off_diagonal("training", learnt, out_of_fold(known, labels)[: len(learnt.texts)], labels)
+    by_encoder = (*_off_diagonal("training", *selection, labels), *_off_diagonal("validation", *val, labels))
+    lists = (sorted(found, key=_margin) for found in (by_encoder, by_baseline))
+    return [suspect for pair in zip_longest(*lists) for suspect in pair if suspect is not None]
+
+
+def _margin(suspect: Suspect) -> float:
+    return suspect.label_score - suspect.suggested_score
 
 
 def _off_diagonal(data: str, texts: LabelledTexts, probabilities: Scores, labels: tuple[str, ...]) -> Iterator[Suspect]:

@@ -43,9 +43,12 @@ def test_wrong_labels_are_found_whichever_model_judges_them() -> None:
     found = find_suspects(learnt, (selection, judged(selection)), (val, judged(val)), LABELS)
     texts = {suspect.text for suspect in found}
     assert wrong_there | wrong_val <= texts <= wrong | wrong_there | wrong_val
-    assert len(texts & wrong) >= 20
+    assert len(texts & wrong) >= 15
     assert {suspect.text for suspect in found if suspect.data == "validation"} == wrong_val
-    assert found == sorted(found, key=lambda suspect: suspect.label_score - suspect.suggested_score)
+    first = found[: 2 * len(wrong_there | wrong_val)]
+    assert {suspect.text for suspect in first[::2]} == wrong_there | wrong_val, "the lists of both models alternate"
+    margins = [suspect.suggested_score - suspect.label_score for suspect in found if suspect.text in wrong]
+    assert margins == sorted(margins, reverse=True)
     for suspect in found:
         (right,) = {label for label, words in TELLING.items() if set(words) & set(suspect.text.split())}
         assert suspect.suggested_label == right != suspect.label
