@@ -1,5 +1,6 @@
 """Reads the inputs of a job."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,13 +9,15 @@ from pathlib import Path
 from common.errors import PipelineError
 from scoring.inputs import InputFile
 from scoring.job import Columns, Job
-from tables.blocks import Block, Place, with_last
+from tables.blocks import Block, Place, nuls_removed, with_last
 from tables.columns import TEXT, Wanted
 from tables.json_lines import JsonLines
 from tables.kinds import Format
 from tables.opening import Table, inspect, open_records
 from tables.parquet_files import check_texts, parquet_blocks
 from tables.text_blocks import csv_blocks, json_blocks, unique_names
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def table_of(file: InputFile, columns: Columns) -> Table:
 
 
 def read(job: Job, file: int, start: Place) -> Iterator[Source]:
-    """Yield the blocks of an input from `start` on, at least one.
+    """Yield the blocks of an input from `start` on, at least one; log at its end how many characters were removed.
 
     Raises:
         PipelineError: the file is damaged.
@@ -76,5 +79,9 @@ def read(job: Job, file: int, start: Place) -> Iterator[Source]:
         blocks = parquet_blocks(table.source, table.name, table.columns[table.found[0]], start)
     else:
         blocks = json_blocks(table, start, job.keeps_lines(found), job.columns.problem)
+    nuls = 0
     for block, last in with_last(blocks):
+        nuls = block.nuls
         yield Source(file, block, last)
+    if note := nuls_removed(nuls):
+        log.info("%s: %s.", found.path, note)

@@ -144,6 +144,12 @@ def newest_of(database: Database, kinds: Collection[EventKind], limit: int) -> l
         return list(session.scalars(query))
 
 
+def data_unfit(database: Database) -> Event | None:
+    """Return the event that says why the data files cannot be used; None if the last check could use them."""
+    last = next(iter(newest_of(database, (EventKind.DATA_UNFIT, EventKind.DATA_FIT), 1)), None)
+    return last if last is not None and last.kind == EventKind.DATA_UNFIT.value else None
+
+
 def as_json(event: Event) -> Figures:
     """Return an event in the format of the API and the commands."""
     return event.as_json("id", "at", "kind", "message", "figures", "version", "job_id")

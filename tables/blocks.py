@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
+
+from serving.model_repo.texts import text_fault
+from tables.columns import shown_name
 
 BLOCK_ROWS = 256
 """Maximum rows per block. Blocks end at multiples of it, so a part of a file always ends between two blocks."""
@@ -47,11 +50,27 @@ class Block:
     """Position of the next block."""
     fraction: float
     """Share of the file that has been read up to the end of this block, 0 to 1."""
+    nuls: int = 0
+    """Number of NUL characters that were removed since the reading began."""
 
     @property
     def rows(self) -> int:
         """Number of rows, including rejected ones."""
         return len(self.texts) + len(self.rejected)
+
+
+def value_fault(name: str, value: Any) -> str | None:
+    """Return why a value of the column `name` is no text that can be classified; None if it is one."""
+    if isinstance(value, str):
+        fault = text_fault(value)
+    else:
+        fault = "is missing" if value is None else f"is {type(value).__name__}"
+    return f"{shown_name(name)} {fault}" if fault else None
+
+
+def nuls_removed(count: int) -> str:
+    """Return a note on removed NUL characters; empty if there were none."""
+    return f"{count:,} NUL character{'' if count == 1 else 's'} removed" if count else ""
 
 
 def with_last(items: Iterator[T]) -> Iterator[tuple[T, bool]]:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tables.blocks import nuls_removed
 from tables.columns import LABEL, TEXT, ColumnChoice, Wanted
 from tables.csv_parsing import BROKEN_QUOTING, TOO_LONG, WRONG_NUMBER
 from tables.csv_records import CsvRecords
@@ -99,8 +100,8 @@ class LabelledFile:
         self._note_nuls(nuls)
 
     def _note_nuls(self, count: int) -> None:
-        if count:
-            self.notes.append(f"{count:,} NUL character{'' if count == 1 else 's'} removed")
+        if note := nuls_removed(count):
+            self.notes.append(note)
 
 
 @contextmanager

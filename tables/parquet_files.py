@@ -7,8 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serving.model_repo.texts import text_fault
-from tables.blocks import BLOCK_ROWS, Block, Place, Rejected
+from tables.blocks import BLOCK_ROWS, Block, Place, Rejected, value_fault
 from tables.errors import TableError
 from tables.streams import Source
 
@@ -111,15 +110,11 @@ def _block(table: pa.Table, text_name: str, row: int, rows: int) -> Block:
     rejected: list[Rejected] = []
     good: list[bool] = []
     for number, text in enumerate(_values(table.column(text_name)), start=row + 1):
-        if isinstance(text, Undecodable):
-            fault: str | None = text
-        else:
-            fault = "is null" if text is None else text_fault(text)
-            fault = f"{text_name!r} {fault}" if fault else None
+        fault = text if isinstance(text, Undecodable) else value_fault(text_name, text)
         good.append(fault is None)
         if fault is not None:
             rejected.append(Rejected(number, fault))
-        elif text is not None:
+        else:
             texts.append(text)
     end = Place(row + table.num_rows)
     kept = table.filter(pa.array(good, pa.bool_())) if rejected else table

@@ -5,8 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from serving.model_repo.texts import text_fault
-from tables.blocks import BLOCK_ROWS, LINE, Block, Place, Rejected
+from tables.blocks import BLOCK_ROWS, LINE, Block, Place, Rejected, value_fault
 from tables.csv_records import CsvRecords
 from tables.errors import TableError
 from tables.json_lines import JsonLines
@@ -34,7 +33,8 @@ def csv_blocks(table: Table, start: Place) -> Iterator[Block]:
         def block() -> Block:
             fields: list[tuple[str, ...]] = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
             content = pa.table([pa.array(column, pa.string()) for column in fields], schema=schema)
-            return Block(content, list(fields[text_at]), rejected, table.place(row, records.offset), stream.fraction())
+            end = table.place(row, records.offset)
+            return Block(content, list(fields[text_at]), rejected, end, stream.fraction(), records.nuls)
 
         for _, record in records:
             row += 1
@@ -42,8 +42,8 @@ def csv_blocks(table: Table, start: Place) -> Iterator[Block]:
                 continue  # rows before the start, if reading cannot begin there
             if isinstance(record, str):
                 rejected.append(Rejected(row, record))
-            elif fault := text_fault(record[text_at]):
-                rejected.append(Rejected(row, f"{text_name!r} {fault}"))
+            elif fault := value_fault(text_name, record[text_at]):
+                rejected.append(Rejected(row, fault))
             else:
                 rows.append(record)
             if row % BLOCK_ROWS == 0:
@@ -72,13 +72,17 @@ def json_blocks(table: Table, start: Place, keep_lines: bool, check: FieldCheck)
         def block() -> Block:
             content = pa.table({LINE: pa.array(kept, pa.binary())}) if keep_lines else _content(objects, table, row)
             texts = [item[text_name] for item in objects]
-            return Block(content, texts, rejected, table.place(row, records.offset), stream.fraction())
+            end = table.place(row, records.offset)
+            return Block(content, texts, rejected, end, stream.fraction(), records.nuls)
 
         for _, line, value in records:
             row += 1
             if row <= start.row:
                 continue  # rows before the start, if reading cannot begin there
-            fault = value if isinstance(value, str) else _object_fault(value, text_name) or check(list(value))
+            if isinstance(value, str):
+                fault: str | None = value
+            else:
+                fault = value_fault(text_name, value.get(text_name)) or check(list(value))
             if fault is not None:
                 rejected.append(Rejected(row, fault))
             elif not isinstance(value, str):
@@ -113,14 +117,6 @@ def places(table: Table, every: int) -> list[Place]:
 def unique_names(columns: Sequence[str]) -> list[str]:
     """Return the names of a CSV file's columns; those without a name are called after their positions."""
     return [name if name.strip() else f"column {place}" for place, name in enumerate(columns, start=1)]
-
-
-def _object_fault(value: dict[str, Any], text_name: str) -> str | None:
-    if text_name not in value:
-        return f"has no field {text_name!r}"
-    text = value[text_name]
-    fault = text_fault(text) if isinstance(text, str) else f"is {'null' if text is None else type(text).__name__}"
-    return f"{text_name!r} {fault}" if fault else None
 
 
 def _content(objects: list[dict[str, Any]], table: Table, row: int) -> pa.Table:

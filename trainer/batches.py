@@ -11,6 +11,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from serving.model_repo.texts import readable
 from trainer.dataset import LabelledTexts
+from trainer.evaluation import targets_of
 from trainer.processes import Processes
 
 NO_TARGET = -100
@@ -20,6 +21,11 @@ _NO_TEXT = -1
 _TOKENIZE_CHUNK = 10_000
 
 
+def longest_first(texts: LabelledTexts) -> LabelledTexts:
+    """Return the texts by their number of characters, so that consecutive texts need little padding."""
+    return texts.at(sorted(range(len(texts.texts)), key=lambda place: -len(texts.texts[place])))
+
+
 class TokenizedTexts(torch.utils.data.Dataset[dict[str, Any]]):
     """Texts as token ids in one flat array, so that a million texts fit in memory."""
 
@@ -27,8 +33,7 @@ class TokenizedTexts(torch.utils.data.Dataset[dict[str, Any]]):
         self, data: LabelledTexts, labels: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> None:
         """Tokenize `data`, each text cut to `max_length` tokens."""
-        index = {label: position for position, label in enumerate(labels)}
-        self.targets = np.array([index[label] for label in data.labels], dtype=np.int64)
+        self.targets = targets_of(data.labels, labels)
         chunks: list[npt.NDArray[np.int32]] = []
         lengths: list[int] = []
         for start in range(0, len(data.texts), _TOKENIZE_CHUNK):

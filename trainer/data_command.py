@@ -9,6 +9,7 @@ from trainer.base_tokenizer import load_base_tokenizer
 from trainer.data_report import data_report
 from trainer.dataset import DataCheck, DatasetError, check_data
 from trainer.sample_data import write_sample_data
+from trainer.suspects import last_suspects
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ def data(settings: Settings, options: argparse.Namespace) -> None:
         PipelineError: the data cannot be used. The report is printed all the same.
     """
     found = _check(settings)
-    report = data_report(found, load_base_tokenizer(settings) if found.dataset else None)
+    report = data_report(found, load_base_tokenizer(settings) if found.dataset else None, last_suspects(settings))
     print(json.dumps(report.as_json(), indent=2, ensure_ascii=False) if options.json else report.as_text())
     _finish(found)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.base_tokenizer import BaseTokenizer
 from trainer.dataset import DataCheck, FileFacts
+from trainer.suspects import SuspectList
 from trainer.token_figures import MOST_TEXTS, TokenFigures, scripts, token_figures
 
 _RARE_SCRIPT = 0.005
@@ -27,6 +28,8 @@ class DataReport:
     tokens: TokenFigures | None
     """None if the encoder's tokenizer is not on this machine."""
     scripts: dict[str, float]
+    suspects: SuspectList | None = None
+    """The list of labels that are probably wrong; None before the first training."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the report for programs."""
@@ -43,6 +46,7 @@ class DataReport:
             "truncated": self.tokens and round(self.tokens.truncated, 4),
             "tokens": self.tokens and asdict(self.tokens),
             "scripts": {script: round(share, 4) for script, share in self.scripts.items() if share >= _RARE_SCRIPT},
+            "suspicious_labels": self.suspects and {"list": str(self.suspects.path), "rows": self.suspects.rows},
             "notes": self.check.notes,
             "warnings": self.warnings,
             "problems": self.check.problems,
@@ -119,13 +123,20 @@ class DataReport:
         if self.scripts:
             shares = [f"{script} {_percent(share)}" for script, share in self.scripts.items() if share >= _RARE_SCRIPT]
             lines.append(f"scripts           {', '.join(shares)}")
+        if self.suspects:
+            lines.append(
+                f"suspicious labels {self.suspects.rows}, which {self.suspects.path} of the last training lists"
+            )
         return lines
 
 
-def data_report(check: DataCheck, base: BaseTokenizer | None) -> DataReport:
-    """Make the report; `base` is the encoder's tokenizer, or None if it is not on this machine."""
+def data_report(check: DataCheck, base: BaseTokenizer | None, suspects: SuspectList | None = None) -> DataReport:
+    """Make the report. `base` is the encoder's tokenizer, or None if it is not on this machine.
+
+    `suspects` is the list that the last training has written, or None if there was none.
+    """
     texts = [*check.dataset.train.texts, *check.dataset.val.texts] if check.dataset else []
-    return DataReport(check, token_figures(texts, base) if base else None, scripts(texts))
+    return DataReport(check, token_figures(texts, base) if base else None, scripts(texts), suspects)
 
 
 def _format(file: FileFacts) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -40,6 +40,11 @@ class LabelledTexts:
 
     texts: list[str]
     labels: list[str]
+
+    def at(self, places: Iterable[int]) -> "LabelledTexts":
+        """Return the texts at some places, in the order of the places."""
+        chosen = list(places)
+        return LabelledTexts([self.texts[place] for place in chosen], [self.labels[place] for place in chosen])
 
 
 @dataclass(frozen=True)

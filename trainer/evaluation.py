@@ -1,12 +1,12 @@
 """Evaluates a classifier: accuracy, F1, confusion matrix and calibration."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from sklearn.metrics import confusion_matrix
 
 from common.settings import Settings
@@ -59,6 +59,12 @@ def under_thresholds(
             told = "macro F1" if name == "macro_f1" else name
             problems.append(f"{told} on {where} is {value:.4f}, under {least:g} ({figures['texts']:.0f} texts)")
     return problems
+
+
+def targets_of(names: Sequence[str], labels: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """Return for each name of a label its index in `labels`."""
+    index = {label: position for position, label in enumerate(labels)}
+    return np.array([index[name] for name in names], dtype=np.int64)
 
 
 def evaluate(
@@ -135,6 +141,12 @@ def fit_temperature(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.in
         return float(-log_probabilities[np.arange(len(targets)), targets].mean())
 
     return float(minimize_scalar(log_loss, bounds=TEMPERATURES, method="bounded").x)
+
+
+def calibrated(logits: npt.NDArray[np.floating], temperature: float) -> Scores:
+    """Return the probabilities, [texts, labels], of logits that are divided by the temperature."""
+    probabilities: Scores = softmax(logits / temperature, axis=1)
+    return probabilities
 
 
 def at_bound(temperature: float) -> str:

@@ -32,8 +32,8 @@ from common.errors import PipelineError
 from common.settings import Settings
 from serving.backend.cpu import has_bf16, usable_cores
 from trainer.base_model import load_base_model
-from trainer.batches import NO_TARGET, EpochSampler, TokenizedTexts
-from trainer.dataset import Dataset
+from trainer.batches import NO_TARGET, EpochSampler, TokenizedTexts, longest_first
+from trainer.dataset import Dataset, LabelledTexts
 from trainer.evaluation import evaluate
 from trainer.processes import Processes
 from trainer.progress import ProgressLine
@@ -56,14 +56,19 @@ class FineTuned:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    learnt: LabelledTexts
+    """The training texts that are not held out."""
+    val: LabelledTexts
     val_logits: npt.NDArray[np.float32]
-    """[validation texts, labels]"""
+    """[validation texts, labels], in the order of `val`"""
     val_targets: npt.NDArray[np.int64]
-    """[validation texts], in the order of the logits"""
+    """[validation texts], in the order of `val`"""
+    selection: LabelledTexts
+    """The held-out training texts."""
     selection_logits: npt.NDArray[np.float32]
-    """[held-out training texts, labels]"""
+    """[held-out training texts, labels], in the order of `selection`"""
     selection_targets: npt.NDArray[np.int64]
-    """[held-out training texts], in the order of the logits"""
+    """[held-out training texts], in the order of `selection`"""
     history: list[dict[str, float]]
     """Metrics logged during training; each entry has a `step`."""
     steps: int
@@ -86,9 +91,10 @@ def fine_tune(settings: Settings, dataset: Dataset) -> FineTuned:
     torch.set_num_threads(max(1, usable_cores() // processes.here))
     set_seed(settings.seed)
     base = load_base_model(settings, dataset.labels)
+    learnt, held_out = hold_out(dataset.train)
+    held_out, validation = longest_first(held_out), longest_first(dataset.val)
     train, selection, val = (
-        TokenizedTexts(part, dataset.labels, base.tokenizer, base.max_length)
-        for part in (*hold_out(dataset.train), dataset.val)
+        TokenizedTexts(part, dataset.labels, base.tokenizer, base.max_length) for part in (learnt, held_out, validation)
     )
     hyperparameters = {
         "base_model": base.name,
@@ -140,11 +146,13 @@ def fine_tune(settings: Settings, dataset: Dataset) -> FineTuned:
         model=base.model,
         tokenizer=base.tokenizer,
         max_length=base.max_length,
+        learnt=learnt,
+        val=validation,
         val_logits=np.asarray(validated.predictions, dtype=np.float32),
-        # Not val.targets: the evaluation groups texts by length and so changes their order.
-        val_targets=np.asarray(validated.label_ids, dtype=np.int64),
+        val_targets=val.targets,
+        selection=held_out,
         selection_logits=np.asarray(selected.predictions, dtype=np.float32),
-        selection_targets=np.asarray(selected.label_ids, dtype=np.int64),
+        selection_targets=selection.targets,
         history=history,
         steps=steps,
         hyperparameters=hyperparameters,
@@ -242,7 +250,6 @@ def _trainer(
             seed=settings.seed,
             bf16=_bf16(),
             use_cpu=not torch.cuda.is_available(),
-            train_sampling_strategy="group_by_length",  # for the evaluation; see EpochSampler for the training
             eval_strategy="steps",
             eval_steps=evaluate_every,
             save_strategy="steps",

@@ -4,15 +4,18 @@ import json
 import logging
 import os
 import random
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import PipelineError
 from common.settings import Settings
+from common.stored_json import read_object
 from trainer.dataset import Dataset, LabelledTexts, load_dataset
 
 FILE = "kept_data.parquet"
@@ -21,15 +24,21 @@ MOST_BYTES = 64 * 2**20
 _FACTS = b"sentiment"
 _PARTS = ("train", "val")
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class KeptData:
-    """The data that were kept for a version."""
+class KeptFacts:
+    """What is known about the copy without reading its texts."""
 
     version: int
-    dataset: Dataset
+    """The version whose data were kept."""
+    labels: tuple[str, ...]
+    fingerprint: str
+    is_held_out: bool
+    """As in `Dataset`."""
     texts: dict[str, int]
     """Number of texts of `train` and `val`, including those that were too many to keep."""
 
@@ -38,13 +47,8 @@ def keep(settings: Settings, version: int, dataset: Dataset) -> None:
     """Replace the copy with the data of the deployed `version`. If the disk refuses it, log that."""
     path = settings.state_dir / FILE
     part = path.with_name(f".{FILE}.{os.getpid()}.part")
-    facts = {
-        "version": version,
-        "labels": dataset.labels,
-        "fingerprint": dataset.fingerprint,
-        "is_held_out": dataset.is_held_out,
-        "texts": {"train": len(dataset.train.texts), "val": len(dataset.val.texts)},
-    }
+    texts = {"train": len(dataset.train.texts), "val": len(dataset.val.texts)}
+    facts = KeptFacts(version, dataset.labels, dataset.fingerprint, dataset.is_held_out, texts)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{FILE}.*.part"):  # by a process that was killed
@@ -52,7 +56,7 @@ def keep(settings: Settings, version: int, dataset: Dataset) -> None:
         # The texts are users' texts: only this account may read them, whatever the umask is.
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
-            table = _table(dataset).replace_schema_metadata({_FACTS: json.dumps(facts)})
+            table = _table(dataset).replace_schema_metadata({_FACTS: json.dumps(asdict(facts))})
             pq.write_table(table, file, compression="zstd", use_dictionary=["part", "label"])
             file.flush()
             os.fsync(file.fileno())
@@ -69,38 +73,14 @@ def keep(settings: Settings, version: int, dataset: Dataset) -> None:
             part.unlink()
 
 
-def kept_version(settings: Settings) -> int | None:
-    """Return the version whose data are kept; None if there is no readable copy."""
-    try:
-        return int(_facts(pq.read_schema(settings.state_dir / FILE))["version"])
-    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError):
-        return None
+def kept_facts(settings: Settings) -> KeptFacts | None:
+    """Return the facts about the copy; None if there is no readable one."""
+    return _readable(settings, lambda path: _facts(pq.read_schema(path)))
 
 
-def kept_data(settings: Settings) -> KeptData | None:
+def kept_data(settings: Settings) -> Dataset | None:
     """Return the copy; None if there is no readable one."""
-    path = settings.state_dir / FILE
-    try:
-        table = pq.read_table(path)
-        facts = _facts(table.schema)
-        rows = {name: LabelledTexts([], []) for name in _PARTS}
-        for name, text, label in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            rows[name].texts.append(text)
-            rows[name].labels.append(label)
-        dataset = Dataset(
-            rows["train"],
-            rows["val"],
-            tuple(facts["labels"]),
-            facts["fingerprint"],
-            notes=[],
-            is_held_out=facts["is_held_out"],
-        )
-        return KeptData(facts["version"], dataset, facts["texts"])
-    except FileNotFoundError:
-        return None
-    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
-        log.warning("The kept data in %s cannot be read: %s.", path, error)
-        return None
+    return _readable(settings, _dataset)
 
 
 def known_texts(settings: Settings) -> list[str]:
@@ -115,7 +95,7 @@ def known_texts(settings: Settings) -> list[str]:
         kept = kept_data(settings)
         if kept is None:
             raise
-        dataset = kept.dataset
+        dataset = kept
     return [*dataset.train.texts, *dataset.val.texts]
 
 
@@ -146,6 +126,26 @@ def _bounded(part: LabelledTexts) -> list[tuple[str, str]]:
     return [rows[index] for index in sorted(chosen)]
 
 
-def _facts(schema: pa.Schema) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads((schema.metadata or {})[_FACTS])
-    return facts
+def _readable(settings: Settings, read: Callable[[Path], T]) -> T | None:
+    path = settings.state_dir / FILE
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
+        log.warning("The kept data in %s cannot be read: %s.", path, error)
+        return None
+
+
+def _facts(schema: pa.Schema) -> KeptFacts:
+    return read_object(KeptFacts, json.loads((schema.metadata or {})[_FACTS]))
+
+
+def _dataset(path: Path) -> Dataset:
+    table = pq.read_table(path)
+    facts = _facts(table.schema)
+    rows = {name: LabelledTexts([], []) for name in _PARTS}
+    for name, text, label in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        rows[name].texts.append(text)
+        rows[name].labels.append(label)
+    return Dataset(rows["train"], rows["val"], facts.labels, facts.fingerprint, notes=[], is_held_out=facts.is_held_out)

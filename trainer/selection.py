@@ -32,11 +32,7 @@ def hold_out(train: LabelledTexts) -> tuple[LabelledTexts, LabelledTexts]:
         [position for position in range(len(train.texts)) if (position in chosen) is is_chosen]
         for is_chosen in (False, True)
     )
-    return _part(train, learnt), _part(train, selection)
-
-
-def _part(train: LabelledTexts, positions: list[int]) -> LabelledTexts:
-    return LabelledTexts([train.texts[place] for place in positions], [train.labels[place] for place in positions])
+    return train.at(learnt), train.at(selection)
 
 
 def _hash(text: str) -> bytes:

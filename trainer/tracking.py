@@ -107,9 +107,10 @@ class Tracking:
         self._client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
         return run_id
 
-    def record_data(self, run_id: str, report: Mapping[str, Any]) -> None:
-        """Save the report on the data in the run."""
+    def record_data(self, run_id: str, report: Mapping[str, Any], suspects: Path) -> None:
+        """Save the report on the data, and the list of suspicious labels, in the run."""
         self._client.log_dict(run_id, dict(report), "data_report.json")
+        self._client.log_artifact(run_id, str(suspects))
 
     def register(self, run_id: str, taken: set[int]) -> int:
         """Register the run's model, and return its version.

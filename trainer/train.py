@@ -5,9 +5,10 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
@@ -17,20 +18,25 @@ from serving.model_repo.bundle import RowCounts
 from serving.model_repo.repository import ModelRepository
 from trainer.base_tokenizer import BaseTokenizer, load_base_tokenizer
 from trainer.baseline import evaluate_baseline, not_better
+from trainer.confident_learning import find_suspects
 from trainer.data_report import DataReport, data_report
 from trainer.dataset import DatasetError, check_data, load_dataset
-from trainer.evaluation import at_bound, evaluate, fit_temperature, under_thresholds
+from trainer.evaluation import at_bound, calibrated, evaluate, fit_temperature, under_thresholds
 from trainer.fine_tune import FineTuned, fine_tune
 from trainer.record import TrainingRecord, training_key
+from trainer.suspects import SuspectList, write_suspects
 from trainer.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
 
-def train(settings: Settings, counts: dict[str, RowCounts] | None = None) -> TrainingRecord:
+def train(
+    settings: Settings, counts: dict[str, RowCounts] | None = None, own_texts: Collection[str] | None = None
+) -> TrainingRecord:
     """Check the data, fine-tune, calibrate, record in MLflow, and save to the model directory.
 
-    `counts` are recorded as the rows of the data files. If they are missing, those of the files read here are.
+    `counts` are recorded as the rows of the data files. If they are missing, those of the files read here are. The list
+    of suspicious labels contains only `own_texts`, because feedback may be erased later; all texts if they are missing.
 
     The model directory is replaced last, by renaming, so a failed training keeps the old one.
 
@@ -59,7 +65,7 @@ def train(settings: Settings, counts: dict[str, RowCounts] | None = None) -> Tra
         _log(report)
 
     temperature = fit_temperature(tuned.selection_logits, tuned.selection_targets)
-    probabilities = torch.softmax(torch.from_numpy(tuned.val_logits) / temperature, dim=1).numpy()
+    probabilities = calibrated(tuned.val_logits, temperature)
     evaluation = evaluate(probabilities, tuned.val_targets, dataset.labels)
     log.info(
         "Validation: accuracy %.4f, macro F1 %.4f, calibration error %.3f (temperature %.2f).",
@@ -86,6 +92,7 @@ def train(settings: Settings, counts: dict[str, RowCounts] | None = None) -> Tra
             problem,
         )
 
+    suspects = _list_suspects(settings, tuned, temperature, dataset.labels, own_texts)
     staging = _save_beside(settings.model_dir, tuned)
     run_id = tracking.record_run(
         staging,
@@ -100,7 +107,7 @@ def train(settings: Settings, counts: dict[str, RowCounts] | None = None) -> Tra
             "training_minutes": f"{(time.monotonic() - started) / 60:.1f}",
         },
     )
-    tracking.record_data(run_id, report.as_json())
+    tracking.record_data(run_id, replace(report, suspects=suspects).as_json(), suspects.path)
     record = TrainingRecord(
         version=tracking.register(run_id, taken=ModelRepository(settings.model_repository).published()),
         run_id=run_id,
@@ -140,6 +147,26 @@ def take_part(settings: Settings) -> None:
 
 def _log(report: DataReport) -> None:
     log.log(logging.WARNING if report.warnings else logging.INFO, "The data:\n%s", report.as_text())
+
+
+def _list_suspects(
+    settings: Settings,
+    tuned: FineTuned,
+    temperature: float,
+    labels: tuple[str, ...],
+    own_texts: Collection[str] | None,
+) -> SuspectList:
+    """Write the list of labels that are probably wrong, and log its path."""
+    selection, val = (calibrated(logits, temperature) for logits in (tuned.selection_logits, tuned.val_logits))
+    found = find_suspects(tuned.learnt, (tuned.selection, selection), (tuned.val, val), labels)
+    listed = write_suspects(settings, [each for each in found if own_texts is None or each.text in own_texts])
+    log.info(
+        "Labels that are probably wrong: %d. %s lists them, the most suspicious first. No row was removed: correct the "
+        "data files where the list is right.",
+        listed.rows,
+        listed.path,
+    )
+    return listed
 
 
 def _save_beside(model_dir: Path, tuned: FineTuned) -> Path:

@@ -9,8 +9,8 @@ import orjson
 
 from gateway.http.problems import FieldError, InvalidFieldsError, TooLargeError
 from gateway.http.request_body import MAX_BODY_BYTES
-from serving.model_repo.texts import text_fault
-from tables.columns import TEXT, Wanted, shown_name
+from tables.blocks import nuls_removed, value_fault
+from tables.columns import TEXT, Wanted
 from tables.csv_records import CsvRecords
 from tables.csv_writing import Cell
 from tables.errors import TableError
@@ -98,7 +98,7 @@ def told_faults(faults: list[tuple[int, str]]) -> list[tuple[str, str]]:
 
 def _read(table: Table) -> UploadedTable:
     found = UploadedTable(list(table.columns), notes=list(table.notes))
-    records = _csv_records(table) if table.kind.format is Format.CSV else _json_records(table, found.columns)
+    records = _csv_records(table, found) if table.kind.format is Format.CSV else _json_records(table, found)
     text_at = table.found[0] if table.found else 0
     for number, (line, record) in enumerate(records, start=1):
         if number > MOST_ROWS:
@@ -108,26 +108,25 @@ def _read(table: Table) -> UploadedTable:
         if isinstance(record, str):
             found.faults.append((line, record))
             continue
-        text = record[text_at] if text_at < len(record) else None
-        fault = (
-            text_fault(text) if isinstance(text, str) else f"is {'missing' if text is None else type(text).__name__}"
-        )
-        if fault or not isinstance(text, str):
-            found.faults.append((line, f"{shown_name(table.columns[text_at])} {fault}"))
+        text: Any = record[text_at] if text_at < len(record) else None
+        if fault := value_fault(table.columns[text_at] if table.columns else TEXT.what, text):
+            found.faults.append((line, fault))
         else:
-            found.rows.append(record)
+            found.rows.append([*map(_cell, record)])
             found.texts.append(text)
             found.lines.append(line)
     return found
 
 
-def _csv_records(table: Table) -> Iterator[tuple[int, Sequence[Cell] | str]]:
+def _csv_records(table: Table, found: UploadedTable) -> Iterator[tuple[int, Sequence[Any] | str]]:
     with open_records(table, CsvRecords) as (records, _):
         yield from records
+        found.notes += filter(None, [nuls_removed(records.nuls)])
 
 
-def _json_records(table: Table, columns: list[str]) -> Iterator[tuple[int, Sequence[Cell] | str]]:
-    """Yield the objects as rows; append further names of fields to `columns`."""
+def _json_records(table: Table, found: UploadedTable) -> Iterator[tuple[int, Sequence[Any] | str]]:
+    """Yield the objects as rows; append further names of fields to the columns that were `found`."""
+    columns = found.columns
     places = {name: place for place, name in enumerate(columns)}
     with open_records(table, JsonLines) as (records, _):
         for line, _, value in records:
@@ -138,10 +137,11 @@ def _json_records(table: Table, columns: list[str]) -> Iterator[tuple[int, Seque
                 if places.setdefault(name, len(columns)) == len(columns):
                     columns.append(name)
             _check_columns(len(columns))
-            row: list[Cell] = [None] * len(columns)
+            row: list[Any] = [None] * len(columns)
             for name, item in value.items():
-                row[places[name]] = _cell(item)
+                row[places[name]] = item
             yield line, row
+        found.notes += filter(None, [nuls_removed(records.nuls)])
 
 
 def _cell(value: Any) -> Cell:

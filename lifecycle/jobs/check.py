@@ -23,7 +23,7 @@ from storage.database import Database, now
 from storage.events import EventKind
 from storage.tables import Figures, Job
 from trainer.evaluation import Evaluation
-from trainer.kept_data import keep, kept_version
+from trainer.kept_data import keep, kept_facts
 from trainer.record import training_key
 
 FIRST_PAUSE = timedelta(hours=1)
@@ -85,8 +85,10 @@ def check(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
     dataset = current.dataset
     data = evaluation_data(settings, database, dataset)
     answers = batch_predict(settings.triton_address, data.texts)
-    if not current.problems and kept_version(settings) != answers.version:
-        keep(settings, answers.version, dataset)
+    if not current.problems:
+        kept = kept_facts(settings)
+        if kept is None or kept.version != answers.version:
+            keep(settings, answers.version, dataset)
     sample = live_sample(database, answers.version)
     found = _Findings(
         settings,

@@ -11,7 +11,7 @@ from storage.database import Database
 from storage.events import EventKind
 from storage.tables import Event, Figures, Job
 from trainer.dataset import DataCheck, Dataset, DatasetError, check_data
-from trainer.kept_data import KeptData, kept_data
+from trainer.kept_data import KeptFacts, kept_data, kept_facts
 
 _NUMBERS = re.compile(r"\([^()]*\)|\d[\d.,]*")
 """Counts, and the lists of counts in parentheses."""
@@ -36,10 +36,9 @@ def current_data(settings: Settings, database: Database, job: Job) -> CurrentDat
     """
     found = _read(settings)
     problems = found.problems
-    last = next(iter(events.newest_of(database, (EventKind.DATA_UNFIT, EventKind.DATA_FIT), 1)), None)
-    was_unfit = last is not None and last.kind == EventKind.DATA_UNFIT.value
-    kept = kept_data(settings) if problems or found.is_held_out or was_unfit else None
-    if not problems and found.is_held_out and kept is not None and not kept.dataset.is_held_out:
+    unfit = events.data_unfit(database)
+    kept = kept_facts(settings) if problems or found.is_held_out or unfit else None
+    if not problems and found.is_held_out and kept is not None and not kept.is_held_out:
         # Held-out texts are texts that the deployed version was trained on, and would make it look better.
         problems = [
             f"{settings.val_data}: no such file, and version {kept.version} was made with it. Restore it, or run "
@@ -47,13 +46,14 @@ def current_data(settings: Settings, database: Database, job: Job) -> CurrentDat
         ]
     if found.dataset is not None and not problems:
         found.dataset.log_notes()
-        if was_unfit:
+        if unfit:
             _note_fit(database, job, found.dataset, kept)
         return CurrentData(found.dataset, [])
-    if kept is None:
+    copy = kept_data(settings)
+    if kept is None or copy is None:
         raise DatasetError(problems)
-    _note_unfit(database, job, problems, kept, last)
-    return CurrentData(kept.dataset, problems)
+    _note_unfit(database, job, problems, kept.version, unfit)
+    return CurrentData(copy, problems)
 
 
 def _read(settings: Settings) -> DataCheck:
@@ -64,25 +64,25 @@ def _read(settings: Settings) -> DataCheck:
         return check_data(settings, write_list=False)
 
 
-def _note_unfit(database: Database, job: Job, problems: list[str], kept: KeptData, last: Event | None) -> None:
-    """Log the problems, and record them unless the `last` event about the data tells the same with other numbers."""
+def _note_unfit(database: Database, job: Job, problems: list[str], version: int, last: Event | None) -> None:
+    """Log the problems, and record them unless the `last` event about unfit data tells the same with other numbers."""
     lines = "\n".join(f"  {problem}" for problem in problems)
     message = (
-        f"The data files cannot be used; checks go on with the data of version {kept.version}.\n{lines}\n"
+        f"The data files cannot be used; checks go on with the data of version {version}.\n{lines}\n"
         "There will be no retraining until the files are repaired; the deployed version keeps serving."
     )
     log.warning("%s", message)
     if last is not None and _NUMBERS.sub("", last.message) == _NUMBERS.sub("", message):
         return
     with database.transaction() as session:
-        events.record(session, EventKind.DATA_UNFIT, message, version=kept.version, job_id=job.id)
+        events.record(session, EventKind.DATA_UNFIT, message, version=version, job_id=job.id)
 
 
-def _note_fit(database: Database, job: Job, dataset: Dataset, kept: KeptData | None) -> None:
+def _note_fit(database: Database, job: Job, dataset: Dataset, kept: KeptFacts | None) -> None:
     """Record that the data files can be used again."""
     texts = {"train": len(dataset.train.texts), "val": len(dataset.val.texts)}
     told = f"{texts['train']:,} training texts and {texts['val']:,} validation texts"
-    if kept is not None and kept.dataset.fingerprint == dataset.fingerprint:
+    if kept is not None and kept.fingerprint == dataset.fingerprint:
         told += f", the data of version {kept.version}"
     elif kept is not None:
         told += f". Version {kept.version} has {kept.texts['train']:,} and {kept.texts['val']:,}, so there are other "

@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -82,7 +82,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Callable[[st
     learnt = started.get(LEARNT_FROM, {})
     counts = {name: RowCounts(**rows) for name, rows in started.get(_DATA, {}).items()}
     step("training")
-    record = _train(own, counts)
+    record = _train(own, counts, {*dataset.train.texts, *dataset.val.texts})
     champion = repository.deployed()
     if champion is None:
         raise PipelineError("No model is deployed; run `python app.py` to train and deploy one.")
@@ -174,11 +174,11 @@ def _from_sources(by_source: Figures) -> str:
     return f" ({', '.join(f'{count} from {source}' for source, count in rows)})" if rows else ""
 
 
-def _train(own: Settings, counts: dict[str, RowCounts]) -> TrainingRecord:
-    """Return the fully trained model of an earlier attempt, or train a new one and record the files' `counts`."""
+def _train(own: Settings, counts: dict[str, RowCounts], texts: Collection[str]) -> TrainingRecord:
+    """Return the trained model of an earlier attempt, or train one; `counts` and `texts` are of the data files."""
     if own.model_dir.exists():
         return TrainingRecord.load(own.model_dir)
-    return train(own, counts)
+    return train(own, counts, texts)
 
 
 def _publish(own: Settings, database: Database, repository: ModelRepository, version: int) -> list[GateVerdict]:

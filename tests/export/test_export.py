@@ -16,7 +16,7 @@ from serving.model_repo.repository import ModelRepository
 from tests.conftest import REFERENCE
 from tests.trainer.test_fine_tune import largest_file, make_learner, write_texts
 from tests.trainer.test_train import write_data
-from trainer.kept_data import kept_data
+from trainer.kept_data import kept_facts
 from trainer.record import TrainingRecord
 from trainer.train import train
 
@@ -56,9 +56,9 @@ def test_published_deployed_and_recorded_once(trained: Settings, tmp_path: Path)
     assert (bundle.baseline, bundle.training_key) == (record.baseline, record.training_key)
     assert bundle.proofs[0].variant == REFERENCE
     assert bundle.proofs[0].label_agreement == 1.0
-    kept = kept_data(settings)
+    kept = kept_facts(settings)
     assert kept is not None
-    assert (kept.version, kept.dataset.fingerprint) == (1, record.data_fingerprint)
+    assert (kept.version, kept.fingerprint) == (1, record.data_fingerprint)
     client = MlflowClient(settings.mlflow_uri)
     assert client.get_model_version_by_alias("sentiment", "champion").version in (1, "1")
     assert json.loads(Path(client.download_artifacts(record.run_id, "bundle.json")).read_text())["version"] == 1

@@ -184,8 +184,8 @@ def bad_parquet(folder: Path) -> None:
             bad_jsonl,
             [0, 8],
             {
-                2: "'text' is null",
-                3: "has no field 'text'",
+                2: "'text' is missing",
+                3: "'text' is missing",
                 4: "not JSON: ",
                 5: "not an object: list",
                 6: "'text' is int",
@@ -197,7 +197,7 @@ def bad_parquet(folder: Path) -> None:
             bad_parquet,
             [0, 4],
             {
-                2: "'text' is null",
+                2: "'text' is missing",
                 3: "'text' is empty or only blanks",
                 4: "undecodable: byte 0xe9 at position 3 is not utf-8",
             },

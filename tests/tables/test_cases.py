@@ -1,6 +1,7 @@
 """Each case is read as the rules say: by `open_labelled`, and by the blocks of a scoring job."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_labelled_rows(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", EXPECTED)
-def test_blocks_of_a_scoring_job(case: str, tmp_path: Path) -> None:
+def test_blocks_of_a_scoring_job(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     columns = Columns(choice_of(case).text, ("predicted_label", "score", "version"))
     (file,) = find_inputs([str(CASES / case)], tmp_path / "out.csv")
     if case == "ambiguous_names.csv":
@@ -94,7 +95,9 @@ def test_blocks_of_a_scoring_job(case: str, tmp_path: Path) -> None:
     check_input(file, columns)
     output = "out.jsonl" if case.endswith(".jsonl") else "out.csv"
     job = Job((file,), tmp_path / output, columns, 1, 4_096)
-    blocks = [source.block for source in read(job, 0, Place())]
+    with caplog.at_level(logging.INFO):
+        blocks = [source.block for source in read(job, 0, Place())]
+    assert ("1 NUL character removed" in caplog.text) is (case == "nul_byte.csv")
     rows = rows_of(case)
     first = 2 if case.partition(".")[2] != "jsonl" and case != "no_header.csv" else 1
     unreadable = {row.row - first + 1: row.fault for row in rows if row.fault}

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.e2e.conftest import PROJECT
 from trainer.base_tokenizer import load_base_tokenizer
 from trainer.data_report import DataReport, data_report
 from trainer.dataset import check_data
+from trainer.suspects import Suspect, SuspectList, write_suspects
 
 ROWS = [(f"text number {i}", ("Negative", "Positive")[i % 2]) for i in range(60)]
 
@@ -66,12 +68,16 @@ def test_programs_get_one_object_and_a_status(tmp_path: Path) -> None:
     assert found["overlap"] == 1
     assert {"unknown_tokens", "truncated"} <= found.keys()
     assert (tmp_path / found["train"]["rejected_list"]).read_text().count("\n") == 2
+    assert found["suspicious_labels"] is None
 
+    suspect = Suspect("training", "text number 1", "Positive", "Negative", 0.1, 0.9)
+    write_suspects(Settings(state_dir=tmp_path / ".sentiment"), [suspect])
     ended = data(tmp_path, "--json", SENTIMENT_MAX_REJECTED="0.01")
     assert ended.returncode == 1
     refused = json.loads(ended.stdout)
     assert refused.keys() == found.keys()
     assert refused["train"] == found["train"]
+    assert refused["suspicious_labels"] == {"list": ".sentiment/suspicious_labels.csv", "rows": 1}
     (problem,) = refused["problems"]
     assert "1 of 63 rows cannot be used (empty text 1)" in problem
     assert problem in ended.stderr
@@ -80,7 +86,8 @@ def test_programs_get_one_object_and_a_status(tmp_path: Path) -> None:
 def test_people_get_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [*ROWS * 30, *((f"more {i}", "Positive") for i in range(1_000)), ("", "Positive"), ("#N/A", "Neutral")]
-    text = report(Path(), [*rows, ("fine", "很好")]).as_text()
+    found = report(Path(), [*rows, ("fine", "很好")])
+    text = found.as_text()
     assert text.startswith(
         "file                         train.csv\n"
         "format                    utf-8, comma\n"
@@ -96,6 +103,9 @@ def test_people_get_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     assert "'很好' has 1 text in train.csv, and is left out" in text
     assert "rejected 3 of 2,803 rows" in text
+    assert "suspicious" not in text
+    text = replace(found, suspects=SuspectList(Path("state/list.csv"), 7)).as_text()
+    assert "\nsuspicious labels 7, which state/list.csv of the last training lists\n" in text
 
 
 def test_no_label_controls_the_terminal(tmp_path: Path) -> None:

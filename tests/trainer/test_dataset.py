@@ -345,9 +345,9 @@ def test_a_validation_file_that_is_named_must_be_there(settings: Settings) -> No
 
 
 def test_the_list_is_private_and_runs_no_formula(settings: Settings) -> None:
-    settings.train_data.write_text(f'{HEADER}{TRAIN}"=1+1, ""a""\r\nb",\n"@x",\n"-2",\n', encoding="utf-8")
+    settings.train_data.write_text(f'{HEADER}{TRAIN}"=1+1, ""a""\r\nb",\n"@x",\n"-2+x",\n"-2",\n', encoding="utf-8")
     load_dataset(settings)
-    assert [row[3] for row in rejected(settings)] == ['\'=1+1, "a"\r\nb', "'@x", "'-2"]
+    assert [row[3] for row in rejected(settings)] == ['\'=1+1, "a"\r\nb', "'@x", "'-2+x", "-2"]
     path = settings.state_dir / "rejected_rows.csv"
     assert path.stat().st_mode & 0o077 == 0
     settings.train_data.write_text(HEADER + TRAIN)

@@ -1,6 +1,7 @@
 """Training: it learns, it is recorded, and nothing is lost when it is killed."""
 
 import contextlib
+import csv
 import json
 import logging
 import os
@@ -86,7 +87,10 @@ def test_a_training_is_recorded_and_registered(settings: Settings) -> None:
     confusion = json.loads((artifacts / "confusion_matrix.json").read_text())
     assert np.sum(confusion["rows_right_columns_predicted"]) == 60
     assert (artifacts / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+    listed = settings.state_dir / "suspicious_labels.csv"
+    assert (artifacts / listed.name).read_bytes() == listed.read_bytes()
     report = json.loads((artifacts / "data_report.json").read_text())
+    assert report["suspicious_labels"] == {"list": str(listed), "rows": 0}
     assert report["train"]["kept"] == record.data["train"].kept == record.data["train"].rows > 0
     assert report["tokens"]["encoder"] == settings.base_model
     assert list((settings.state_dir / "training").iterdir()) == []
@@ -95,6 +99,23 @@ def test_a_training_is_recorded_and_registered(settings: Settings) -> None:
     (settings.model_repository / "sentiment" / "2").mkdir(parents=True)
     assert train(settings).version == 3
     assert TrainingRecord.load(settings.model_dir).version == 3
+
+
+def test_labels_that_are_probably_wrong_are_listed_but_not_those_of_others_texts(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = settings.train_data.read_text().splitlines()
+    lines[1], lines[2] = "This is terrible 0,Positive", "I love this product 1,Negative"
+    settings.train_data.write_text("\n".join(lines) + "\n")
+    texts = {line.partition(",")[0] for line in lines} - {"I love this product 1"}
+    with caplog.at_level(logging.INFO):
+        train(settings, own_texts=texts)
+    listed = settings.state_dir / "suspicious_labels.csv"
+    with listed.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["data"], row["text"], row["label"]) == ("training", "This is terrible 0", "Positive")
+    assert row["suggested_label"] == "Negative"
+    assert f"Labels that are probably wrong: 1. {listed} lists them" in caplog.text
 
 
 @pytest.mark.full

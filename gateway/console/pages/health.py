@@ -13,8 +13,9 @@ from gateway.http.problems import StorageUnavailableError
 from gateway.monitoring.recent_rates import KEPT_S
 from gateway.routes.context import AppContext
 from gateway.routes.health import why_not
-from storage import deployments, jobs
+from storage import deployments, events, jobs
 from storage.api_keys import Scope
+from storage.tables import Event
 
 PATH = "/console/health"
 DATABASE_WAIT_S = 3.0
@@ -30,6 +31,8 @@ class Deployed:
     monitored_until: datetime | None
     jobs: str
     """Running and queued jobs; empty if there are none."""
+    data_unfit: Event | None
+    """Why the data files cannot be used; None if they can."""
 
 
 async def show(page_request: PageRequest) -> Response:
@@ -81,7 +84,10 @@ def _deployed(app: AppContext) -> Deployed | None:
         doing = [f"{job.kind}: {job.step or 'starting'} (job {job.id})" for job in jobs.active(session)]
     if serving is None:
         return None
-    return Deployed(serving.version, serving.started_at, serving.reason, serving.monitored_until, "; ".join(doing))
+    unfit = events.data_unfit(database)
+    return Deployed(
+        serving.version, serving.started_at, serving.reason, serving.monitored_until, "; ".join(doing), unfit
+    )
 
 
 routes = [view("GET", PATH, Scope.READ, show)]

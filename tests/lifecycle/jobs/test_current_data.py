@@ -182,6 +182,20 @@ def test_without_kept_data_the_check_fails_as_before(settings: Settings, databas
     assert told(database) == []
 
 
+def test_while_one_file_is_good_no_check_reads_the_kept_texts(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train.csv").write_text(rows("train"))
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(
+        train_data=tmp_path / "train.csv", model_repository=tmp_path / "triton_repo", state_dir=tmp_path / "state"
+    )
+    checked(settings, database)
+    monkeypatch.setattr(pq, "read_table", lambda _: pytest.fail("the kept texts were read"))
+    checked(settings, database)
+    assert told(database) == []
+
+
 @pytest.mark.parametrize("damage", [b"", b"PAR1 and more", None])
 def test_a_damaged_copy_counts_as_none_and_is_written_again(
     settings: Settings, database: Database, damage: bytes | None, caplog: pytest.LogCaptureFixture
@@ -193,7 +207,9 @@ def test_a_damaged_copy_counts_as_none_and_is_written_again(
     assert kept_data.kept_data(settings) is None
     assert "cannot be read" in caplog.text
     checked(settings, database)
-    assert kept_data.kept_version(settings) == 1
+    facts = kept_data.kept_facts(settings)
+    assert facts is not None
+    assert facts.version == 1
 
 
 def test_a_disk_that_refuses_the_copy_and_the_list_does_not_stop_the_check(
@@ -212,13 +228,14 @@ def test_the_copy_is_bounded_and_a_fair_sample(
     by_label = "".join(f"{label} {number} {'x' * 1_000},{label}\n" for label in LABELS for number in range(400))
     settings.train_data.write_text(f"text,label\n{by_label}")
     checked(settings, database)
-    kept = kept_data.kept_data(settings)
+    facts, kept = kept_data.kept_facts(settings), kept_data.kept_data(settings)
+    assert facts is not None
     assert kept is not None
-    assert kept.texts == {"train": 800, "val": 40}
-    assert 280 < len(kept.dataset.train.texts) < 300
-    assert 0.4 < kept.dataset.train.labels.count("Positive") / len(kept.dataset.train.labels) < 0.6
-    assert kept.dataset.val == load_dataset(settings).val
-    assert pq.read_metadata(settings.state_dir / kept_data.FILE).num_rows == len(kept.dataset.train.texts) + 40
+    assert facts.texts == {"train": 800, "val": 40}
+    assert 280 < len(kept.train.texts) < 300
+    assert 0.4 < kept.train.labels.count("Positive") / len(kept.train.labels) < 0.6
+    assert kept.val == load_dataset(settings).val
+    assert pq.read_metadata(settings.state_dir / kept_data.FILE).num_rows == len(kept.train.texts) + 40
 
 
 def test_texts_of_a_vanished_file_are_not_suggested(settings: Settings, database: Database) -> None:

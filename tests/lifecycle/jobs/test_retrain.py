@@ -4,12 +4,16 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from common.errors import PipelineError
+from common.settings import Settings
+from lifecycle.jobs.job_process import run_job
 from storage import deployments, events, jobs, leases, releases
 from storage.database import Database
 from storage.feedback import LabelledText, add_feedback
@@ -17,6 +21,7 @@ from tests.e2e.conftest import PROJECT
 from tests.lifecycle.conftest import Served, make_served, serving
 from tests.lifecycle.deployment.test_promotion import Load, kill
 from tests.lifecycle.learning import labelled, learning_settings, write_data, write_rows
+from trainer.dataset import load_dataset
 from trainer.tracking import Tracking
 
 pytestmark = pytest.mark.full
@@ -68,6 +73,32 @@ def database(served: Served) -> Iterator[Database]:
 
 def tell(database: Database, count: int = 60) -> None:
     add_feedback(database, [LabelledText(*row) for row in labelled(count, seed=2)], "admin")
+
+
+def test_the_list_of_suspicious_labels_may_name_no_feedback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = labelled(200, seed=1)
+    write_rows(tmp_path / "train.csv", rows[:150])
+    write_rows(tmp_path / "val.csv", rows[150:])
+    settings = Settings(
+        train_data=tmp_path / "train.csv",
+        val_data=tmp_path / "val.csv",
+        state_dir=tmp_path / "state",
+        model_repository=tmp_path / "triton_repo",
+    )
+    given: list[Collection[str]] = []
+
+    def training(own: Settings, _: object, own_texts: Collection[str]) -> None:
+        given.extend([own_texts, load_dataset(own).train.texts])
+        raise PipelineError("this is enough")
+
+    monkeypatch.setattr("lifecycle.jobs.retrain.train", training)
+    with closing(Database(settings.database)) as database:
+        tell(database)
+        ended = run_job(settings, database, jobs.enqueue(database, jobs.RETRAIN, "by the test").id)
+    assert ended.error == "this is enough"
+    listed, learnt = given
+    assert set(listed) == {text for text, _ in rows}
+    assert len(set(learnt) - set(listed)) > 30
 
 
 def test_what_was_told_is_learnt_and_serves_and_is_not_learnt_twice(served: Served, database: Database) -> None:

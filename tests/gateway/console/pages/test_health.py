@@ -10,7 +10,8 @@ from common.errors import PipelineError
 from common.periodic import PeriodicTask
 from common.settings import Settings
 from lifecycle.deployment import promotion
-from storage import jobs
+from storage import events, jobs
+from storage.events import EventKind
 from tests.gateway.conftest import ADMIN_KEY, until
 from tests.gateway.console.conftest import PART, Page
 from tests.gateway.fake_triton import FakeTriton
@@ -92,6 +93,26 @@ def test_it_is_shown_while_the_database_is_down(console: Gateway, monkeypatch: p
     told = shown(console)
     assert "The database does not respond" in told
     assert "Deployed Version 1" in told
+
+
+def test_it_tells_that_checks_go_on_with_the_kept_data_and_stays_ready(console: Gateway) -> None:
+    promotion.reconcile(
+        Settings(state_dir=console.repository.root.parent / "state", model_repository=console.repository.root),
+        console.database,
+    )
+    assert "The data files" not in shown(console)
+    message = "The data files cannot be used; checks go on with the data of version 1.\n  train.csv is empty"
+    with console.database.transaction() as session:
+        events.record(session, EventKind.DATA_UNFIT, message, version=1)
+    assert re.search(
+        r"The data files cannot be used since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC: The data files cannot be used; "
+        r"checks go on with the data of version 1\. train\.csv is empty",
+        shown(console),
+    )
+    assert console.http.get("/health/ready").status_code == 200
+    with console.database.transaction() as session:
+        events.record(session, EventKind.DATA_FIT, "The data files can be used again.")
+    assert "The data files" not in shown(console)
 
 
 def test_tasks_that_keep_failing_are_named_without_secrets(console: Gateway) -> None:

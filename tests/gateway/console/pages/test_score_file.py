@@ -92,18 +92,23 @@ def test_each_kind_of_file_is_classified_as_expected(console: Gateway, name: str
     assert sum(note.startswith("line ") for note in notes) == left_out
     if name == "windows_1252.csv":
         assert any("windows-1252" in note for note in notes)
+    assert ("1 NUL character removed" in notes) is (name == "nul_byte.csv")
     compressed = send(console, gzip.compress(content), suffix=f"{suffix}.gz".replace(".gz.gz", ".gz"))
     if "error_names" not in expected and not suffix.endswith(".gz"):
         assert table_of(compressed) == [header, *rows], "in the same way when compressed"
 
 
 def test_fields_of_json_become_columns(console: Gateway) -> None:
-    lines = [{"id": 1, "text": "good"}, {"text": "bad", "tags": ["a", None], "ok": True}, {"text": 3}]
+    lines = [{"id": 1, "text": "good"}, {"text": "bad", "tags": ["a", None], "ok": True}]
+    lines += [{"text": 3}, {"text": True}, {"text": ["good"]}, {"text": None}, {"tags": 1}]
     answer = send(console, "\n".join(map(json.dumps, lines)))
     header, *rows = table_of(answer)
     assert header == ["id", "text", "tags", "ok", "label", "score", "version"]
     assert [row[:4] for row in rows] == [["1", "good", "", ""], ["", "bad", '["a",null]', "true"]]
-    assert json.loads(answer.headers["x-notes"]) == ["line 3: 'text' is int"]
+    faults = ("int", "bool", "list", "missing", "missing")
+    assert json.loads(answer.headers["x-notes"]) == [
+        f"line {line}: 'text' is {fault}" for line, fault in enumerate(faults, start=3)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +116,7 @@ def test_fields_of_json_become_columns(console: Gateway) -> None:
     [
         ("", "The file is empty"),
         ("text\n", "file has no rows"),
+        ("{}\n", "line 1 'text' is missing"),
         ("txt,id\ngood,1\n", "The columns are 'txt', 'id'. If the file has no header"),
         ("text,label,predicted_label\ngood,x,y\n", "column predicted_label already exists"),
         ("text,id\nbad\n", "line 2 wrong number of fields: 1 instead of 2"),
