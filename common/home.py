@@ -21,7 +21,15 @@ def from_home(path: Path) -> Path:
 
     It stays relative if the process runs in the home directory, so that messages are short there.
     """
-    return path if path.is_absolute() or home() == Path.cwd() else home() / path
+    return path if path.is_absolute() or _is_here(home()) else home() / path
+
+
+def _is_here(directory: Path) -> bool:
+    """Return whether the process runs in a directory. The process's own may have been deleted."""
+    try:
+        return directory.samefile(".")
+    except OSError:
+        return False
 
 
 def env_file() -> Path:

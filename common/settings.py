@@ -384,11 +384,11 @@ def load_settings() -> Settings:
         raise PipelineError(f"{env_file()} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
     if problems:
         raise PipelineError("Invalid settings:\n" + "\n".join(f"  {problem}" for problem in problems))
-    left = Path.cwd() / settings.state_dir.name
+    left = Path(settings.state_dir.name)
     if "state_dir" not in settings.model_fields_set and left.is_dir() and not settings.state_dir.exists():
         raise PipelineError(
-            f"{left} is the state of an earlier version, which counted relative paths from the directory where it was "
-            f"started. They count from {home()} now. To go on with that state, set {HOME}={left.parent}."
+            f"{left.absolute()} is the state of an earlier version, which counted relative paths from the directory "
+            f"where it was started. They count from {home()} now. To go on with that state, set {HOME}={Path.cwd()}."
         )
     return settings
 

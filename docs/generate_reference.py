@@ -59,8 +59,9 @@ def commands_page() -> str:
 
 {_NOTE}
 
-Run `python app.py COMMAND`; from another directory, `python PATH/app.py COMMAND` does the same. `python app.py COMMAND --help` prints the same text.
-Without a command, `python app.py` trains if no model is deployed, and then serves.
+Run `python app.py COMMAND`; from another directory, `python PATH/app.py COMMAND` does the same.
+`python app.py COMMAND --help` prints the same text. Without a command, `python app.py` trains if no model is deployed,
+and then serves.
 
 {_table(("command", "what it does"), _commands(_parser(), ""))}
 """

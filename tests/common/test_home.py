@@ -54,6 +54,15 @@ def test_paths_are_short_for_those_who_work_there(directory: Path, monkeypatch: 
     assert load_settings().model_repository == Path("triton_repo")
 
 
+def test_a_current_directory_that_was_deleted_is_no_fault(
+    directory: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted = tmp_path_factory.mktemp("deleted")
+    monkeypatch.chdir(deleted)
+    deleted.rmdir()
+    assert load_settings().state_dir == directory / ".sentiment"
+
+
 @pytest.mark.usefixtures("directory")
 def test_names_of_the_hub_and_urls_of_servers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SENTIMENT_DATABASE_URL", "postgresql+psycopg://me:secret@host/name")

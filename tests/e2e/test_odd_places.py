@@ -99,7 +99,8 @@ def test_a_service_with_an_odd_path_and_little_shared_memory_trains_and_answers(
         assert answer.is_success, answer.text
         assert set(answer.json()["predictions"]["label"].values()) == {"Negative"}
         assert service.app("predict", "a good product").startswith("Positive")
-        assert "Deployed version 1" in service.app("events")
+        service.app("keys", "add", "website", "--scope", "predict")
+        assert "website" in service.app("keys", "list")
     assert sorted(path.name for path in tmp_path.iterdir()) == [NAME, "log"]
     assert [path.name for path in (tmp_path / NAME).iterdir()] == ["checkout"]
     state = service.checkout / ".sentiment"
