@@ -71,20 +71,20 @@ $(VENV)/.installed: requirements.lock
 	@$(PYTHON) -m venv $(VENV) \
 		|| { echo "error: no virtual environment could be made; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing the dependencies into $(VENV); this takes some minutes, once."
-	@$(BIN)/pip install --quiet --no-deps --retries 1 --extra-index-url $(TORCH_CPU_INDEX) "$$(grep '^torch==' $<)"
-	@$(BIN)/pip install --quiet -r $<
+	@$(BIN)/python -m pip install --quiet --no-deps --retries 1 --extra-index-url $(TORCH_CPU_INDEX) "$$(grep '^torch==' $<)"
+	@$(BIN)/python -m pip install --quiet -r $<
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
-	@$(BIN)/pip install --quiet -r $<
+	@$(BIN)/python -m pip install --quiet -r $<
 	@touch $@
 
 $(VENV)/.installed-bench: requirements-bench.lock $(VENV)/.installed
-	@$(BIN)/pip install --quiet -r $<
+	@$(BIN)/python -m pip install --quiet -r $<
 	@touch $@
 
 $(VENV)/.installed-fuzz: pyproject.toml $(VENV)/.installed-dev
-	@$(BIN)/pip install --quiet "$$(grep -o 'atheris==[0-9.]*' $<)"
+	@$(BIN)/python -m pip install --quiet "$$(grep -o 'atheris==[0-9.]*' $<)"
 	@touch $@
 
 # Pins every dependency for Python 3.10 to 3.13; [tool.uv] in pyproject.toml leaves the CUDA packages out.

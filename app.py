@@ -8,12 +8,14 @@ import faulthandler
 import importlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from common.account import complete_account
 from common.errors import PipelineError
 from common.logging_setup import set_up_logging
 from common.private_files import PRIVATE_UMASK, close_to_other_accounts
@@ -25,11 +27,34 @@ VERSION = "0.2.0"
 
 Command = Callable[[Settings, argparse.Namespace], None]
 
+_GIVE_ACCESS = "Give this account access to it, or set another place (docs/reference-settings.md)."
+_FILE_FAULTS = {
+    errno.ENOSPC: ("the disk is full", "Free some space and run the command again."),
+    errno.EDQUOT: ("this account's share of the disk is full", "Free some space and run the command again."),
+    errno.EROFS: ("the disk is read-only", _GIVE_ACCESS),
+    errno.EACCES: ("permission denied", _GIVE_ACCESS),
+    errno.EPERM: ("permission denied", _GIVE_ACCESS),
+}
+"""Faults of files that a user can mend: the problem and the fix."""
+
 log = logging.getLogger("app")
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command, and return the exit status."""
+    """Run one command, and return the exit status. It is quiet if the reader of its output, such as `head`, ends."""
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # Otherwise Python would write the rest at its end, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _main(arguments: list[str]) -> int:
     # Set before any file is written or process started, so that no other account of the machine can read users' texts.
     umask = os.umask(PRIVATE_UMASK)
     options = _parser().parse_args(arguments)
@@ -49,6 +74,7 @@ def main(arguments: list[str]) -> int:
         command: Command = options.command
         settings = load_settings()
         without_secrets = settings.without_secrets
+        complete_account(settings.state_dir / "home")
         set_up_logging(settings)
         for warning in former_names():
             log.warning("%s", warning)
@@ -64,10 +90,11 @@ def main(arguments: list[str]) -> int:
         print(without_secrets(f"error: {error}"), file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _FILE_FAULTS:
             raise
-        where = f" (writing {error.filename})" if error.filename else ""
-        print(f"error: the disk is full{where}. Free some space and run the command again.", file=sys.stderr)
+        problem, fix = _FILE_FAULTS[error.errno]
+        file = f"{error.filename}: " if error.filename else ""
+        print(f"error: {file}{problem}. {fix}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -380,6 +407,14 @@ def _predict(settings: Settings, options: argparse.Namespace) -> None:
     asyncio.run(classify())
 
 
+def _use_utf8() -> None:
+    """Start again in Python's UTF-8 mode if the locale has another encoding, which cannot hold every text and path."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 if __name__ == "__main__":
+    _use_utf8()
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     sys.exit(main(sys.argv[1:]))

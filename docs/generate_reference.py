@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from common.home import HOME
 from common.settings import ENV_PREFIX, Settings
 
 DOCS = Path(__file__).resolve().parent
@@ -41,8 +42,10 @@ def settings_page() -> str:
 {_NOTE}
 
 Put settings in the environment or in `.env`. Unknown names are errors; the closest valid name is suggested. All errors
-are listed together. Relative paths start at the directory in which the pipeline is started. An empty value counts as
-unset.
+are listed together. An empty value counts as unset.
+
+`.env` is in the directory of `app.py`, and relative paths start there, wherever the pipeline is started. To use another
+directory, set `{HOME}` to it in the environment.
 
 {_table(("setting", "default", "allowed", "meaning"), rows)}
 """
@@ -56,8 +59,9 @@ def commands_page() -> str:
 
 {_NOTE}
 
-Run `python app.py COMMAND` in the directory of the pipeline. `python app.py COMMAND --help` prints the same text.
-Without a command, `python app.py` trains if no model is deployed, and then serves.
+Run `python app.py COMMAND`; from another directory, `python PATH/app.py COMMAND` does the same.
+`python app.py COMMAND --help` prints the same text. Without a command, `python app.py` trains if no model is deployed,
+and then serves.
 
 {_table(("command", "what it does"), _commands(_parser(), ""))}
 """

@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session
 
 from common.errors import PipelineError
+from common.sqlite_url import sqlite_file
 
 _MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 _MIGRATION_LOCK = 7_203_411
@@ -44,7 +45,8 @@ class Database:
             reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
             raise PipelineError(
                 f"The database {_without_password(url)} cannot be used: {reason}. Check SENTIMENT_DATABASE_URL, "
-                "such as postgresql+psycopg://user:password@host/name or sqlite:///path."
+                "such as postgresql+psycopg://user:password@host/name or sqlite:///path; if it is unset, check "
+                "SENTIMENT_STATE_DIR."
             ) from error
 
     @contextmanager
@@ -71,7 +73,8 @@ class Database:
     def _migrate(self) -> None:
         # Configured here and not in a file, so that it works from every directory.
         config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS))
+        # Alembic reads options as templates, so a percent sign in the path is doubled.
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         with self._engine.begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
@@ -93,8 +96,8 @@ def _engine(url: str) -> Engine:
         return create_engine(
             parsed, pool_pre_ping=True, hide_parameters=True, connect_args={"connect_timeout": int(_WAIT_S)}
         )
-    if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    if file := sqlite_file(parsed):
+        file.parent.mkdir(parents=True, exist_ok=True)
     # Errors go to the log, so they must not contain users' texts.
     engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": _WAIT_S})
     event.listen(engine, "connect", _set_up_sqlite)

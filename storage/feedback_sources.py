@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from sqlalchemy import ColumnElement, false, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -17,6 +16,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from common.errors import PipelineError
 from common.settings import Settings
 from common.source_names import is_trusted, trusted_entries
+from common.sqlite_url import sqlite_file
 from storage import events
 from storage.database import Database, now
 from storage.events import EventKind
@@ -122,9 +122,8 @@ def _check_room(session: Session, quota: Quota, rows: int, size: int) -> None:
         raise FullError(f"SENTIMENT_FEEDBACK_ROWS={quota.rows} rows of feedback are stored; {advice}.")
     if (stored[1] or 0) + size > quota.bytes:
         raise FullError(f"SENTIMENT_FEEDBACK_MIB={quota.bytes // 2**20} MiB of feedback are stored; {advice}.")
-    file = session.get_bind().engine.url.database
-    if session.get_bind().dialect.name == "sqlite" and file:
-        disk = shutil.disk_usage(Path(file).parent)
+    if file := sqlite_file(session.get_bind().engine.url):
+        disk = shutil.disk_usage(file.parent)
         least = min(_LEAST_FREE_BYTES, _LEAST_FREE_SHARE * disk.total)
         if disk.free - size < least:
             raise FullError(

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+from common.home import HOME
 from export.packed_graph import export_packed_graph
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME, Variant
@@ -60,6 +61,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
+    # A test's own directory is a pipeline's home, not the checkout.
+    os.environ[HOME] = "."
     # A failing test's report shows the pipeline's log; one line for each HTTP request would bury it.
     for name in ("httpx", "httpcore", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.WARNING)

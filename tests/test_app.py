@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ def app(directory: Path, *arguments: str, **environment: str) -> subprocess.Comp
     return subprocess.run(
         [sys.executable, PROJECT / "app.py", *arguments],
         cwd=directory,
-        env=inherited | environment,
+        env=inherited | {"SENTIMENT_HOME": "."} | environment,
         capture_output=True,
         text=True,
         timeout=120,
@@ -80,6 +81,37 @@ def test_sample_data_are_made_where_none_are_given(tmp_path: Path) -> None:
     assert "No data files found; made sample data" in ended.stderr
     assert "Data check passed: 11741 training texts, 1305 validation texts" in ended.stderr
     assert "No data files found" not in app(tmp_path, "data").stderr
+
+
+def test_what_the_account_may_not_write_is_one_message(tmp_path: Path) -> None:
+    ended = app(tmp_path, "suggest", "--out", "/sys/suggestions.csv")  # where not even root makes files
+    assert ended.returncode == 1
+    assert re.search(r"\nerror: /sys/suggestions\.csv: (permission denied|the disk is read-only)\. Give", ended.stderr)
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_reader_that_ends_early_is_no_fault(tmp_path: Path) -> None:
+    """As `python app.py models | head -1`; the pipe is closed before anything is written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as output:
+        ended = subprocess.run(
+            [sys.executable, PROJECT / "app.py", "data", "--json"], cwd=tmp_path, stdout=output, stderr=subprocess.PIPE
+        )
+    assert ended.returncode == 128 + signal.SIGPIPE
+    assert b"BrokenPipeError" not in ended.stderr
+
+
+def test_a_locale_without_most_characters_is_no_fault(tmp_path: Path) -> None:
+    directory = tmp_path / "é"
+    directory.mkdir()
+    (directory / "müsli.csv").write_text("text,label\n" + "".join(f"naïve {n},ü{n % 2}\n" for n in range(40)), "utf-8")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    help_page = app(directory, "--help", **locale)
+    assert (help_page.returncode, "SENTIMENT_…" in help_page.stdout) == (0, True), help_page.stderr
+    ended = app(directory, "data", SENTIMENT_TRAIN_DATA="müsli.csv", **locale)
+    assert ended.returncode == 0, ended.stderr
+    assert "labels ü0, ü1" in ended.stderr
 
 
 def test_importing_does_nothing(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
         _warn_replaced("the Hugging Face hub cannot be reached and has no cached copy")
         return _packaged_encoder(settings, labels)
     try:
-        return _load(settings.base_model, settings.base_model, settings, labels)
+        return _load(settings.base_model, settings.base_model_source, settings, labels)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         if is_named:

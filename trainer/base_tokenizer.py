@@ -62,8 +62,8 @@ def _encoder(settings: Settings) -> tuple[str, Path | None]:
     """Return the encoder that the training would load, and its directory if that is on this machine."""
     name = settings.base_model
     if name != PACKAGED:
-        if Path(name).is_dir():
-            return name, Path(name)
+        if Path(settings.base_model_source).is_dir():
+            return name, Path(settings.base_model_source)
         with suppress(HFValidationError):  # it is the path of no directory
             cached = huggingface_hub.try_to_load_from_cache(name, _TOKENIZER)
             if isinstance(cached, str):

@@ -1,5 +1,6 @@
 """Records trainings in MLflow, whose registry gives each model its version."""
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.db import utils
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from common.errors import PipelineError
@@ -49,12 +51,16 @@ class Tracking:
         if settings.mlflow_tracking_uri is None:
             try:
                 settings.state_dir.mkdir(parents=True, exist_ok=True)
+                # MLflow would try for minutes to open a store that cannot be written.
+                with (settings.state_dir / "mlflow.db").open("ab"):
+                    pass
             except OSError as error:
                 raise PipelineError(
-                    f"The state directory {settings.state_dir} cannot be created: {error.strerror}. "
-                    "Set SENTIMENT_STATE_DIR to another one."
+                    f"The state directory {settings.state_dir} cannot be used: {error.strerror}. "
+                    "Make it writable for this account, or set SENTIMENT_STATE_DIR to another one."
                 ) from error
             artifacts = (settings.state_dir / "mlflow-artifacts").resolve().as_uri()
+        _keep_percent_signs()
         try:
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             experiment = self._client.get_experiment_by_name(EXPERIMENT)
@@ -180,6 +186,17 @@ class Tracking:
             return {int(version) for version in self._client.get_registered_model(MODEL_NAME).aliases.values()}
         except MlflowException as error:
             raise PipelineError(f"MLflow does not return its aliases: {error.message}") from error
+
+
+def _keep_percent_signs() -> None:
+    """Let MLflow find its migrations if the path of the Python environment contains a percent sign.
+
+    MLflow gives that path to Alembic as an option, where a percent sign begins a placeholder.
+    """
+    package = utils._get_package_dir()  # type: ignore[no-untyped-call]
+    if "%" in package:
+        descriptor = os.open(package, os.O_RDONLY | os.O_DIRECTORY)  # open as long as this process may use MLflow
+        utils._get_package_dir = lambda: f"/proc/self/fd/{descriptor}"
 
 
 def _named(metrics: Mapping[str, float]) -> list[tuple[str, float]]:

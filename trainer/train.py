@@ -187,6 +187,7 @@ def _save_beside(model_dir: Path, tuned: FineTuned) -> Path:
 
 def replace_directory(target: Path, replacement: Path) -> None:
     """Replace `target` with `replacement`. A kill between the two renames leaves both under other names."""
+    target = target.resolve()  # a link, such as to a larger disk, stays
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

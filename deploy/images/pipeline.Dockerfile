@@ -39,13 +39,14 @@ COPY trainer /app/trainer
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    SENTIMENT_HOME=/data \
     SENTIMENT_HOST=0.0.0.0 \
     SENTIMENT_MODEL_REPOSITORY=/models
 # Everything that is missing is missed here, not at the first trial.
 RUN python /app/app.py --help > /dev/null \
     && ! find /opt/venv/share -name tritonserver -type f -exec ldd {} + | grep 'not found'
 USER 10001:10001
-# The data files, ./model and the runtime state lie under the working directory.
+# The data files, ./model and the runtime state lie in SENTIMENT_HOME.
 WORKDIR /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \

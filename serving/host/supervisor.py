@@ -136,13 +136,13 @@ def sweep(group: int, shared_memory_prefix: str) -> None:
     """Kill the remaining processes of Triton's group and remove its shared memory."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    for segment in Path("/dev/shm").glob(f"{shared_memory_prefix}*"):
+    for segment in _own_segments(shared_memory_prefix):
         segment.unlink(missing_ok=True)
 
 
 def close_to_others(shared_memory_prefix: str) -> None:
     """If other accounts can read Triton's shared memory, which contains all texts, make it private and log an error."""
-    for segment in Path("/dev/shm").glob(f"{shared_memory_prefix}*"):
+    for segment in _own_segments(shared_memory_prefix):
         with contextlib.suppress(FileNotFoundError):
             if segment.stat().st_mode & 0o077:
                 segment.chmod(0o600)
@@ -151,6 +151,16 @@ def close_to_others(shared_memory_prefix: str) -> None:
                     "Do not run the pipeline here where others have accounts.",
                     segment,
                 )
+
+
+def _own_segments(shared_memory_prefix: str) -> list[Path]:
+    """Return this account's shared memory; another account may have left some of the same name, as after `sudo`."""
+    own = []
+    for segment in Path("/dev/shm").glob(f"{shared_memory_prefix}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if segment.stat().st_uid == os.geteuid():
+                own.append(segment)
+    return own
 
 
 def _ending(returncode: int | None) -> str:

@@ -26,6 +26,15 @@ from serving.model_repo.repository import BACKEND
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_LINK = "files"
+_FILES = f"/proc/self/cwd/{_LINK}"
+"""Triton's directory in the state directory, as Triton and its stub see it through a link in their working directory.
+
+Triton starts the stub of its Python backend by a shell's command line without quotes. And the stub, whose Python knows
+only ASCII, ends without a reason if it should report a file with other characters in its path. So both get paths
+through here, which have no blanks and no special characters, wherever the checkout is.
+"""
+_BACKENDS = "backends"
 _OLDEST_GLIBC = (2, 35)
 _NEVER = 1_000_000_000
 """Triton starts a trace for one in this many requests; requests with a client's trace are always traced."""
@@ -42,7 +51,7 @@ def command(settings: Settings) -> list[str]:
     server = pypi_download.unpack(pypi_download.fetch(pypi_download.TRITON)) / "pytriton" / "tritonserver"
     return [
         str(server / "bin" / "tritonserver"),
-        f"--model-repository={settings.model_repository.resolve()}",
+        f"--model-repository={_link(settings.state_dir, 'model_repository', settings.model_repository)}",
         f"--backend-directory={_assemble_backends(settings.state_dir, server)}",
         "--model-control-mode=explicit",
         f"--load-model={MODEL_NAME}",
@@ -74,14 +83,17 @@ def _tracing(settings: Settings) -> list[str]:
 
 
 def working_directory(settings: Settings) -> Path:
-    """Return Triton's working directory, which holds its sockets; remove the sockets of an earlier Triton.
+    """Return Triton's working directory, with a link to its files, and without the sockets of an earlier Triton.
 
     Raises:
         PipelineError: the directory cannot be used, or another account has access to it.
     """
     for socket in (socket_path(settings.bundled_triton), metrics_socket(settings)):
         Path(sockets.private_path(socket)).unlink(missing_ok=True)
-    return socket_path(settings.bundled_triton).parent
+    directory = socket_path(settings.bundled_triton).parent
+    (directory / _LINK).unlink(missing_ok=True)
+    (directory / _LINK).symlink_to("..")
+    return directory
 
 
 def metrics_socket(settings: Settings) -> Path:
@@ -145,9 +157,13 @@ def _libpython_directory() -> Path | None:
     return directory if (directory / f"libpython{_PYTHON}.so.1.0").is_file() else None
 
 
-def _assemble_backends(state_dir: Path, server: Path) -> Path:
-    """Create the backend directory, with Triton's Python backend and our own backend that builds on it."""
-    backends = (state_dir / "triton" / "backends").resolve()
+def _assemble_backends(state_dir: Path, server: Path) -> str:
+    """Create the backend directory, with Triton's Python backend and our own backend that builds on it.
+
+    Returns:
+        the directory, as Triton sees it.
+    """
+    backends = (state_dir / "triton" / _BACKENDS).resolve()
     shutil.rmtree(backends, ignore_errors=True)
     python = backends / "python"
     shutil.copytree(server / "backends" / "python", python)
@@ -157,7 +173,7 @@ def _assemble_backends(state_dir: Path, server: Path) -> Path:
     ours = backends / BACKEND
     ours.mkdir()
     shutil.copy(_PROJECT / "serving" / "backend" / BACKEND / "model.py", ours)
-    return backends
+    return f"{_FILES}/{_BACKENDS}"
 
 
 def _make_virtual_environment(state_dir: Path) -> None:
@@ -174,8 +190,18 @@ def _make_virtual_environment(state_dir: Path) -> None:
     )
     installed = [path for path in (*site.getsitepackages(), site.getusersitepackages()) if Path(path).is_dir()]
     # Python searches the directories in this order, so NumPy 1 comes first.
+    directories: list[str | Path] = [numpy_1, *installed, _PROJECT]
+    searched = [_link(state_dir, f"python-{place}", directory) for place, directory in enumerate(directories)]
     path_file = environment / "lib" / f"python{_PYTHON}" / "site-packages" / f"{BACKEND}.pth"
-    path_file.write_text("\n".join(map(str, (numpy_1, *installed, _PROJECT))) + "\n", encoding="utf-8")
+    path_file.write_text("\n".join(searched) + "\n", encoding="ascii")
+
+
+def _link(state_dir: Path, name: str, target: str | Path) -> str:
+    """Create a link to a directory beside Triton's working directory, and return its path as Triton sees it."""
+    link = state_dir / "triton" / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path(target).resolve())
+    return f"{_FILES}/{name}"
 
 
 def _virtual_environment(state_dir: Path) -> Path:

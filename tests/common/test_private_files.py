@@ -136,7 +136,7 @@ def run(directory: Path, *arguments: str) -> str:
     ended = subprocess.run(
         [sys.executable, PROJECT / "app.py", *arguments],
         cwd=directory,
-        env=environment,
+        env=environment | {"SENTIMENT_HOME": "."},
         check=True,
         capture_output=True,
         text=True,

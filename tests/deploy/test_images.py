@@ -155,6 +155,7 @@ def as_in_the_image(tmp_path: Path, bert_bundle: Path) -> Iterator[tuple[int, st
         process = subprocess.Popen(
             [IMAGES / Path(script).name, *arguments],
             env=environment,
+            cwd=triton.working_directory(settings),
             stdout=output,
             stderr=output,
             start_new_session=True,

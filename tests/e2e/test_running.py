@@ -110,6 +110,7 @@ def test_long_text_is_cut_and_told(http: httpx.Client) -> None:
 def test_gateway_of_an_external_triton(pipeline: Pipeline, tmp_path: Path) -> None:
     port = free_ports()
     environment = {"SENTIMENT_PORT": str(port), "SENTIMENT_TRITON_URL": f"127.0.0.1:{pipeline.port + 1}"}
+    environment["SENTIMENT_HOME"] = str(tmp_path)
     log = tmp_path / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(

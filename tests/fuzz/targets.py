@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from pydantic import SecretStr
 from tokenizers import Tokenizer
@@ -17,7 +18,9 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from common.errors import PipelineError
-from common.settings import ENV_FILE, Settings, load_settings
+from common.home import HOME
+from common.home import env_file as env_file_path
+from common.settings import Settings, load_settings
 from gateway.console.uploaded_table import read_table
 from gateway.http.http_protocol import BoundedHttpProtocol
 from gateway.http.problems import ProblemError
@@ -113,15 +116,13 @@ def model_configuration(data: bytes) -> None:
 
 def env_file(data: bytes) -> None:
     """`.env`."""
-    before = Path.cwd()
-    os.chdir(_directory())
-    try:
-        ENV_FILE.write_bytes(data)
-        with suppress(PipelineError):
-            load_settings()
-    finally:
-        ENV_FILE.unlink(missing_ok=True)
-        os.chdir(before)
+    with mock.patch.dict(os.environ, {HOME: str(_directory())}):
+        env_file_path().write_bytes(data)
+        try:
+            with suppress(PipelineError):
+                load_settings()
+        finally:
+            env_file_path().unlink()
 
 
 def texts(data: bytes) -> None:

@@ -141,6 +141,7 @@ def make_served(directory: Path, bundle: Path, versions: int = 3, **settings: st
     port = free_ports()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SENTIMENT_", "COLUMNS"))}
     environment |= {
+        "SENTIMENT_HOME": str(directory),
         "SENTIMENT_PORT": str(port),
         "SENTIMENT_STATE_DIR": str(directory / "state"),
         "SENTIMENT_MODEL_REPOSITORY": str(directory / "triton_repo"),

@@ -83,7 +83,7 @@ def make_desk(folder: Path, bundle: Path, versions: int = 2) -> Desk:
         repository.publish(staging, version)
     repository.deploy(1)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SENTIMENT_")}
-    return Desk(folder, Engine(bundle, REFERENCE, 1), environment)
+    return Desk(folder, Engine(bundle, REFERENCE, 1), environment | {"SENTIMENT_HOME": "."})
 
 
 @pytest.fixture

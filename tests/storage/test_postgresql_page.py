@@ -18,6 +18,7 @@ def test_commands(postgres_server: str, tmp_path: Path) -> None:
     name, _, url = setting.partition("=")
     programs = find_postgres()
     environment = own_environment() | {
+        "SENTIMENT_HOME": ".",
         "PGHOST": str(server.hostname),
         "PGPORT": str(server.port),
         "PGUSER": str(server.username),

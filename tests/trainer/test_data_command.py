@@ -34,7 +34,7 @@ def data(directory: Path, *arguments: str, **variables: str) -> subprocess.Compl
     return subprocess.run(
         [sys.executable, PROJECT / "app.py", "data", *arguments],
         cwd=directory,
-        env=environment | variables,
+        env=environment | {"SENTIMENT_HOME": "."} | variables,
         capture_output=True,
         text=True,
         timeout=60,

@@ -227,6 +227,22 @@ def test_a_state_directory_that_cannot_be_made_is_named(settings: Settings, tmp_
         train(settings.model_copy(update={"state_dir": tmp_path / "file"}))
 
 
+def test_a_link_in_the_place_of_the_model_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
+    for content in ("first", "second"):
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "weights").write_text(content)
+        replace_directory(tmp_path / "model", tmp_path / "new")
+        assert (tmp_path / "disk" / "model" / "weights").read_text() == content
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "disk",
+        "disk/model",
+        "disk/model/weights",
+        "model",
+    ]
+
+
 def test_a_model_comes_from_another_disk(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
         replacement, target = Path(other) / "new", tmp_path / "model"

@@ -62,6 +62,7 @@ def unpack(archive: Path, directory: Path) -> OldState:
     _move_paths(directory / ".sentiment" / "mlflow.db", notes[ROOT_OF_PATHS], str(directory.resolve()))
     port = free_ports()
     environment = own_environment() | {
+        "SENTIMENT_HOME": ".",
         "SENTIMENT_PORT": str(port),
         # As by default, but for a test that opens the same store from another directory.
         "SENTIMENT_STATE_DIR": str(directory / ".sentiment"),

@@ -30,6 +30,7 @@ import httpx
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from common.home import HOME
 from tests.conftest import LABELS, make_tokenizer
 from tests.e2e.conftest import free_ports, wait_for
 from tests.lifecycle.learning import labelled, write_rows
@@ -73,6 +74,8 @@ class _Release:
         self._port = free_ports(8)
         named = {name: value for name, value in os.environ.items() if not name.startswith("SENTIMENT_")}
         self._environment = {**named, "SENTIMENT_PORT": str(self._port)}
+        if (checkout / "common" / "home.py").exists():  # older releases run where they are started
+            self._environment[HOME] = "."
 
     def run(self, *arguments: str) -> str:
         """Run a command to its end; returns what it prints."""

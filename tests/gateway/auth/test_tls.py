@@ -37,6 +37,7 @@ def https_port(triton: FakeTriton, files: tuple[Path, Path], tmp_path: Path) -> 
     port = free_ports()
     environment = {
         "PATH": "/usr/bin:/bin",
+        "SENTIMENT_HOME": ".",
         "SENTIMENT_PORT": str(port),
         "SENTIMENT_TRITON_URL": f"127.0.0.1:{triton.port}",
         "SENTIMENT_TLS_CERTIFICATE": str(files[0]),

@@ -27,7 +27,12 @@ def open_triton(tmp_path: Path, bert_bundle: Path) -> Iterator[tuple[Served, str
     command += ["--grpc-address=127.0.0.1", f"--grpc-port={port}", "--allow-metrics=false"]
     with (tmp_path / "triton.log").open("wb") as output:
         process = subprocess.Popen(
-            command, env=triton.environment(settings), stdout=output, stderr=output, start_new_session=True
+            command,
+            env=triton.environment(settings),
+            cwd=triton.working_directory(settings),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     yield served, f"127.0.0.1:{port}"
     process.terminate()

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import shutil
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -21,7 +23,7 @@ from serving.host import supervisor as supervisor_module
 from serving.host import triton
 from serving.host.supervisor import TritonSupervisor, close_to_others
 from serving.model_repo.repository import ModelRepository
-from tests.e2e.conftest import free_ports
+from tests.e2e.conftest import PROJECT, free_ports
 
 
 def deployed_settings(bundle: Path, directory: Path) -> Settings:
@@ -60,7 +62,7 @@ async def running(settings: Settings, supervisor: TritonSupervisor | None = None
 
 
 def tritons(settings: Settings) -> list[psutil.Process]:
-    flag = f"--model-repository={settings.model_repository.resolve()}"
+    flag = f"--backend-config=python,shm-region-prefix-name={triton.shared_memory_prefix(settings)}"
     return [process for process in psutil.process_iter(["cmdline"]) if flag in (process.info["cmdline"] or [])]
 
 
@@ -147,6 +149,36 @@ def test_one_that_hangs_is_killed_and_comes_back(
     asyncio.run(scenario())
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act as another account")
+def test_what_another_account_left_in_shared_memory_is_passed_over() -> None:
+    """As after a start with `sudo`: names begin with the same prefix, and only root may remove what is root's."""
+    prefix = f"sentiment-test-{os.getpid()}-"
+    code = f"""
+import os, pathlib
+from serving.host.supervisor import close_to_others, sweep
+ended = os.fork()
+if not ended:
+    os._exit(0)
+os.waitpid(ended, 0)
+os.setgid(54321)
+os.setuid(54321)
+own = pathlib.Path("/dev/shm/{prefix}own")
+own.touch(0o644)
+close_to_others("{prefix}")
+assert own.stat().st_mode & 0o777 == 0o600
+sweep(ended, "{prefix}")
+"""
+    left = Path(f"/dev/shm/{prefix}left")
+    left.touch(0o644)
+    try:
+        ended = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        assert list(Path("/dev/shm").glob(f"{prefix}*")) == [left]
+        assert stat.S_IMODE(left.stat().st_mode) == 0o644
+    finally:
+        left.unlink()
+
+
 def test_command_reaches_no_other_machine(tmp_path: Path) -> None:
     settings = Settings(port=18_000, state_dir=tmp_path, host="0.0.0.0")
     command = triton.command(settings)
@@ -159,7 +191,12 @@ def test_tritons_python_has_numpy_1_and_this_ones_packages(tmp_path: Path) -> No
     triton.command(settings)
     code = "import numpy, openvino, tokenizers, serving.backend.engine; print(numpy.__version__)"
     output = subprocess.run(
-        ["python3", "-c", code], env=triton.environment(settings), cwd="/", check=True, capture_output=True, text=True
+        ["python3", "-c", code],
+        env=triton.environment(settings),
+        cwd=triton.working_directory(settings),
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     assert output.startswith("1.26.")
 
@@ -206,7 +243,7 @@ def test_triton_has_no_port_and_others_can_neither_enter_its_directory_nor_read_
             assert stat.S_IMODE(directory.stat().st_mode) == 0o700
             memory = shared_memory(settings)
             assert memory
-            for path in (*directory.iterdir(), *memory):
+            for path in (*filter(Path.is_socket, directory.iterdir()), *memory):
                 assert path.stat().st_mode & 0o077 == 0, path
             assert not any(word in " ".join(process.cmdline()).lower() for word in ("key", "secret", "restricted"))
 

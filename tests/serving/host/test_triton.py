@@ -56,7 +56,12 @@ def test_python_settings_of_the_user_do_not_reach_tritons_python(
     environment = triton.environment(settings)
     code = "import os, sys, numpy; print(numpy.__version__, sys.prefix, os.environ['SENTIMENT_RUNTIME'])"
     ended = subprocess.run(
-        ["python3", "-c", code], env=environment, cwd="/", check=True, capture_output=True, text=True
+        ["python3", "-c", code],
+        env=environment,
+        cwd=triton.working_directory(settings),
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert ended.stdout == f"1.26.4 {environment['VIRTUAL_ENV']} onnxruntime\n"
 
@@ -73,8 +78,11 @@ def test_two_pipelines_share_neither_sockets_nor_shared_memory(tmp_path: Path) -
 
 
 def test_no_other_backend_is_there(tmp_path: Path) -> None:
-    command = triton.command(Settings(state_dir=tmp_path))
-    [directory] = [flag.partition("=")[2] for flag in command if flag.startswith("--backend-directory=")]
-    assert {path.name for path in Path(directory).iterdir()} == {"python", "packed_onnx"}
-    libraries = {path.name for path in Path(directory).rglob("*.so")}
+    settings = Settings(state_dir=tmp_path)
+    [option] = [
+        option for option in triton.command(settings) if option.startswith("--backend-directory=/proc/self/cwd/")
+    ]
+    directory = triton.working_directory(settings) / option.partition("/proc/self/cwd/")[2]
+    assert {path.name for path in directory.iterdir()} == {"python", "packed_onnx"}
+    libraries = {path.name for path in directory.rglob("*.so")}
     assert libraries == {"libtriton_python.so"}

@@ -1,0 +1,22 @@
+"""Gives libraries a home directory and a user name if the account has none, as in containers and some service units."""
+
+import getpass
+import os
+from pathlib import Path
+
+
+def complete_account(directory: Path) -> None:
+    """Set `HOME` to `directory` if this account has no home directory, and `LOGNAME` if it has no name.
+
+    Several libraries look for both when they are imported or first used, and raise if they find none.
+    """
+    try:
+        has_home = Path.home().is_dir()
+    except (RuntimeError, OSError):
+        has_home = False
+    if not has_home:
+        os.environ["HOME"] = str(directory.absolute())
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"user-{os.geteuid()}"
