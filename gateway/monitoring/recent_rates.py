@@ -25,7 +25,7 @@ class Reading:
     """The counters at one moment. Request counters cover prediction routes only."""
 
     at: float
-    """Seconds since the epoch."""
+    """Seconds of the monotonic clock."""
     requests: float
     failed: float
     """Responses with a status of 500 or more, including requests refused because they could not finish in time."""
@@ -88,7 +88,7 @@ class Pulse:
                     by_duration[bound] = by_duration.get(bound, 0.0) + sample.value
         cache = self._metrics.cache
         return Reading(
-            time.time(),
+            time.monotonic(),
             requests,
             failed,
             tuple(sorted(by_duration.items())),
@@ -108,13 +108,16 @@ class Pulse:
         return rates(self._last(RECENT_S))
 
     def history(self) -> list[tuple[float, Rates]]:
-        """Return the time of each reading with the rates since the reading before it, oldest first."""
+        """Return the time of each reading, in seconds since the epoch, with the rates since the one before it."""
         samples = list(self._readings)
+        ahead_s = time.time() - time.monotonic()
         steps = (rates(pair) for pair in pairwise(samples))
-        return [(sample.at, step) for sample, step in zip(samples[1:], steps, strict=True) if step is not None]
+        return [
+            (sample.at + ahead_s, step) for sample, step in zip(samples[1:], steps, strict=True) if step is not None
+        ]
 
     def _last(self, seconds: float) -> list[Reading]:
-        since = time.time() - seconds
+        since = time.monotonic() - seconds
         return [sample for sample in self._readings if sample.at >= since]
 
 
