@@ -19,6 +19,7 @@ from common.account import complete_account
 from common.errors import PipelineError
 from common.logging_setup import set_up_logging
 from common.private_files import PRIVATE_UMASK, close_to_other_accounts
+from common.proxies import prepare_proxies
 from common.settings import Settings, former_names, load_settings
 from common.tracing import set_up_tracing
 from serving.host.die_with_parent import command_dying_with_parent
@@ -67,6 +68,7 @@ def _main(arguments: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # A forked child executes another program at once and has no gRPC calls to continue.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+    prepare_proxies(os.environ)
     if not faulthandler.is_enabled():
         faulthandler.enable()  # a crash in native code then prints where it happened
     without_secrets: Callable[[str], str] = str

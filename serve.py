@@ -19,6 +19,7 @@ from common.periodic import run_periodically
 from common.settings import Settings
 from gateway.grpc_port.guards import KeyGuard
 from gateway.grpc_port.server import HOST, GrpcFront
+from gateway.http.connections import raise_descriptor_limit
 from gateway.http.http_protocol import BoundedHttpProtocol
 from gateway.http.localhost import hold_localhost
 from gateway.load_control.admission import UnderWay
@@ -62,6 +63,7 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
     Raises:
         PipelineError: the bundled Triton cannot run here, or no version can be deployed.
     """
+    raise_descriptor_limit()
     storage = Storage(settings)
     statistics = CallStatistics()
     await asyncio.to_thread(_settle, settings, storage)
@@ -156,6 +158,7 @@ async def serve_triton(settings: Settings) -> None:
     Raises:
         PipelineError: Triton cannot run here.
     """
+    raise_descriptor_limit()
     key = settings.triton_key.get_secret_value() if settings.triton_key else ""
     if not key:
         log.warning(
@@ -252,7 +255,8 @@ def _refusal(host: str, port: int) -> str | None:
 def _pages(settings: Settings) -> str:
     scheme = "https" if settings.tls_certificate else "http"
     pages = " (API pages: /docs)" if settings.docs else ""
-    return f"at {scheme}://{settings.host}:{settings.port}{pages}"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"at {scheme}://{host}:{settings.port}{pages}"
 
 
 async def _announce_gateway(app: GatewayApp, listening: asyncio.Event, settings: Settings) -> None:

@@ -248,6 +248,12 @@ def _why_pip_failed(artifact: Artifact, output: str) -> str:
             f"The disk is full, so {artifact.filename} cannot be downloaded; free {_MEBIBYTES_NEEDED} MiB "
             f"in {sys.prefix} and in {tempfile.gettempdir()}."
         )
+    if "SOCKS support" in output:
+        return (
+            f"{artifact.filename} cannot be downloaded through the SOCKS proxy of ALL_PROXY, because pip has no "
+            f"PySocks; set https_proxy to an HTTP proxy, or install PySocks without the proxy: "
+            f"`{sys.executable} -m pip install PySocks`."
+        )
     lines = [line for line in output.splitlines() if line.strip() and not line.startswith("WARNING")]
     return (
         f"pip could not download {artifact.requirement} ({artifact.filename}); check the network and pip's settings "

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from datetime import timedelta
 from enum import Enum
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from storage.database import Database, now
@@ -158,15 +158,19 @@ def as_json(event: Event) -> Figures:
 def due_mails(database: Database) -> list[Mail]:
     """Return the unsent mails that are due, oldest first."""
     with database.reading() as session:
-        query = select(Mail).where(Mail.sent_at.is_(None), Mail.next_attempt_at <= now(session))
+        time = now(session)
+        # Mails are planned too far ahead only if the clock was set back since.
+        too_far = time + timedelta(seconds=LONGEST_PAUSE_S + 60)
+        is_due = or_(Mail.next_attempt_at <= time, Mail.next_attempt_at > too_far)
+        query = select(Mail).where(Mail.sent_at.is_(None), is_due)
         return list(session.scalars(query.order_by(Mail.event_id)))
 
 
-def mark_delivered(database: Database, event_id: int, way: str) -> None:
-    """Record that a mail was sent through one channel."""
+def mark_delivered(database: Database, event_id: int, ways: Collection[str]) -> None:
+    """Record that a mail was sent through some channels."""
     with database.transaction() as session:
         mail = session.get_one(Mail, event_id)
-        mail.delivered = [*mail.delivered, way]
+        mail.delivered = [*mail.delivered, *ways]
 
 
 def mark_sent(database: Database, event_id: int) -> None:

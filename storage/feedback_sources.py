@@ -93,7 +93,8 @@ def count_rows(session: Session, source: str, sizes: Sequence[int], quota: Quota
     time = now(session)
     _ensure(session, source, time)
     found = session.scalars(select(FeedbackSource).where(FeedbackSource.name == source).with_for_update()).one()
-    if time - found.day >= _DAY:
+    # Also if the clock was set back, and the day would begin in the future.
+    if not timedelta(0) <= time - found.day < _DAY:
         found.day, found.rows_of_day = time, 0
     if quota is not None:
         _check_room(session, quota, len(sizes), sum(sizes))

@@ -12,10 +12,14 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from common.home import HOME
+from common.proxies import prepare_proxies
 from export.packed_graph import export_packed_graph
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME, Variant
 from tests.pages import ORDERED
+
+# As app.py does: tests call servers on this machine.
+prepare_proxies(os.environ)
 
 REFERENCE = Variant(ONNXRUNTIME, FLOAT32)
 """What every processor runs, with the same answers."""

@@ -26,6 +26,10 @@ class MailServer:
         self.logins = 0
         self.received: list[EmailMessage] = []
         self.recipients: list[list[str]] = []
+        self.refused: set[str] = set()
+        """Recipients for whom it takes no mail."""
+        self.names: list[str] = []
+        """Names that clients gave after EHLO."""
         self._context = context
 
     @contextmanager
@@ -53,6 +57,21 @@ class MailServer:
             return AuthResult(success=True)
         refusal = f"535 5.7.8 {data.login.decode()} has another password than {data.password.decode()}"
         return AuthResult(success=False, handled=False, message=refusal)
+
+    async def handle_EHLO(  # noqa: N802
+        self, _server: Any, session: Any, _envelope: Any, hostname: str, responses: list[str]
+    ) -> list[str]:
+        session.host_name = hostname
+        self.names.append(hostname)
+        return responses
+
+    async def handle_RCPT(  # noqa: N802
+        self, _server: Any, _session: Any, envelope: Any, address: str, _options: list[str]
+    ) -> str:
+        if address in self.refused:
+            return "550 5.1.1 no such user"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
 
     async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:  # noqa: N802
         message = message_from_bytes(envelope.content, policy=default)

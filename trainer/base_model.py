@@ -51,12 +51,12 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
     if settings.base_model == PACKAGED:
         return _packaged_encoder(settings, labels)
     is_named = "base_model" in settings.model_fields_set
-    if not is_named and not _cached_or_reachable(DEFAULT_BASE_MODEL):
-        _warn_replaced("the Hugging Face hub cannot be reached and has no cached copy")
+    if not is_named and (fault := _why_not_available(DEFAULT_BASE_MODEL)):
+        _warn_replaced(fault)
         return _packaged_encoder(settings, labels)
     try:
         return _load(settings.base_model, settings.base_model_source, settings, labels)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, ImportError, httpx.InvalidURL) as error:
         reason = str(error).strip().splitlines()[0]
         if is_named:
             raise PipelineError(
@@ -88,15 +88,24 @@ def _packaged_encoder(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
     return _load(PACKAGED_ENCODER, str(packaged_directory()), settings, labels)
 
 
-def _cached_or_reachable(name: str) -> bool:
-    """Check before loading, because the hub's client retries for half a minute before it gives up."""
+def _why_not_available(name: str) -> str:
+    """Return why the hub's model `name` cannot be loaded; empty if it is cached, or the hub can be reached.
+
+    The hub's own client would retry for half a minute before it gives up.
+    """
     if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
-        return True
+        return ""
     try:
         httpx.head(huggingface_hub.constants.ENDPOINT, timeout=_HUB_PROBE_TIMEOUT_S)
-    except httpx.HTTPError:
-        return False
-    return True
+    except ImportError:
+        fault = "ALL_PROXY names a SOCKS proxy, which needs another package: pip install socksio"
+    except (httpx.InvalidURL, ValueError) as error:
+        fault = f"a proxy variable cannot be used: {error}"
+    except (httpx.HTTPError, OSError) as error:
+        fault = str(error) or type(error).__name__
+    else:
+        return ""
+    return f"there is no cached copy, and the Hugging Face hub cannot be reached: {fault}"
 
 
 def _load(name: str, source: str, settings: Settings, labels: tuple[str, ...]) -> BaseModel:

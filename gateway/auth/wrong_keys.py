@@ -10,6 +10,7 @@ from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Scope
 
+from common.clock import WallClock
 from common.errors import PipelineError
 from gateway.http.callers import client_address
 from gateway.http.problems import WrongKeysError
@@ -32,7 +33,9 @@ class WrongKeys:
         """Record guessing in the events of `storage`."""
         self._storage = storage
         self._limit = parse(f"{MOST_A_MINUTE}/minute")
-        self._counts = FixedWindowRateLimiter(MemoryStorage())
+        self._windows = MemoryStorage()
+        self._counts = FixedWindowRateLimiter(self._windows)
+        self._clock = WallClock()
         self._recorded_at: float | None = None
 
     def count(self, scope: Scope) -> None:
@@ -41,6 +44,8 @@ class WrongKeys:
         Raises:
             WrongKeysError: the request's address has sent too many wrong keys within a minute.
         """
+        if self._clock.step_s():
+            self._windows.reset()  # the windows would end by the clock before
         address = client_address(scope)
         if self._counts.hit(self._limit, address):
             return

@@ -59,12 +59,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Open the connection and check it regularly for overdue requests: one timer per request would cost more."""
         super().connection_made(transport)  # type: ignore[arg-type]
         self.group = address_group(self.client[0]) if self.client else ""
+        if not self._strangers.open():
+            self._refuse(OverloadedError(1.0))
+            return
         self._look = self.loop.call_later(RECEIVE_S, self._refuse_overdue)
         self._note_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Clean up after the connection."""
-        self._strangers.discard(self)
+        self._strangers.close(self)
         for timer in (self._look, self._unread):
             if timer is not None:
                 timer.cancel()
@@ -170,6 +173,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         is_answering = self.cycle is not None and not self.cycle.response_complete
         if not self._has_key and (self._in_request or self.flow.write_paused or not is_answering):
             self._strangers.add(self)
+        elif self._has_key and not self._in_request and not is_answering:
+            self._strangers.add_idle(self)
         else:
             self._strangers.discard(self)
 

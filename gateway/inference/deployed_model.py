@@ -161,9 +161,9 @@ class DeployedModel(Model):
 
     def _break(self, reason: Exception) -> None:
         """Open the circuit, and cancel the calls that wait for the model."""
-        if type(reason) is not type(self.failure):
-            # A model that has not responded yet may be starting.
-            log.log(logging.INFO if self.version is None else logging.WARNING, "The model does not respond: %s", reason)
+        # A model that has not responded yet may be starting; the pipeline's start tells if that takes long.
+        if self.version is not None and type(reason) is not type(self.failure):
+            log.warning("The model does not respond: %s", reason)
         self.ready = False
         self.failure = reason
         self._given_up |= self._under_way

@@ -26,7 +26,7 @@ class Reading:
     """The counters at one moment. Request counters cover prediction routes only."""
 
     at: float
-    """Seconds since the epoch."""
+    """Seconds of the monotonic clock."""
     requests: float
     failed: float
     """Responses with a status of 500 or more, including requests refused because they could not finish in time."""
@@ -91,7 +91,7 @@ class Pulse:
         cache = self._metrics.cache
         hits, misses = (cache.hits, cache.misses) if cache else (0, 0)
         return Reading(
-            time.time(),
+            time.monotonic(),
             requests,
             failed,
             tuple(sorted(by_duration.items())),
@@ -112,22 +112,24 @@ class Pulse:
         return rates(self._last(RECENT_S))
 
     def history(self) -> list[tuple[float, Rates]]:
-        """Return the time of each reading with the rates since the reading before it, oldest first.
+        """Return the time of each reading, in seconds since the epoch, with the rates since the reading before it.
 
-        The latencies are those of the `RECENT_S` seconds before the reading, so that a few requests make a line.
+        The oldest comes first. The latencies are those of the `RECENT_S` seconds before the reading, so that a few
+        requests make a line.
         """
         samples = list(self._readings)
+        ahead_s = time.time() - time.monotonic()
         found, begin = [], 0
         for before, sample in pairwise(samples):
             while samples[begin].at < sample.at - RECENT_S and samples[begin] is not before:
                 begin += 1
             step, recent = rates([before, sample]), rates([samples[begin], sample])
             if step is not None and recent is not None:
-                found.append((sample.at, replace(step, p50_ms=recent.p50_ms, p99_ms=recent.p99_ms)))
+                found.append((sample.at + ahead_s, replace(step, p50_ms=recent.p50_ms, p99_ms=recent.p99_ms)))
         return found
 
     def _last(self, seconds: float) -> list[Reading]:
-        since = time.time() - seconds
+        since = time.monotonic() - seconds
         return [sample for sample in self._readings if sample.at >= since]
 
 

@@ -4,9 +4,9 @@ import hashlib
 import logging
 import smtplib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from email.message import EmailMessage
-from email.utils import formatdate
+from email.utils import formatdate, getaddresses
 
 from common.errors import PipelineError
 from common.settings import Settings
@@ -15,11 +15,30 @@ from storage.database import Database
 from storage.tables import Mail
 
 _TIMEOUT_S = 15.0
+_MOST_REFUSALS = 24
+"""Attempts after which recipients are given up that the mail server refuses while others get their mails: 16 hours."""
+_HELLO = "[127.0.0.1]"
+"""Name in the command EHLO. Strict servers refuse a host's own name if it has no domain or an underscore; an address
+literal is always valid (RFC 5321, section 4.1.3)."""
 SUBJECT_PREFIX = "[sentiment] "
 
 log = logging.getLogger(__name__)
 
-Deliver = Callable[[Mail], None]
+Deliver = Callable[[Mail, Collection[str]], None]
+"""Delivers a mail through the channels with the given names, which belong together."""
+_MAIL = "mail "
+"""Start of a channel's name that stands for one recipient. Older releases stored `mail` for all of them."""
+_ALL_MAIL = "mail"
+
+
+class RefusedRecipientsError(Exception):
+    """The mail server refused some recipients, or all of them, and accepted the mail for the others."""
+
+    def __init__(self, refusals: Mapping[str, tuple[int, bytes]], recipients: Collection[str]) -> None:
+        """Build the message from the server's `refusals`; `recipients` do not get the mail."""
+        reasons = (f"{to} ({code} {text.decode(errors='replace')})" for to, (code, text) in refusals.items())
+        super().__init__(f"the mail server refused {', '.join(reasons)}")
+        self.recipients = recipients
 
 
 def deliver_due(settings: Settings, database: Database) -> None:
@@ -34,35 +53,56 @@ def deliver_due(settings: Settings, database: Database) -> None:
         return
     for mail in events.due_mails(database):
         failures = []
-        for way, deliver in ways.items():
-            if way in mail.delivered:
+        may_give_up = mail.attempts >= _MOST_REFUSALS and bool(mail.delivered)
+        for names, deliver in ways:
+            left = [name for name in names if name not in mail.delivered]
+            if not left or (_ALL_MAIL in mail.delivered and left[0].startswith(_MAIL)):
                 continue
             try:
-                deliver(mail)
+                deliver(mail, left)
+            except RefusedRecipientsError as error:
+                failures.append(str(error))
+                left = [name for name in left if name.removeprefix(_MAIL) not in error.recipients]
             except (OSError, ValueError, smtplib.SMTPException, PipelineError) as error:
                 # ValueError: a login, an address or a text cannot be put into a mail.
                 failures.append(settings.without_secrets(f"{type(error).__name__}: {error}"))
-            else:
-                events.mark_delivered(database, mail.event_id, way)
-        if failures:
-            reason = "; ".join(failures)
+                may_give_up = False
+                continue
+            if left:
+                events.mark_delivered(database, mail.event_id, left)
+        reason = "; ".join(failures)
+        if failures and may_give_up:
+            log.error("Gave up delivering event %d to everyone: %s. Correct SENTIMENT_MAIL_TO.", mail.event_id, reason)
+            events.mark_sent(database, mail.event_id)
+        elif failures:
             pause = events.mark_unsent(database, mail.event_id, reason)
             log.warning("Cannot deliver event %d (%s); trying again in %.0f s.", mail.event_id, reason, pause)
         else:
             events.mark_sent(database, mail.event_id)
 
 
-def _ways(settings: Settings) -> dict[str, Deliver]:
-    ways: dict[str, Deliver] = {}
-    if settings.mail_to:
-        ways["mail"] = lambda mail: _send_mail(settings, mail)
+def _ways(settings: Settings) -> list[tuple[list[str], Deliver]]:
+    """Return each delivery with the names of the channels that it serves."""
+    ways: list[tuple[list[str], Deliver]] = []
+    recipients = dict.fromkeys(address for _, address in getaddresses([settings.mail_to]) if address)
+    if recipients:
+        ways.append(
+            ([_MAIL + address for address in recipients], lambda mail, names: _send_mail(settings, mail, names))
+        )
     for url in settings.notify_urls.get_secret_value().split():
         # Named by a hash, because the URL contains a secret.
-        ways[hashlib.sha256(url.encode()).hexdigest()[:12]] = lambda mail, url=url: _notify(url, mail)  # type: ignore[misc]
+        name = hashlib.sha256(url.encode()).hexdigest()[:12]
+        ways.append(([name], lambda mail, _, url=url: _notify(url, mail)))  # type: ignore[misc]
     return ways
 
 
-def _send_mail(settings: Settings, mail: Mail) -> None:
+def _send_mail(settings: Settings, mail: Mail, names: Collection[str]) -> None:
+    """Send a mail to the recipients of the channels in `names`.
+
+    Raises:
+        RefusedRecipientsError: some recipients were refused, or all of them; the others get the mail.
+        SMTPException: nobody gets the mail.
+    """
     sender = settings.mail_user or settings.mail_to.split(",")[0].strip()
     message = EmailMessage()
     message["From"] = sender
@@ -71,11 +111,18 @@ def _send_mail(settings: Settings, mail: Mail) -> None:
     message["Date"] = formatdate(mail.next_attempt_at.timestamp())
     message["Message-ID"] = f"<sentiment-event-{mail.event_id}@{sender.rpartition('@')[2]}>"
     message.set_content(mail.body)
-    with smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=_TIMEOUT_S) as server:
+    with smtplib.SMTP(settings.smtp_host, settings.smtp_port, _HELLO, timeout=_TIMEOUT_S) as server:
         server.starttls(context=ssl.create_default_context())
         if settings.mail_user:
             server.login(settings.mail_user, settings.mail_password.get_secret_value())
-        server.send_message(message)
+        recipients = [name.removeprefix(_MAIL) for name in names]
+        try:
+            refusals = server.send_message(message, to_addrs=recipients)
+        except smtplib.SMTPRecipientsRefused as error:
+            # It names not all of them if the server ended the connection meanwhile.
+            raise RefusedRecipientsError(error.recipients, recipients) from error
+    if refusals:
+        raise RefusedRecipientsError(refusals, refusals)
 
 
 def _notify(url: str, mail: Mail) -> None:

@@ -18,6 +18,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from common.clock import WallClock
 from common.errors import PipelineError
 from common.periodic import PeriodicTask, run_until
 from common.settings import Settings, load_settings
@@ -39,8 +40,6 @@ _RENEW_S = 3.0
 _JOBS_S, _OUTBOX_S, _ALIAS_S, _RECONCILE_S, _SAMPLE_S = 1, 5, 15, 3, 30
 """Seconds between two runs of each periodic task."""
 _LONGEST_ALIAS_PAUSE_S = 900.0
-_LARGEST_CLOCK_STEP_S = 5.0
-"""After a larger change of the wall clock, due times are computed again."""
 _APP = Path(__file__).resolve().parents[2] / "app.py"
 _PERSISTENT = "persistent"
 _TABLE = "scheduled_jobs"
@@ -69,7 +68,7 @@ class Scheduler:
         self._thread = threading.Thread(target=self._campaign, name="scheduler lease", daemon=True)
         self._running: _Scheduler | None = None
         self._renewed_at = 0.0
-        self._clock = _wall_clock()
+        self._clock = WallClock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._alias_pause_s: float = _ALIAS_S
         self._alias_due = 0.0
@@ -111,9 +110,8 @@ class Scheduler:
             self._lose()
             return
         self._renewed_at = time.monotonic()
-        clock, self._clock = self._clock, _wall_clock()
-        step_s = self._clock - clock
-        if self._running is not None and abs(step_s) > _LARGEST_CLOCK_STEP_S:
+        step_s = self._clock.step_s()
+        if self._running is not None and step_s:
             log.warning("The clock was changed by %+.0f s; due times are computed again.", step_s)
             self._shut_down()
         if self._running is None:
@@ -252,11 +250,6 @@ class _Scheduler(BackgroundScheduler):  # type: ignore[misc]
             wait_s: float | None = super()._process_jobs()
             return wait_s
         return self._main.pause_s
-
-
-def _wall_clock() -> float:
-    """Return how far the wall clock, which APScheduler uses, is ahead of the monotonic clock, in seconds."""
-    return time.time() - time.monotonic()
 
 
 def _stored_time(database: Database) -> datetime | None:

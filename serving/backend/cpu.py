@@ -5,7 +5,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-_CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+from serving.backend.cpu_quota import cpu_quota
 
 
 @lru_cache
@@ -45,10 +45,5 @@ def has_vnni() -> bool:
 def usable_cores() -> int:
     """Return how many cores this process may use: its CPU affinity, limited by the cgroup's CPU quota; at least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = _CGROUP_CPU_MAX.read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return affinity
-    if quota == "max":
-        return affinity
-    return max(1, min(affinity, math.ceil(int(quota) / int(period))))
+    quota = cpu_quota()
+    return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))

@@ -29,6 +29,8 @@ from serving.client.uncancelled_calls import INFER, Metadata, UncancelledCalls
 from serving.model_repo.protocol import BULK, MODEL_NAME, TIME_HAS_PASSED, Phases
 
 _CHANNEL_OPTIONS = [
+    # Without this, gRPC calls even 127.0.0.1 through the proxy that `http_proxy` or `https_proxy` names.
+    ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # Triton closes connections that send keepalive pings more often than every five minutes during a long call, such as

@@ -58,7 +58,10 @@ def main() -> None:
     if group == _OWN_GROUP:
         os.setpgid(0, 0)
     os.nice(int(niceness))
-    os.execvp(command[0], command)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        sys.exit(f"{command[0]} cannot be run: {error.strerror}")
 
 
 def _keep_files_private(libc: ctypes.CDLL) -> None:

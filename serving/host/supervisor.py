@@ -10,15 +10,19 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from common.errors import PipelineError
 from common.periodic import run_periodically
 from common.settings import Settings
 from serving.client.triton_client import TritonClient
 from serving.host import triton
 from serving.host.die_with_parent import command_dying_with_parent
+from serving.host.start_failure import why_not_started
 from serving.host.watchdog import PROBE_INTERVAL_S, until_broken
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+MOST_FAILED_STARTS = 5
+"""Failed starts in a row after which a Triton that was never live is given up."""
 NICENESS = 5
 """Triton's niceness above this process's own. Triton's engine uses all cores while texts wait. With equal priority, the
 gateway could not reject excess requests in time: at three times the possible load it fell 40 s behind."""
@@ -48,10 +52,18 @@ class TritonSupervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._has_lived = False
         """True if Triton has been live since its last start."""
+        self._has_ever_lived = False
+        self._log_start = 0
+        """Size of the log in bytes when Triton was last started."""
 
     async def run(self) -> None:
-        """Start Triton, and restart it whenever it ends, until this task is cancelled."""
+        """Start Triton, and restart it whenever it ends, until this task is cancelled.
+
+        Raises:
+            PipelineError: Triton has failed to start MOST_FAILED_STARTS times, and was never live.
+        """
         pause = FIRST_PAUSE_S
+        failed_starts = 0
         try:
             while True:
                 started = time.monotonic()
@@ -65,17 +77,22 @@ class TritonSupervisor:
                 finally:
                     watch.cancel()
                 sweep(process.pid, self._shared_memory_prefix)
-                ran_for = time.monotonic() - started
+                ending = f"Triton ended after {time.monotonic() - started:.0f} s ({_ending(process.returncode)})"
                 if self._has_lived:
                     pause = FIRST_PAUSE_S
-                log.error(
-                    "Triton ended after %.0f s (%s); starting it again in %.1f s. The end of %s:\n%s",
-                    ran_for,
-                    _ending(process.returncode),
-                    pause,
-                    self.log_file,
-                    _tail(self.log_file),
-                )
+                    log.error(
+                        "%s; starting it again in %.1f s. The end of %s:\n%s",
+                        ending,
+                        pause,
+                        self.log_file,
+                        _tail(self.log_file),
+                    )
+                else:
+                    failed_starts += 1
+                    reason = why_not_started(self.log_file, self._log_start) or "its log gives no reason"
+                    if failed_starts >= MOST_FAILED_STARTS and not self._has_ever_lived:
+                        raise PipelineError(self._advice(reason))
+                    log.error("%s before it responded: %s. Starting it again in %.1f s.", ending, reason, pause)
                 if not self._has_lived and (process.returncode or 0) > 0:
                     # Triton exited by itself, as it does if it cannot load the model.
                     await asyncio.to_thread(self._on_failed_start)
@@ -83,6 +100,13 @@ class TritonSupervisor:
                 pause = min(2 * pause, LONGEST_PAUSE_S)
         finally:
             await self._stop()
+
+    def _advice(self, reason: str) -> str:
+        return (
+            f"Triton failed to start {MOST_FAILED_STARTS} times: {reason}. All it logged is in {self.log_file}. If it "
+            f"misses a file of its own, delete {triton.server_directory()} and start again: the files are unpacked "
+            "anew. If it misses a library of the system, install that."
+        )
 
     def kill(self) -> None:
         """Kill Triton at once; call this only if `run` is being cancelled or will be."""
@@ -92,6 +116,7 @@ class TritonSupervisor:
     async def _start(self) -> asyncio.subprocess.Process:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as output:
+            self._log_start = output.tell()
             # Triton has its own process group: Ctrl-C only reaches this process, which shuts Triton down cleanly.
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -117,7 +142,7 @@ class TritonSupervisor:
     def _note_life(self) -> None:
         if not self._has_lived:
             close_to_others(self._shared_memory_prefix)
-        self._has_lived = True
+        self._has_lived = self._has_ever_lived = True
 
     async def _stop(self) -> None:
         process = self._process

@@ -48,7 +48,7 @@ def command(settings: Settings) -> list[str]:
     """
     check_platform()
     _make_virtual_environment(settings.state_dir)
-    server = pypi_download.unpack(pypi_download.fetch(pypi_download.TRITON)) / "pytriton" / "tritonserver"
+    server = server_directory() / "pytriton" / "tritonserver"
     return [
         str(server / "bin" / "tritonserver"),
         f"--model-repository={_link(settings.state_dir, 'model_repository', settings.model_repository)}",
@@ -66,6 +66,15 @@ def command(settings: Settings) -> list[str]:
         "--backend-config=python,stub-timeout-seconds=300",
         *_tracing(settings),
     ]
+
+
+def server_directory() -> Path:
+    """Return the directory of the unpacked Triton; download and unpack it if it is missing.
+
+    Raises:
+        PipelineError: it cannot be downloaded or unpacked.
+    """
+    return pypi_download.unpack(pypi_download.fetch(pypi_download.TRITON))
 
 
 def _tracing(settings: Settings) -> list[str]:

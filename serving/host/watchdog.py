@@ -47,7 +47,8 @@ async def until_broken(client: TritonClient, process_id: int, on_life: Callable[
         # children that it ends itself within the interval, so only children found dead twice count. A candidate's child
         # does not count: its calls fail, so the candidate is rolled back while the deployed version stays up.
         children = _children(process_id)
-        needed |= {child.pid for child in children if _serves(child)}
+        # Before Triton is live, each child is needed. One that died at its start leaves Triton waiting for minutes.
+        needed |= {child.pid for child in children if _serves(child) or (not was_live and _is_dead(child))}
         dead_before, dead = dead, {child.pid for child in children if _is_dead(child)} & needed
         if dead & dead_before:
             return "one of its Python processes has died"

@@ -1,5 +1,7 @@
 """Events and the outbox: what is told is what happened, and a mail that cannot be sent waits longer and longer."""
 
+from datetime import timedelta
+
 import pytest
 from sqlalchemy import update
 
@@ -92,8 +94,8 @@ def test_a_mail_is_tried_again_after_pauses_that_double_up_to_the_longest(databa
 def test_mails_that_wait_are_told_oldest_first_until_they_are_sent(database: Database) -> None:
     first, second, third = (_record(database) for _ in range(3))
     assert [mail.event_id for mail in events.due_mails(database)] == [first, second, third]
-    events.mark_delivered(database, first, "one way")
-    events.mark_delivered(database, first, "another")
+    events.mark_delivered(database, first, ["one way"])
+    events.mark_delivered(database, first, ["another"])
     assert _mail(database, first).delivered == ["one way", "another"]
     events.mark_sent(database, first)
     events.mark_unsent(database, second, "no")
@@ -103,6 +105,16 @@ def test_mails_that_wait_are_told_oldest_first_until_they_are_sent(database: Dat
         session.execute(update(Mail).values(next_attempt_at=now(session)))
     assert events.due_mails(database) == []
     assert _mail(database, first).sent_at is not None
+
+
+def test_a_mail_does_not_wait_until_a_clock_that_was_set_back_is_where_it_was(database: Database) -> None:
+    event_id = _record(database)
+    for _ in range(10):
+        events.mark_unsent(database, event_id, "no")
+    assert events.due_mails(database) == []
+    with database.transaction() as session:
+        session.execute(update(Mail).values(next_attempt_at=now(session) + timedelta(days=365)))
+    assert [mail.event_id for mail in events.due_mails(database)] == [event_id]
 
 
 def test_the_newest_events_are_told_page_by_page_and_by_kind(database: Database) -> None:

@@ -83,6 +83,18 @@ def test_a_setting_that_names_no_source_is_refused(trusted: str) -> None:
         Settings(trusted_sources=trusted)
 
 
+def test_a_clock_that_is_set_back_shuts_no_source_out(database: Database) -> None:
+    """Else the day would begin when the clock is again where it was."""
+    quota = Quota(TRUSTED, 1_000, 2**30)
+    add_feedback(database, rows(10), KEY, quota=quota)
+    with database.transaction() as session:
+        session.scalars(select(FeedbackSource).where(FeedbackSource.name == KEY)).one().day += timedelta(days=365)
+    add_feedback(database, rows(10), KEY, quota=quota)
+    with pytest.raises(QuotaError, match="within a day") as refused:
+        add_feedback(database, rows(1), KEY, quota=quota)
+    assert refused.value.retry_after_s <= 86_400
+
+
 def test_one_source_that_is_not_trusted_can_store_a_tenth_and_a_hundredth_a_day(database: Database) -> None:
     quota = Quota(TRUSTED, 1_000, 2**30)
     add_feedback(database, rows(10), KEY, quota=quota)

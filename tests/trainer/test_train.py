@@ -186,8 +186,28 @@ def test_default_base_model_is_replaced_where_the_hub_is_out_of_reach(
     assert "the packaged encoder all-MiniLM-L6-v2" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("proxy", "reason"),
+    [
+        ("socks5://127.0.0.1:9", "pip install socksio"),
+        ("socks://user:the-password@127.0.0.1:9", "a proxy variable cannot be used: Unknown scheme"),
+        ("http://host:port", "a proxy variable cannot be used: Invalid port"),
+    ],
+)
+def test_default_base_model_is_replaced_where_a_proxy_cannot_be_used(
+    proxy: str, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    assert load_base_model(Settings(), ("bad", "good")).name == PACKAGED_ENCODER
+    assert reason in caplog.text
+    assert "the-password" not in caplog.text
+
+
 def test_packaged_encoder_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("trainer.base_model._cached_or_reachable", lambda name: pytest.fail(f"the hub has no {name}"))
+    monkeypatch.setattr("trainer.base_model._why_not_available", lambda name: pytest.fail(f"the hub has no {name}"))
     assert load_base_model(Settings(base_model="packaged"), ("bad", "good")).name == PACKAGED_ENCODER
     assert "instead" not in caplog.text
 

@@ -22,7 +22,7 @@ def test_rates_are_of_predictions_between_two_looks(monkeypatch: pytest.MonkeyPa
     metrics.tried_texts += 8
     metrics.of_requests("GET", "/metrics", 500).observe(5)
     cache.hits, cache.misses = 30, 90
-    monkeypatch.setattr(time, "time", lambda: first.at + 10)
+    monkeypatch.setattr(time, "monotonic", lambda: first.at + 10)
     told = rates([first, pulse.look()])
     assert told is not None
     assert told.requests_per_s == pytest.approx(10.3)
@@ -37,8 +37,8 @@ def test_rates_are_of_predictions_between_two_looks(monkeypatch: pytest.MonkeyPa
 def test_a_single_request_makes_a_line_of_its_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Metrics()
     pulse = Pulse(metrics)
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     for step in range(20):
         if step == 2:
             metrics.of_requests("POST", "/predict/live", 200).observe(0.02)
@@ -54,7 +54,7 @@ def test_where_nothing_happened_there_is_no_share(monkeypatch: pytest.MonkeyPatc
     pulse = Pulse(Metrics())
     first = pulse.look()
     assert rates([first]) is None
-    monkeypatch.setattr(time, "time", lambda: first.at + 2)
+    monkeypatch.setattr(time, "monotonic", lambda: first.at + 2)
     told = rates([first, pulse.look()])
     assert told is not None
     assert (told.requests_per_s, told.failed_share, told.p50_ms, told.p99_ms, told.hit_share) == (
@@ -71,7 +71,21 @@ def test_what_took_longer_than_the_last_bound_is_told_as_that_bound(monkeypatch:
     pulse = Pulse(metrics)
     first = pulse.look()
     metrics.of_requests("POST", "/predict/live", 200).observe(1_000)
-    monkeypatch.setattr(time, "time", lambda: first.at + 2)
+    monkeypatch.setattr(time, "monotonic", lambda: first.at + 2)
     told = rates([first, pulse.look()])
     assert told is not None
     assert told.p50_ms == 60_000
+
+
+def test_a_clock_that_is_set_changes_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics()
+    pulse = Pulse(metrics)
+    for step_s in (0, -3_600, 7_200):
+        metrics.of_requests("POST", "/predict/live", 200).observe(0.02)
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda set_to=now + step_s: set_to)
+        pulse._readings.append(pulse.look())
+    told = pulse.recent()
+    assert told is not None
+    assert told.requests_per_s > 2 / 60
+    assert all(abs(at - time.time()) < 60 for at, _ in pulse.history())

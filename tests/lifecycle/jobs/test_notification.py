@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from sqlalchemy import select, update
 
 from common.settings import Settings
+from lifecycle.jobs import notification
 from lifecycle.jobs.notification import deliver_due
 from storage import events
 from storage.database import Database, now
@@ -212,6 +213,68 @@ def test_a_way_that_fails_has_no_other_way_tell_twice(
     assert "accuracy: 0.7500" in web_server.received[-1]["message"]
     assert _mail(database, event_id).sent_at is not None
     _assert_no_secret_is_told(database, caplog)
+
+
+def test_a_refused_recipient_is_told_and_tried_again_and_the_others_get_the_mail_once(
+    mail_server: MailServer, web_server: WebServer, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    event_id = _record(database)
+    settings = _settings(mail_server, web_server.url)
+    mail_server.refused = {"grace@example.org"}
+    with mail_server.running():
+        for _ in range(2):
+            _deliver_later(settings, database)
+        assert mail_server.recipients == [["ada@example.org"]]
+        assert "grace@example.org (550 5.1.1 no such user)" in _mail(database, event_id).last_error
+        assert "refused grace@example.org (550 5.1.1 no such user)); trying again in 10 s" in caplog.text
+        assert _mail(database, event_id).sent_at is None
+        mail_server.refused = set()
+        for _ in range(2):
+            _deliver_later(settings, database)
+    assert mail_server.recipients == [["ada@example.org"], ["grace@example.org"]]
+    assert [mail["To"] for mail in mail_server.received] == ["ada@example.org, grace@example.org"] * 2
+    assert len(web_server.received) == 1
+    assert _mail(database, event_id).sent_at is not None
+
+
+def test_a_recipient_that_stays_refused_is_given_up(
+    mail_server: MailServer, database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notification, "_MOST_REFUSALS", 2)
+    event_id = _record(database)
+    mail_server.refused = {"grace@example.org"}
+    with mail_server.running():
+        for _ in range(4):
+            _deliver_later(_settings(mail_server), database)
+    assert mail_server.recipients == [["ada@example.org"]]
+    assert mail_server.logins == 3
+    assert _mail(database, event_id).sent_at is not None
+    assert "Correct SENTIMENT_MAIL_TO." in caplog.text
+
+
+def test_a_mail_that_an_older_release_sent_is_not_sent_again(
+    mail_server: MailServer, web_server: WebServer, database: Database
+) -> None:
+    event_id = _record(database)
+    with database.transaction() as session:
+        session.execute(update(Mail).values(delivered=["mail"]))
+    with mail_server.running():
+        deliver_due(_settings(mail_server, web_server.url), database)
+    assert (len(mail_server.received), len(web_server.received)) == (0, 1)
+    assert _mail(database, event_id).sent_at is not None
+
+
+@pytest.mark.parametrize("name", ["my_laptop", "my_laptop.lan", "host"])
+def test_the_name_in_the_greeting_is_valid_whatever_the_host_is_called(
+    name: str, mail_server: MailServer, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.getfqdn", lambda _name="": name)
+    monkeypatch.setattr("socket.gethostname", lambda: name)
+    _record(database)
+    with mail_server.running():
+        deliver_due(_settings(mail_server), database)
+    assert len(mail_server.received) == 1
+    assert set(mail_server.names) == {"[127.0.0.1]"}
 
 
 def test_the_other_way_does_not_wait_for_the_mail_server(

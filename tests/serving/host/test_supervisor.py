@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import re
 import shutil
 import stat
 import subprocess
@@ -272,29 +271,6 @@ def test_shared_memory_that_others_could_read_is_closed_and_told(caplog: pytest.
         assert caplog.text == ""
     finally:
         segment.unlink()
-
-
-@pytest.mark.full
-def test_triton_that_cannot_start_is_started_again_with_growing_pauses(
-    bert_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings = deployed_settings(bert_bundle, tmp_path)
-    (settings.model_repository / "sentiment" / "1" / "model.onnx").write_bytes(b"no graph")
-
-    async def scenario() -> None:
-        supervising = asyncio.create_task(TritonSupervisor(settings).run())
-        deadline = time.monotonic() + 60
-        while "starting it again in 2.0 s" not in caplog.text:
-            assert time.monotonic() < deadline
-            assert not supervising.done()
-            await asyncio.sleep(0.05)
-        supervising.cancel()
-        await asyncio.gather(supervising, return_exceptions=True)
-
-    asyncio.run(scenario())
-    pauses = re.findall(r"exit status \d+\); starting it again in ([\d.]+) s", caplog.text)
-    assert pauses == ["0.5", "1.0", "2.0"]
-    assert tritons(settings) == []
 
 
 @pytest.mark.full

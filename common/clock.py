@@ -1,0 +1,24 @@
+"""Notices that the wall clock was set: by hand, by a time server, or because the machine slept."""
+
+import time
+
+_LARGEST_DRIFT_S = 5.0
+"""Smaller differences between two looks are no step."""
+
+
+class WallClock:
+    """Compares the wall clock with the monotonic clock. Durations are measured with the monotonic clock alone."""
+
+    def __init__(self) -> None:
+        """Begin to compare."""
+        self._ahead_s = _ahead_s()
+
+    def step_s(self) -> float:
+        """Return by how many seconds the wall clock was set since the last call; 0 if it was not."""
+        before, self._ahead_s = self._ahead_s, _ahead_s()
+        step_s = self._ahead_s - before
+        return step_s if abs(step_s) > _LARGEST_DRIFT_S else 0.0
+
+
+def _ahead_s() -> float:
+    return time.time() - time.monotonic()

@@ -1,0 +1,21 @@
+"""Finds in Triton's log why it could not start."""
+
+import re
+from pathlib import Path
+
+_REASON = re.compile(r"(?:failed to load '[^']*' version \d+|Poll failed for model directory '[^']*'): (.+?)\"?$")
+_LOG_LINE = re.compile(r"[IWE]\d{4} |[|+]")
+"""Start of a line of Triton's own log, or of a table in it. Other lines come from processes that failed to start."""
+_STACK = re.compile(r"(?:\\n|\s)*At:(?:\\n|\s|$).*")
+_MOST_CHARACTERS = 500
+
+
+def why_not_started(log_file: Path, start: int) -> str:
+    """Return why Triton did not start, from its log behind the first `start` bytes; empty if the log does not tell."""
+    with log_file.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    reasons = [match[1] for line in lines if (match := _REASON.search(line))]
+    if not reasons:
+        reasons = [line.strip() for line in lines if line.strip() and not _LOG_LINE.match(line)]
+    return _STACK.sub("", reasons[-1]).strip(" .;")[:_MOST_CHARACTERS] if reasons else ""

@@ -1,0 +1,124 @@
+"""Triton that cannot start: the reason from its log is told, and it is not started for ever."""
+
+import asyncio
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.errors import PipelineError
+from common.settings import Settings
+from serving.host import supervisor as supervisor_module
+from serving.host.start_failure import why_not_started
+from serving.host.supervisor import MOST_FAILED_STARTS, TritonSupervisor
+from tests.serving.host.test_supervisor import deployed_settings, shared_memory, tritons
+
+STUB = Path("triton", "backends", "python", "triton_python_backend_stub")
+
+
+def remove_stub(settings: Settings) -> None:
+    (settings.state_dir / STUB).unlink()
+
+
+def part_stub_from_its_libraries(settings: Settings) -> None:
+    """It finds them beside itself, and ends at once where it does not; Triton waits for it all the same."""
+    stub = settings.state_dir / STUB
+    real = stub.resolve()
+    stub.unlink()
+    shutil.copy(real, stub)
+
+
+def break_graph(settings: Settings) -> None:
+    (settings.model_repository / "sentiment" / "1" / "model.onnx").write_bytes(b"no graph")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (remove_stub, "triton_python_backend_stub is not found"),
+        (part_stub_from_its_libraries, "error while loading shared libraries: lib"),
+        (break_graph, "Protobuf parsing failed"),
+    ],
+)
+def test_the_reason_is_told_and_after_some_tries_what_to_do(
+    damage: Callable[[Settings], None],
+    reason: str,
+    bert_bundle: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = deployed_settings(bert_bundle, tmp_path)
+    supervisor = TritonSupervisor(settings)
+    damage(settings)
+    with pytest.raises(PipelineError) as ended:
+        asyncio.run(asyncio.wait_for(supervisor.run(), 200))
+    message = str(ended.value)
+    assert f"Triton failed to start {MOST_FAILED_STARTS} times: " in message
+    assert reason in message
+    assert str(supervisor.log_file) in message
+    pauses = re.findall(rf"before it responded: .*{re.escape(reason)}.* Starting it again in ([\d.]+) s", caplog.text)
+    assert pauses == ["0.5", "1.0", "2.0", "4.0"]
+    assert tritons(settings) == []
+    assert shared_memory(settings) == []
+
+
+@pytest.mark.full
+def test_one_that_was_live_once_is_started_again_for_as_long_as_it_takes(
+    bert_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(supervisor_module, "MOST_FAILED_STARTS", 2)
+    settings = deployed_settings(bert_bundle, tmp_path)
+    supervisor = TritonSupervisor(settings)
+
+    async def scenario() -> None:
+        supervising = asyncio.create_task(supervisor.run())
+
+        async def until(condition: Callable[[], bool]) -> None:
+            while not condition():
+                assert not supervising.done()
+                await asyncio.sleep(0.05)
+
+        await asyncio.wait_for(until(lambda: supervisor._has_lived), 90)
+        stub = (settings.state_dir / STUB).resolve()
+        remove_stub(settings)
+        (process,) = tritons(settings)
+        process.kill()
+        await asyncio.wait_for(until(lambda: caplog.text.count("triton_python_backend_stub is not found") > 2), 90)
+        (settings.state_dir / STUB).symlink_to(stub)
+        await asyncio.wait_for(until(lambda: supervisor._has_lived), 90)
+        supervising.cancel()
+        await asyncio.gather(supervising, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("", ""),
+        ('I1130 18:52:25.9 1 server.cc:604] "loading: sentiment:1"\n+---+\n| a |\n\n', ""),
+        (
+            "E1130 18:53:43.7 1 model.cc:642] \"failed to load 'sentiment' version 1: Internal: KeyError: 'a'"
+            '\\n\\nAt:\\n  /model.py(43): initialize\\n"\nerror: creating server\nAt:\n  model.py(43)\n',
+            "Internal: KeyError: 'a'",
+        ),
+        (
+            "E1130 18:53:48.6 1 repository.cc:1460] \"Poll failed for model directory 'sentiment': "
+            'failed to read text proto from /a/config.pbtxt"\nerror: creating server: failed to load all models\n',
+            "failed to read text proto from /a/config.pbtxt",
+        ),
+        ("I1130 18:52:25.9 1 a.cc:1] loading\nsh: 1: /a: not found\n", "sh: 1: /a: not found"),
+        ("/a/server cannot be run: Permission denied\n", "/a/server cannot be run: Permission denied"),
+        ("x" * 10_000, "x" * 500),
+    ],
+    ids=["empty", "nothing said", "backend", "repository", "stub", "server", "long"],
+)
+def test_reason_is_found_in_the_log_of_the_last_start(log: str, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "triton.log"
+    before = "error: of an earlier start\n"
+    file.write_text(before + log, encoding="utf-8")
+    assert why_not_started(file, len(before)) == reason
