@@ -6,7 +6,8 @@ arXiv:1911.00068.
 The method needs probabilities from a model that has not learnt the text itself. Of the validation texts and of the
 held-out training texts, the training computes them anyway. Of the texts that the encoder has learnt, TF-IDF with
 logistic regression gives them out of fold, within seconds. The encoder's own probabilities of these texts are not used:
-it may have learnt wrong labels by heart, and they would need another pass over all texts.
+they need another pass over all texts, and after many epochs it has learnt wrong labels by heart. After one epoch they
+are better (48 of the first 50 texts of the sample data were wrong, instead of 43).
 """
 
 from collections.abc import Iterator
