@@ -1,5 +1,6 @@
 """A variant is used only if it agrees with the trained model; one that does not is refused, and the others stay."""
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -195,8 +196,9 @@ def test_a_variant_that_fails_is_refused_and_the_next_serves(
     proofs = prove_variants(bundle, validation, [], Wanted(precision=float_variants()[1].precision))
     by_variant = {proof.variant: proof for proof in proofs}
     assert by_variant[REFERENCE].refused == ""
-    expected = "48 of 48 texts get another label than by torch" if loads else "it does not run: Unsupported operation"
-    assert by_variant[float_variants()[1]].refused.startswith(expected)
+    # The second variant is bfloat16 where the processor has it, and near ties then do not count.
+    expected = r"4\d of 48 texts get another label than by torch" if loads else "it does not run: Unsupported operation"
+    assert re.match(expected, by_variant[float_variants()[1]].refused)
     proven = replace(Bundle.load(bundle), proofs=proofs)
     proven.save(bundle)
     assert choose_variant(Bundle.load(bundle), Wanted()).variant.precision == FLOAT32

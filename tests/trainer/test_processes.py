@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from common.errors import PipelineError
 from common.settings import Settings
+from serving.backend.cpu import has_bf16
 from tests.e2e.conftest import PROJECT, free_ports
 from tests.trainer.test_fine_tune import make_learner, write_texts
 from trainer.dataset import load_dataset
@@ -104,12 +105,13 @@ def recorded(settings: Settings, name: str) -> dict[int, float]:
 
 def assert_result_of(settings: Settings, one: FineTuned) -> None:
     """What several processes recorded and saved is what one process found."""
-    assert list(recorded(settings, "loss").values()) == pytest.approx(losses(one), abs=2e-3)
+    error = 5e-3 if has_bf16() else 2e-3  # training in bfloat16 rounds each process's share of a batch to 8 bits
+    assert list(recorded(settings, "loss").values()) == pytest.approx(losses(one), abs=error)
     macro_f1 = {entry["step"]: entry["eval_macro_f1"] for entry in one.history if "eval_macro_f1" in entry}
     assert recorded(settings, "eval_macro_f1") == pytest.approx(macro_f1, abs=0.02)
     weights = load_file(settings.model_dir / "model.safetensors")
     for name, expected in one.model.state_dict().items():
-        assert torch.allclose(weights[name], expected, atol=2e-3), name
+        assert torch.allclose(weights[name], expected, atol=error), name
 
 
 def test_two_processes_give_the_model_of_one_and_the_first_records_it(settings: Settings, tmp_path: Path) -> None:

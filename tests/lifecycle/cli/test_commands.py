@@ -103,7 +103,7 @@ def test_the_newest_version_comes_first(desk: Desk) -> None:
 @in_the_database
 def test_the_first_deployment_is_an_event(desk: Desk) -> None:
     _, printed, _ = desk.run("events")
-    assert "deployed  Version 1 is deployed (deployed before this database was created)." in printed
+    assert "deployed Version 1 is deployed (deployed before this database was created)." in " ".join(printed.split())
 
 
 def test_the_only_version_is_said_to_be_the_first(
