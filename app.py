@@ -8,6 +8,7 @@ import faulthandler
 import importlib
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ log = logging.getLogger("app")
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command, and return the exit status. It is quiet if the reader of its output, such as `head`, ends."""
+    """Run one command, and return the exit status. If the reader of its output (`| head`) ends, so does the command."""
     try:
         try:
             return _main(arguments)
@@ -50,9 +51,20 @@ def main(arguments: list[str]) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BrokenPipeError:
+        if not _reader_left():
+            raise
         # Otherwise Python would write the rest at its end, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+
+
+def _reader_left() -> bool:
+    """Return whether nobody reads standard output any more."""
+    if sys.stdout is None:
+        return False
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # errors are always reported
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _main(arguments: list[str]) -> int:
@@ -92,7 +104,8 @@ def _main(arguments: list[str]) -> int:
         print(without_secrets(f"error: {error}"), file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno not in _FILE_FAULTS:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # which seldom names the file
+        if error.errno not in _FILE_FAULTS or not (error.filename or is_full):
             raise
         problem, fix = _FILE_FAULTS[error.errno]
         file = f"{error.filename}: " if error.filename else ""

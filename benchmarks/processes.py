@@ -16,6 +16,7 @@ import httpx
 import psutil
 
 from common.errors import PipelineError
+from common.home import HOME
 from common.settings import ENV_PREFIX
 from serving.host.die_with_parent import command_dying_with_parent
 
@@ -143,11 +144,11 @@ def running_pipeline(repository: Path, directory: Path) -> Iterator[Server]:
     """Run `python app.py serve` with the deployed version of `repository`; it may not be ready yet."""
     port = free_ports(4)
     environment = {
+        HOME: str(directory),  # it has no `.env`, so all other settings keep their defaults
         "SENTIMENT_MODEL_REPOSITORY": str(repository),
         "SENTIMENT_STATE_DIR": str(directory / "state"),
         "SENTIMENT_PORT": str(port),
     }
-    # `directory` has no `.env`, so all other settings keep their defaults.
     command = [sys.executable, str(PROJECT / "app.py"), "serve"]
     with running(command, port, directory, "pipeline", environment) as server:
         yield server

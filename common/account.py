@@ -1,4 +1,7 @@
-"""Gives libraries a home directory and a user name if the account has none, as in containers and some service units."""
+"""Gives libraries a home directory and a user name if the account has none, as in containers and some service units.
+
+A container's account without an entry in /etc/passwd has the home directory `/`, in which it cannot write.
+"""
 
 import getpass
 import os
@@ -11,7 +14,8 @@ def complete_account(directory: Path) -> None:
     Several libraries look for both when they are imported or first used, and raise if they find none.
     """
     try:
-        has_home = Path.home().is_dir()
+        home = Path.home()
+        has_home = home.is_dir() and (os.access(home, os.W_OK) or (home / ".cache").is_dir())
     except (RuntimeError, OSError):
         has_home = False
     if not has_home:

@@ -1,5 +1,6 @@
 """Every setting of the pipeline, read from the environment (`SENTIMENT_…`) and from `.env`."""
 
+import contextlib
 import difflib
 import os
 import re
@@ -368,9 +369,11 @@ def load_settings() -> Settings:
     """Read the settings from the environment and `.env`.
 
     Raises:
-        PipelineError: a name is unknown or a value is invalid; the message lists all of them. Or an earlier version
-            has left its state in the current directory, where it would not be found.
+        PipelineError: a name is unknown or a value is invalid; the message lists all of them. Or the home
+            directory does not exist, or the settings or the state of an earlier version lie elsewhere.
     """
+    if not home().is_dir():
+        raise PipelineError(f"{HOME}={home()}: there is no such directory. Create it, or correct {HOME}.")
     problems: list[str] = []
     try:
         problems += _unknown_names()
@@ -384,13 +387,31 @@ def load_settings() -> Settings:
         raise PipelineError(f"{env_file()} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
     if problems:
         raise PipelineError("Invalid settings:\n" + "\n".join(f"  {problem}" for problem in problems))
-    left = Path(settings.state_dir.name)
-    if "state_dir" not in settings.model_fields_set and left.is_dir() and not settings.state_dir.exists():
+    _refuse_what_lies_elsewhere(settings)
+    return settings
+
+
+def _refuse_what_lies_elsewhere(settings: Settings) -> None:
+    """Raise PipelineError if the current directory has the settings or the state of an earlier version.
+
+    Earlier versions read `.env` in the directory where they were started, and counted relative paths from it.
+    """
+    if HOME not in os.environ and env_file() != Path(".env"):
+        ignored: list[str] = []
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # then it is another program's
+            ignored = [name for name in dotenv_values(".env", encoding="utf-8") if name.upper().startswith(ENV_PREFIX)]
+        if ignored:
+            raise PipelineError(
+                f"{Path('.env').absolute()} has settings, such as {ignored[0]}, but {env_file()} is the file that is "
+                f"read. To use the file here, set {HOME}={Path.cwd()}; to ignore it, set {HOME}={home()}."
+            )
+    state = settings.state_dir
+    left = state.relative_to(home()) if state.is_relative_to(home()) else state
+    if not left.is_absolute() and left.is_dir() and not state.exists():
         raise PipelineError(
             f"{left.absolute()} is the state of an earlier version, which counted relative paths from the directory "
             f"where it was started. They count from {home()} now. To go on with that state, set {HOME}={Path.cwd()}."
         )
-    return settings
 
 
 def _shown(problem: ErrorDetails) -> str:

@@ -1,5 +1,6 @@
 """URLs of SQLite files for SQLAlchemy and MLflow, whatever characters the path has."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 _RESERVED = "%?"
 """Characters of a path that mean something else in SQLAlchemy's URLs, depending on its version."""
 _PREFIX = "sqlite:///"
+_FILE = re.compile(r"sqlite(?:\+\w+)?:///(.+)", re.DOTALL)
 _SQLITE_URI = "file:"
 
 
@@ -48,9 +50,9 @@ def sqlite_file(url: "str | URL") -> Path | None:
 
 def file_from_home(url: str) -> str:
     """Return a URL whose SQLite file counts from the home directory if its path is relative; others are unchanged."""
-    prefix, _, rest = url.partition(_PREFIX)
-    if prefix or not rest or rest.startswith(("/", ":", _SQLITE_URI)):
+    found = _FILE.fullmatch(url)
+    if found is None or found[1].startswith(("/", ":", _SQLITE_URI)):
         return url
-    file, _, options = rest.partition("?")
+    file, _, options = found[1].partition("?")
     anchored = sqlite_url(home() / file)
     return f"{anchored}{'&' if '?' in anchored else '?'}{options}" if options else anchored

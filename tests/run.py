@@ -2,8 +2,8 @@
 
 Ctrl-C interrupts pytest, which prints its summary. SIGTERM does the same.
 
-`--again` runs failed tests once more, one by one, if they are few. If they all pass then, they failed for want of a
-processor; the run succeeds and names them. A test that fails twice fails the run; so do more failures than MOST_AGAIN.
+`--again` runs failed tests once more, one by one, if they are few. If they all pass then, the machine was too busy for
+them; the run succeeds and names them. A test that fails twice fails the run; so do more failures than MOST_AGAIN.
 """
 
 import contextlib
@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
     # The terminal sends SIGINT to pytest as well. Handlers, unlike SIG_IGN, are not passed on to children.
     signal.signal(signal.SIGINT, lambda *_: None)
     again = "--again" in arguments
+    _LAST_FAILED.unlink(missing_ok=True)  # pytest keeps in it what this run does not select
     status = _pytest([argument for argument in arguments if argument != "--again"])
     if not again or status != pytest.ExitCode.TESTS_FAILED:
         return status

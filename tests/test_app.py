@@ -1,5 +1,6 @@
 """The command line: what it offers, and what it says when something cannot be."""
 
+import importlib
 import os
 import re
 import signal
@@ -100,6 +101,16 @@ def test_a_reader_that_ends_early_is_no_fault(tmp_path: Path) -> None:
         )
     assert ended.returncode == 128 + signal.SIGPIPE
     assert b"BrokenPipeError" not in ended.stderr
+
+
+def test_another_pipe_that_breaks_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose_a_server(_: list[str]) -> int:
+        raise BrokenPipeError
+
+    command = importlib.import_module("app")
+    monkeypatch.setattr(command, "_main", lose_a_server)
+    with pytest.raises(BrokenPipeError):
+        command.main([])
 
 
 def test_a_locale_without_most_characters_is_no_fault(tmp_path: Path) -> None:

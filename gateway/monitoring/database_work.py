@@ -48,8 +48,8 @@ class DatabaseWork:
             detail = "The database does not respond. Send it again; with the same Idempotency-Key it is stored once."
             raise StorageUnavailableError(detail) from error
         except (PipelineError, SQLAlchemyError) as error:
-            log.debug("Database work failed: %s", str(error).partition("\n")[0])
-            raise StorageUnavailableError("This is not possible now: the database does not respond.") from error
+            log.warning("Database work failed: %s", str(error).partition("\n")[0])
+            raise StorageUnavailableError("The database is not available now; the log has the reason.") from error
 
     def _end(self, done: "asyncio.Future[Any]") -> None:
         self._free.release()

@@ -36,7 +36,7 @@ def test_paths_and_the_env_file_count_from_it(directory: Path) -> None:
     (directory / ".env").write_text(
         "SENTIMENT_TRAIN_DATA=data/train.csv\nSENTIMENT_VAL_DATA=/srv/val.csv\nSENTIMENT_TLS_KEY=key.pem\n"
         "SENTIMENT_BASE_MODEL=encoder\nSENTIMENT_DATABASE_URL=sqlite:///feedback.db?timeout=5\n"
-        "SENTIMENT_MLFLOW_TRACKING_URI=sqlite:///runs.db\n"
+        "SENTIMENT_MLFLOW_TRACKING_URI=sqlite+pysqlite:///runs.db\n"
     )
     settings = load_settings()
     assert settings.train_data == directory / "data" / "train.csv"
@@ -87,8 +87,34 @@ def test_the_state_that_an_earlier_version_left_elsewhere_is_told_and_not_begun_
     monkeypatch.chdir(earlier)
     with pytest.raises(PipelineError, match=rf"To go on with that state, set {HOME}={earlier}\."):
         load_settings()
-    monkeypatch.setenv("SENTIMENT_STATE_DIR", str(directory / "state"))
+    (earlier / "state").mkdir()
+    monkeypatch.setenv("SENTIMENT_STATE_DIR", "state")
+    with pytest.raises(PipelineError, match=rf"{earlier}/state is the state of an earlier version"):
+        load_settings()
+    monkeypatch.setenv("SENTIMENT_STATE_DIR", str(directory / "another"))
     load_settings()
     monkeypatch.delenv("SENTIMENT_STATE_DIR")
     (directory / ".sentiment").mkdir()
     assert load_settings().state_dir == directory / ".sentiment"
+
+
+def test_settings_that_an_earlier_version_read_elsewhere_are_told_and_not_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(HOME)
+    (tmp_path / ".env").write_text("PORT=1\n")
+    load_settings()
+    (tmp_path / ".env").write_text("PORT=1\nSENTIMENT_PORT=9000\n")
+    with pytest.raises(PipelineError, match=rf"{tmp_path}/\.env has settings, such as SENTIMENT_PORT, but {PROJECT}/"):
+        load_settings()
+    monkeypatch.setenv(HOME, str(PROJECT))
+    assert load_settings().port == 8000
+    monkeypatch.setenv(HOME, str(tmp_path))
+    assert load_settings().port == 9000
+
+
+def test_a_home_that_does_not_exist_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOME, str(tmp_path / "none"))
+    with pytest.raises(PipelineError, match=rf"{HOME}={tmp_path}/none: there is no such directory"):
+        load_settings()
