@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from common.errors import PipelineError
 from common.home import HOME, env_file, from_home, home
 from common.label_names import parse_label_names
+from common.mail_addresses import parse_mail_addresses
 from common.source_names import check_trusted
 from common.sqlite_url import file_from_home, sqlite_url
 from common.triton_addresses import parse, socket_address
@@ -298,6 +299,12 @@ class Settings(BaseSettings):
 
     mail_to: str = ""
     """Recipients of mails, separated by commas. If unset, no mail is sent."""
+
+    @field_validator("mail_to")
+    @classmethod
+    def _are_mail_addresses(cls, addresses: str) -> str:
+        parse_mail_addresses(addresses)
+        return addresses
 
     notify_urls: SecretStr = SecretStr("")
     """Other notification targets: [apprise](https://appriseit.com) URLs, separated by blanks."""

@@ -181,12 +181,16 @@ def mark_sent(database: Database, event_id: int) -> None:
         mail.attempts += 1
 
 
-def mark_unsent(database: Database, event_id: int, error: str) -> float:
-    """Record a failed attempt to send a mail, and return the seconds until the next one."""
+def mark_unsent(database: Database, event_id: int, error: str, is_refused: bool = False) -> float:
+    """Record a failed attempt to send a mail, and return the seconds until the next one.
+
+    `is_refused` says that the attempt failed only because all remaining recipients were refused for good.
+    """
     with database.transaction() as session:
         mail = session.get_one(Mail, event_id)
         pause = min(FIRST_PAUSE_S * 2.0 ** min(mail.attempts, 16), LONGEST_PAUSE_S)
         mail.attempts += 1
+        mail.refusals += is_refused
         mail.last_error = error
         mail.next_attempt_at = now(session) + timedelta(seconds=pause)
         return pause

@@ -135,6 +135,8 @@ class Mail(Table):
     delivered: Mapped[list[str]] = mapped_column(JSON, default=list)
     """Channels through which the mail was already sent."""
     attempts: Mapped[int] = mapped_column(default=0)
+    refusals: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Attempts in which the mail server refused all remaining recipients for good."""
     next_attempt_at: Mapped[datetime]
     sent_at: Mapped[datetime | None] = mapped_column(index=True)
     last_error: Mapped[str] = mapped_column(Text, default="")

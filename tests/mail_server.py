@@ -28,6 +28,7 @@ class MailServer:
         self.recipients: list[list[str]] = []
         self.refused: set[str] = set()
         """Recipients for whom it takes no mail."""
+        self.refusal = "550 5.1.1 no such user"
         self.names: list[str] = []
         """Names that clients gave after EHLO."""
         self._context = context
@@ -69,7 +70,7 @@ class MailServer:
         self, _server: Any, _session: Any, envelope: Any, address: str, _options: list[str]
     ) -> str:
         if address in self.refused:
-            return "550 5.1.1 no such user"
+            return self.refusal
         envelope.rcpt_tos.append(address)
         return "250 OK"
 

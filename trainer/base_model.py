@@ -22,6 +22,8 @@ from trainer.architectures import check_architecture
 from trainer.base_tokenizer import PACKAGED_ENCODER, max_tokens, packaged_directory
 
 _HUB_PROBE_TIMEOUT_S = 5.0
+_BAD_PROXY = "a proxy variable is not a valid URL"
+"""Replaces the message of httpx, which can quote a part of the proxy's password."""
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
     try:
         return _load(settings.base_model, settings.base_model_source, settings, labels)
     except (OSError, ValueError, SafetensorError, ImportError, httpx.InvalidURL) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _BAD_PROXY if isinstance(error, httpx.InvalidURL) else str(error).strip().splitlines()[0]
         if is_named:
             raise PipelineError(
                 f"The base model {settings.base_model!r} (SENTIMENT_BASE_MODEL) cannot be loaded: {reason} "
@@ -99,7 +101,9 @@ def _why_not_available(name: str) -> str:
         httpx.head(huggingface_hub.constants.ENDPOINT, timeout=_HUB_PROBE_TIMEOUT_S)
     except ImportError:
         fault = "ALL_PROXY names a SOCKS proxy, which needs another package: pip install socksio"
-    except (httpx.InvalidURL, ValueError) as error:
+    except httpx.InvalidURL:
+        fault = _BAD_PROXY
+    except ValueError as error:
         fault = f"a proxy variable cannot be used: {error}"
     except (httpx.HTTPError, OSError) as error:
         fault = str(error) or type(error).__name__

@@ -10,15 +10,21 @@ they need another pass over all texts, and after many epochs it has learnt wrong
 are better (48 of the first 50 texts of the sample data were wrong, instead of 43).
 """
 
+import random
+from collections import Counter
 from collections.abc import Iterator
 from itertools import zip_longest
 
 import numpy as np
 
-from trainer.baseline import out_of_fold
+from trainer.baseline import FOLDS, out_of_fold
 from trainer.dataset import LabelledTexts
 from trainer.evaluation import Scores, targets_of
 from trainer.suspects import Suspect
+
+MOST_LEARNT = 50_000
+"""Maximum number of learnt texts that are examined: the probabilities of all of them are in memory at once."""
+_SEED = 0
 
 Judged = tuple[LabelledTexts, Scores]
 """Texts that a model has not learnt, with its calibrated probabilities, [texts, labels]."""
@@ -28,13 +34,15 @@ def find_suspects(learnt: LabelledTexts, selection: Judged, val: Judged, labels:
     """Return the texts whose labels are probably wrong, the most suspicious first.
 
     `learnt` are the training texts that the encoder has learnt, at least `FOLDS` of each label. `selection` are the
-    held-out training texts, and `val` the validation texts, with the encoder's probabilities.
+    held-out training texts, and `val` the validation texts, with the encoder's probabilities. Of more than
+    `MOST_LEARNT` learnt texts, a random sample of this size is examined, always the same.
 
     The lists of the two models alternate, because their probabilities cannot be compared: on sample data with 5 % wrong
     labels, the first 50 texts by calibrated probabilities were all the baseline's, and 70 % of them were wrong; of 50
     alternating ones, 86 % were.
     """
-    parts = (learnt, selection[0], val[0])
+    learnt = _sample(learnt)
+    parts = (learnt, selection[0], _sample(val[0]))
     known = LabelledTexts(
         [text for part in parts for text in part.texts], [name for part in parts for name in part.labels]
     )
@@ -42,6 +50,20 @@ def find_suspects(learnt: LabelledTexts, selection: Judged, val: Judged, labels:
     by_encoder = (*_off_diagonal("training", *selection, labels), *_off_diagonal("validation", *val, labels))
     lists = (sorted(found, key=_margin) for found in (by_encoder, by_baseline))
     return [suspect for pair in zip_longest(*lists) for suspect in pair if suspect is not None]
+
+
+def _sample(texts: LabelledTexts) -> LabelledTexts:
+    """Return at most `MOST_LEARNT` texts at random, with at least `FOLDS` of each label that has as many."""
+    if len(texts.texts) <= MOST_LEARNT:
+        return texts
+    seen: Counter[str] = Counter()
+    first: list[int] = []
+    others: list[int] = []
+    for place in random.Random(_SEED).sample(range(len(texts.texts)), len(texts.texts)):
+        label = texts.labels[place]
+        (first if seen[label] < FOLDS else others).append(place)
+        seen[label] += 1
+    return texts.at(sorted((first + others)[:MOST_LEARNT]))
 
 
 def _margin(suspect: Suspect) -> float:

@@ -124,9 +124,7 @@ class DataReport:
             shares = [f"{script} {_percent(share)}" for script, share in self.scripts.items() if share >= _RARE_SCRIPT]
             lines.append(f"scripts           {', '.join(shares)}")
         if self.suspects:
-            lines.append(
-                f"suspicious labels {self.suspects.rows}, which {self.suspects.path} of the last training lists"
-            )
+            lines.append(f"suspicious labels {self.suspects.rows}, listed in {self.suspects.path} by the last training")
         return lines
 
 

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -40,6 +40,10 @@ class LabelledTexts:
 
     texts: list[str]
     labels: list[str]
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Return each text with its label."""
+        return zip(self.texts, self.labels, strict=True)
 
     def at(self, places: Iterable[int]) -> "LabelledTexts":
         """Return the texts at some places, in the order of the places."""

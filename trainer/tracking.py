@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -108,15 +109,19 @@ class Tracking:
             run_id, {"labels": labels, "rows_right_columns_predicted": evaluation.confusion}, "confusion_matrix.json"
         )
         if len(labels) <= MOST_DRAWN_LABELS:
-            self._client.log_figure(run_id, confusion_figure(evaluation.confusion, labels), "confusion_matrix.png")
+            with warnings.catch_warnings():
+                # Names in scripts that matplotlib's font lacks are drawn as boxes; the JSON file contains them.
+                warnings.filterwarnings("ignore", "Glyph|Matplotlib currently does not support")
+                self._client.log_figure(run_id, confusion_figure(evaluation.confusion, labels), "confusion_matrix.png")
         self._client.log_artifacts(run_id, str(model_dir), "model")
         self._client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
         return run_id
 
-    def record_data(self, run_id: str, report: Mapping[str, Any], suspects: Path) -> None:
-        """Save the report on the data, and the list of suspicious labels, in the run."""
+    def record_data(self, run_id: str, report: Mapping[str, Any], suspects: Path | None) -> None:
+        """Save the report on the data, and the list of suspicious labels if there is one, in the run."""
         self._client.log_dict(run_id, dict(report), "data_report.json")
-        self._client.log_artifact(run_id, str(suspects))
+        if suspects is not None:
+            self._client.log_artifact(run_id, str(suspects))
 
     def register(self, run_id: str, taken: set[int]) -> int:
         """Register the run's model, and return its version.

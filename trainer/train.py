@@ -31,14 +31,16 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    settings: Settings, counts: dict[str, RowCounts] | None = None, own_texts: Collection[str] | None = None
+    settings: Settings, counts: dict[str, RowCounts] | None = None, own_rows: Collection[tuple[str, str]] | None = None
 ) -> TrainingRecord:
     """Check the data, fine-tune, calibrate, record in MLflow, and save to the model directory.
 
     `counts` are recorded as the rows of the data files. If they are missing, those of the files read here are. The list
-    of suspicious labels contains only `own_texts`, because feedback may be erased later; all texts if they are missing.
+    of suspicious labels contains only `own_rows`, pairs of text and label, because feedback may be erased later, and no
+    data file contains it; all rows if they are missing.
 
-    The model directory is replaced last, by renaming, so a failed training keeps the old one.
+    The model directory is replaced by renaming, when the version is registered, so a failed training keeps the old one.
+    The list of suspicious labels follows: if it fails, the training still succeeds.
 
     Raises:
         PipelineError: there is a problem with the data, the base model, MLflow or the disk.
@@ -92,7 +94,6 @@ def train(
             problem,
         )
 
-    suspects = _list_suspects(settings, tuned, temperature, dataset.labels, own_texts)
     staging = _save_beside(settings.model_dir, tuned)
     run_id = tracking.record_run(
         staging,
@@ -107,7 +108,6 @@ def train(
             "training_minutes": f"{(time.monotonic() - started) / 60:.1f}",
         },
     )
-    tracking.record_data(run_id, replace(report, suspects=suspects).as_json(), suspects.path)
     record = TrainingRecord(
         version=tracking.register(run_id, taken=ModelRepository(settings.model_repository).published()),
         run_id=run_id,
@@ -132,6 +132,8 @@ def train(
         settings.model_dir,
         tracking.uri,
     )
+    suspects = _list_suspects(settings, tuned, temperature, dataset.labels, own_rows)
+    tracking.record_data(run_id, replace(report, suspects=suspects).as_json(), suspects.path if suspects else None)
     return record
 
 
@@ -154,12 +156,17 @@ def _list_suspects(
     tuned: FineTuned,
     temperature: float,
     labels: tuple[str, ...],
-    own_texts: Collection[str] | None,
-) -> SuspectList:
-    """Write the list of labels that are probably wrong, and log its path."""
-    selection, val = (calibrated(logits, temperature) for logits in (tuned.selection_logits, tuned.val_logits))
-    found = find_suspects(tuned.learnt, (tuned.selection, selection), (tuned.val, val), labels)
-    listed = write_suspects(settings, [each for each in found if own_texts is None or each.text in own_texts])
+    own_rows: Collection[tuple[str, str]] | None,
+) -> SuspectList | None:
+    """Write the list of labels that are probably wrong, and log its path; None if that fails."""
+    try:
+        selection, val = (calibrated(logits, temperature) for logits in (tuned.selection_logits, tuned.val_logits))
+        found = find_suspects(tuned.learnt, (tuned.selection, selection), (tuned.val, val), labels)
+        own = [each for each in found if own_rows is None or (each.text, each.label) in own_rows]
+        listed = write_suspects(settings, own)
+    except Exception as error:  # the list is only advice: nothing about it may fail a training
+        log.warning("Labels that are probably wrong cannot be listed: %s: %s", type(error).__name__, error)
+        return None
     log.info(
         "Labels that are probably wrong: %d. %s lists them, the most suspicious first. No row was removed: correct the "
         "data files where the list is right.",

@@ -102,17 +102,17 @@ def roll_back(settings: Settings, database: Database, reason: str, only_from: in
 
 
 def why_no_rollback(database: Database, repository: ModelRepository) -> str:
-    """Return the message that no version can be rolled back to, with the version that was deployed last before."""
+    """Return the message that no version can be rolled back to, with the version that was rolled back last."""
     with database.reading() as session:
         served = deployments.served(session)
     current, published = repository.deployed(), repository.published()
-    message = "There is no previous version to roll back to"
+    message = "There is no previous version to roll back to."
     newer = next((version for version in served if version != current and version in published), None)
     if newer is None:
-        return f"{message}."
+        return message
     return (
-        f"{message}: version {current} replaced no other version. Promote version {newer} to deploy it again "
-        f"(`python app.py promote {newer}`)."
+        f"{message} Version {newer} was deployed before version {current} and was rolled back; to deploy it anyway: "
+        f"`python app.py promote {newer}`."
     )
 
 
@@ -146,7 +146,7 @@ def reconcile(settings: Settings, database: Database) -> None:
 
 
 def _record_unknown(session: Session, repository: ModelRepository, version: int, recorded: int | None) -> None:
-    """Record that `version` is deployed, which the database does not know; it names `recorded`, or no version."""
+    """Record a deployed version that the database does not know. `recorded` is the version that it names, if any."""
     if recorded is not None:
         reason = f"changed in the model repository; the database named version {recorded}"
     elif repository.published() == {version}:

@@ -6,9 +6,10 @@ import smtplib
 import ssl
 from collections.abc import Callable, Collection, Mapping
 from email.message import EmailMessage
-from email.utils import formatdate, getaddresses
+from email.utils import formatdate
 
 from common.errors import PipelineError
+from common.mail_addresses import parse_mail_addresses
 from common.settings import Settings
 from storage import events
 from storage.database import Database
@@ -16,7 +17,9 @@ from storage.tables import Mail
 
 _TIMEOUT_S = 15.0
 _MOST_REFUSALS = 24
-"""Attempts after which recipients are given up that the mail server refuses while others get their mails: 16 hours."""
+"""Permanent refusals of the remaining recipients after which they are given up, if others got the mail: 16 hours."""
+_PERMANENT = 500
+"""Lowest SMTP code of a permanent refusal. Lower ones are temporary, such as 450 by greylisting."""
 _HELLO = "[127.0.0.1]"
 """Name in the command EHLO. Strict servers refuse a host's own name if it has no domain or an underscore; an address
 literal is always valid (RFC 5321, section 4.1.3)."""
@@ -39,6 +42,9 @@ class RefusedRecipientsError(Exception):
         reasons = (f"{to} ({code} {text.decode(errors='replace')})" for to, (code, text) in refusals.items())
         super().__init__(f"the mail server refused {', '.join(reasons)}")
         self.recipients = recipients
+        codes = (code for code, _ in refusals.values())
+        self.is_permanent = set(recipients) <= refusals.keys() and min(codes, default=0) >= _PERMANENT
+        """True if the server refused each of `recipients` with a code that forbids another try."""
 
 
 def deliver_due(settings: Settings, database: Database) -> None:
@@ -48,12 +54,12 @@ def deliver_due(settings: Settings, database: Database) -> None:
     Both mails have the same Message-ID, by which Gmail and others detect the duplicate.
     """
     ways = _ways(settings)
-    if not ways:
+    if not ways:  # neither mail nor webhooks are configured: recipients with a mistake are an error of the settings
         events.drop_mails(database)
         return
     for mail in events.due_mails(database):
         failures = []
-        may_give_up = mail.attempts >= _MOST_REFUSALS and bool(mail.delivered)
+        is_refused = True
         for names, deliver in ways:
             left = [name for name in names if name not in mail.delivered]
             if not left or (_ALL_MAIL in mail.delivered and left[0].startswith(_MAIL)):
@@ -62,20 +68,26 @@ def deliver_due(settings: Settings, database: Database) -> None:
                 deliver(mail, left)
             except RefusedRecipientsError as error:
                 failures.append(str(error))
+                is_refused = is_refused and error.is_permanent
                 left = [name for name in left if name.removeprefix(_MAIL) not in error.recipients]
             except (OSError, ValueError, smtplib.SMTPException, PipelineError) as error:
                 # ValueError: a login, an address or a text cannot be put into a mail.
                 failures.append(settings.without_secrets(f"{type(error).__name__}: {error}"))
-                may_give_up = False
+                is_refused = False
                 continue
             if left:
                 events.mark_delivered(database, mail.event_id, left)
         reason = "; ".join(failures)
-        if failures and may_give_up:
-            log.error("Gave up delivering event %d to everyone: %s. Correct SENTIMENT_MAIL_TO.", mail.event_id, reason)
+        if failures and is_refused and mail.delivered and mail.refusals >= _MOST_REFUSALS:
+            log.error(
+                "Gave up on event %d: some recipients were refused %d times: %s. Correct SENTIMENT_MAIL_TO.",
+                mail.event_id,
+                mail.refusals + 1,
+                reason,
+            )
             events.mark_sent(database, mail.event_id)
         elif failures:
-            pause = events.mark_unsent(database, mail.event_id, reason)
+            pause = events.mark_unsent(database, mail.event_id, reason, is_refused)
             log.warning("Cannot deliver event %d (%s); trying again in %.0f s.", mail.event_id, reason, pause)
         else:
             events.mark_sent(database, mail.event_id)
@@ -84,7 +96,7 @@ def deliver_due(settings: Settings, database: Database) -> None:
 def _ways(settings: Settings) -> list[tuple[list[str], Deliver]]:
     """Return each delivery with the names of the channels that it serves."""
     ways: list[tuple[list[str], Deliver]] = []
-    recipients = dict.fromkeys(address for _, address in getaddresses([settings.mail_to]) if address)
+    recipients = dict.fromkeys(address.addr_spec for address in parse_mail_addresses(settings.mail_to))
     if recipients:
         ways.append(
             ([_MAIL + address for address in recipients], lambda mail, names: _send_mail(settings, mail, names))
@@ -103,10 +115,11 @@ def _send_mail(settings: Settings, mail: Mail, names: Collection[str]) -> None:
         RefusedRecipientsError: some recipients were refused, or all of them; the others get the mail.
         SMTPException: nobody gets the mail.
     """
-    sender = settings.mail_user or settings.mail_to.split(",")[0].strip()
+    to = parse_mail_addresses(settings.mail_to)
+    sender = settings.mail_user or to[0].addr_spec
     message = EmailMessage()
     message["From"] = sender
-    message["To"] = settings.mail_to
+    message["To"] = to
     message["Subject"] = SUBJECT_PREFIX + " ".join(mail.subject.split())
     message["Date"] = formatdate(mail.next_attempt_at.timestamp())
     message["Message-ID"] = f"<sentiment-event-{mail.event_id}@{sender.rpartition('@')[2]}>"

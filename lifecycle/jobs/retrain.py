@@ -82,7 +82,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Callable[[st
     learnt = started.get(LEARNT_FROM, {})
     counts = {name: RowCounts(**rows) for name, rows in started.get(_DATA, {}).items()}
     step("training")
-    record = _train(own, counts, {*dataset.train.texts, *dataset.val.texts})
+    record = _train(own, counts, {*dataset.train.pairs(), *dataset.val.pairs()})
     champion = repository.deployed()
     if champion is None:
         raise PipelineError("No model is deployed; run `python app.py` to train and deploy one.")
@@ -174,11 +174,14 @@ def _from_sources(by_source: Figures) -> str:
     return f" ({', '.join(f'{count} from {source}' for source, count in rows)})" if rows else ""
 
 
-def _train(own: Settings, counts: dict[str, RowCounts], texts: Collection[str]) -> TrainingRecord:
-    """Return the trained model of an earlier attempt, or train one; `counts` and `texts` are of the data files."""
+def _train(own: Settings, counts: dict[str, RowCounts], rows: Collection[tuple[str, str]]) -> TrainingRecord:
+    """Return the trained model of an earlier attempt, or train one.
+
+    `counts` are the rows of the data files, and `rows` their texts with their labels.
+    """
     if own.model_dir.exists():
         return TrainingRecord.load(own.model_dir)
-    return train(own, counts, texts)
+    return train(own, counts, rows)
 
 
 def _publish(own: Settings, database: Database, repository: ModelRepository, version: int) -> list[GateVerdict]:

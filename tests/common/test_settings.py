@@ -60,6 +60,19 @@ def test_all_wrong_values_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         load_settings()
 
 
+@pytest.mark.parametrize("addresses", ["a@x.org; b@y.org", "Team, A <a@b.c>", "a@", "team", ",", "a@x@y"])
+def test_recipients_that_are_no_addresses_are_told(monkeypatch: pytest.MonkeyPatch, addresses: str) -> None:
+    monkeypatch.setenv("SENTIMENT_MAIL_TO", addresses)
+    with pytest.raises(PipelineError, match=r"SENTIMENT_MAIL_TO='.*Separate addresses by commas"):
+        load_settings()
+
+
+@pytest.mark.parametrize("addresses", ["a@x.org,", '"Team, A" <a@b.c>', "a@x.org, B <b@localhost>", " "])
+def test_recipients_are_kept_as_they_are_written(monkeypatch: pytest.MonkeyPatch, addresses: str) -> None:
+    monkeypatch.setenv("SENTIMENT_MAIL_TO", addresses)
+    assert load_settings().mail_to == addresses
+
+
 def test_secrets_that_do_not_fit_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SENTIMENT_TRITON_KEY", "hunter2")
     monkeypatch.setenv("SENTIMENT_OTLP_ENDPOINT", "http://me:hunter2@127.0.0.1:4318")

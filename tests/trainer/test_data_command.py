@@ -105,7 +105,7 @@ def test_people_get_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "rejected 3 of 2,803 rows" in text
     assert "suspicious" not in text
     text = replace(found, suspects=SuspectList(Path("state/list.csv"), 7)).as_text()
-    assert "\nsuspicious labels 7, which state/list.csv of the last training lists\n" in text
+    assert "\nsuspicious labels 7, listed in state/list.csv by the last training\n" in text
 
 
 def test_no_label_controls_the_terminal(tmp_path: Path) -> None:

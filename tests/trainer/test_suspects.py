@@ -5,9 +5,12 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from common.settings import Settings
 from tests.lifecycle.learning import BAD, FILLERS, GOOD
+from trainer import confident_learning
+from trainer.baseline import FOLDS, out_of_fold
 from trainer.confident_learning import find_suspects
 from trainer.dataset import LabelledTexts
 from trainer.evaluation import Scores
@@ -53,6 +56,26 @@ def test_wrong_labels_are_found_whichever_model_judges_them() -> None:
         (right,) = {label for label, words in TELLING.items() if set(words) & set(suspect.text.split())}
         assert suspect.suggested_label == right != suspect.label
         assert 0 <= suspect.label_score < suspect.suggested_score <= 1
+
+
+def test_of_many_learnt_texts_a_sample_is_examined_that_keeps_rare_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confident_learning, "MOST_LEARNT", 300)
+    examined: list[LabelledTexts] = []
+
+    def by_baseline(texts: LabelledTexts, labels: tuple[str, ...]) -> Scores:
+        examined.append(texts)
+        return out_of_fold(texts, labels)
+
+    monkeypatch.setattr(confident_learning, "out_of_fold", by_baseline)
+    learnt, wrong = easy(1200, 60, seed=5)
+    rare = [f"an unusual text {number}" for number in range(FOLDS)]
+    learnt = LabelledTexts([*learnt.texts, *rare], [*learnt.labels, *["Rare"] * FOLDS])
+    nothing = LabelledTexts([], []), np.zeros((0, len(LABELS) + 1))
+    found = find_suspects(learnt, nothing, nothing, (*LABELS, "Rare"))
+    assert [len(part.texts) for part in examined] == [300]
+    assert set(rare) <= set(examined[0].texts) <= set(learnt.texts)
+    assert {suspect.text for suspect in found} & wrong
+    assert find_suspects(learnt, nothing, nothing, (*LABELS, "Rare")) == found
 
 
 def test_of_right_labels_none_is_listed(tmp_path: Path) -> None:

@@ -21,11 +21,12 @@ def evaluation(labels: tuple[str, ...]) -> Evaluation:
     ("labels", "is_drawn"),
     [
         (("$", "$$", "$$$", "€"), True),
+        (("积极", "消极", "सकारात्मक"), True),
         ((r"\frac{", "a^b$_", "x$y$z", "two\nlines", "a label of very many words " * 40), True),
         (tuple(f"label {number}" for number in range(MOST_DRAWN_LABELS)), True),
         (tuple(f"label {number}" for number in range(MOST_DRAWN_LABELS + 1)), False),
     ],
-    ids=["dollars", "formulas", "the most that are drawn", "more"],
+    ids=["dollars", "no glyphs", "formulas", "the most that are drawn", "more"],
 )
 def test_any_labels_are_recorded_and_drawn_if_they_are_few(
     tmp_path: Path, labels: tuple[str, ...], is_drawn: bool

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from mlflow import MlflowClient
@@ -107,15 +108,32 @@ def test_labels_that_are_probably_wrong_are_listed_but_not_those_of_others_texts
     lines = settings.train_data.read_text().splitlines()
     lines[1], lines[2] = "This is terrible 0,Positive", "I love this product 1,Negative"
     settings.train_data.write_text("\n".join(lines) + "\n")
-    texts = {line.partition(",")[0] for line in lines} - {"I love this product 1"}
+    rows = {(line.split(",")[0], line.split(",")[1]) for line in [*lines, *settings.val_data.read_text().splitlines()]}
+    # As if feedback had replaced the label of the file.
+    rows = rows - {("I love this product 1", "Negative")} | {("I love this product 1", "Positive")}
     with caplog.at_level(logging.INFO):
-        train(settings, own_texts=texts)
+        train(settings, own_rows=rows)
     listed = settings.state_dir / "suspicious_labels.csv"
     with listed.open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["data"], row["text"], row["label"]) == ("training", "This is terrible 0", "Positive")
     assert row["suggested_label"] == "Negative"
     assert f"Labels that are probably wrong: 1. {listed} lists them" in caplog.text
+
+
+@pytest.mark.parametrize("error", [MemoryError(), PipelineError("the disk is full")], ids=["memory", "disk"])
+def test_a_list_that_cannot_be_made_costs_no_training(
+    settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("trainer.train.find_suspects", fail)
+    record = train(settings.model_copy(update={"epochs": 1}))
+    assert TrainingRecord.load(settings.model_dir) == record
+    assert f"cannot be listed: {type(error).__name__}: {error}" in caplog.text
+    run = Path(MlflowClient(settings.mlflow_uri).download_artifacts(record.run_id, "data_report.json"))
+    assert json.loads(run.read_text())["suspicious_labels"] is None
 
 
 @pytest.mark.full
@@ -191,7 +209,7 @@ def test_default_base_model_is_replaced_where_the_hub_is_out_of_reach(
     [
         ("socks5://127.0.0.1:9", "pip install socksio"),
         ("socks://user:the-password@127.0.0.1:9", "a proxy variable cannot be used: Unknown scheme"),
-        ("http://host:port", "a proxy variable cannot be used: Invalid port"),
+        ("http://user:the-password#more@127.0.0.1:9", "a proxy variable is not a valid URL"),
     ],
 )
 def test_default_base_model_is_replaced_where_a_proxy_cannot_be_used(
@@ -204,6 +222,20 @@ def test_default_base_model_is_replaced_where_a_proxy_cannot_be_used(
     assert load_base_model(Settings(), ("bad", "good")).name == PACKAGED_ENCODER
     assert reason in caplog.text
     assert "the-password" not in caplog.text
+
+
+def test_a_base_model_that_a_bad_proxy_keeps_away_is_told_without_the_password(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    def load(*_: object, **_options: object) -> None:
+        httpx.head("http://127.0.0.1:9", proxy="http://user:the-password#more@127.0.0.1:9")
+
+    monkeypatch.setattr("trainer.base_model.AutoConfig.from_pretrained", load)
+    with pytest.raises(PipelineError, match="a proxy variable is not a valid URL") as told:
+        load_base_model(Settings(base_model="some/model"), ("bad", "good"))
+    assert "the-password" not in str(told.value)
 
 
 def test_packaged_encoder_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -172,8 +172,8 @@ def test_versions_are_promoted_and_rolled_back(without_triton: Gateway) -> None:
     assert looped.repository.deployed() == 1
     refused = looped.http.post("/models/rollback", headers=KEY)
     assert assert_problem(refused, 409, "conflict")["detail"] == (
-        "There is no previous version to roll back to: version 1 replaced no other version. "
-        "Promote version 2 to deploy it again (`python app.py promote 2`)."
+        "There is no previous version to roll back to. Version 2 was deployed before version 1 and was rolled back; "
+        "to deploy it anyway: `python app.py promote 2`."
     )
     told_of = told(looped.http.get("/events"), 200, list[Event])
     assert [(event["kind"], event["version"]) for event in told_of] == [

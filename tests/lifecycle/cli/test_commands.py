@@ -89,8 +89,8 @@ def test_a_second_rollback_names_the_step_forward(desk: Desk) -> None:
     assert desk.run("rollback")[1] == "Version 1 is deployed.\n"
     status, _, told = desk.run("rollback")
     assert status == 1
-    assert "no previous version to roll back to: version 1 replaced no other version" in told
-    assert "python app.py promote 2" in told
+    assert "Version 2 was deployed before version 1 and was rolled back" in told
+    assert "to deploy it anyway: `python app.py promote 2`." in told
     assert desk.run("promote", "2")[1] == "Version 2 is deployed.\n", "and so it is"
 
 

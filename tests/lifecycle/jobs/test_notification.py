@@ -249,7 +249,39 @@ def test_a_recipient_that_stays_refused_is_given_up(
     assert mail_server.recipients == [["ada@example.org"]]
     assert mail_server.logins == 3
     assert _mail(database, event_id).sent_at is not None
+    assert f"Gave up on event {event_id}: some recipients were refused 3 times: the mail server refused" in caplog.text
     assert "Correct SENTIMENT_MAIL_TO." in caplog.text
+
+
+def test_neither_an_outage_nor_a_temporary_refusal_counts_as_a_refusal(
+    mail_server: MailServer, web_server: WebServer, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notification, "_MOST_REFUSALS", 1)
+    event_id = _record(database)
+    settings = _settings(mail_server, web_server.url)
+    for _ in range(3):
+        _deliver_later(settings, database)
+    mail_server.refused = {"ada@example.org", "grace@example.org"}
+    with mail_server.running():
+        mail_server.refusal = "450 4.2.0 greylisted"
+        for _ in range(3):
+            _deliver_later(settings, database)
+        mail_server.refusal = "550 5.1.1 no such user"
+        _deliver_later(settings, database)
+        assert _mail(database, event_id).sent_at is None
+        mail_server.refused = set()
+        _deliver_later(settings, database)
+    assert mail_server.recipients == [["ada@example.org", "grace@example.org"]]
+    assert _mail(database, event_id).sent_at is not None
+
+
+def test_names_and_an_additional_comma_add_no_recipients(mail_server: MailServer, database: Database) -> None:
+    _record(database)
+    settings = _settings(mail_server).model_copy(update={"mail_to": '"Team, A" <ada@example.org>, ada@example.org,'})
+    with mail_server.running():
+        deliver_due(settings, database)
+    assert mail_server.recipients == [["ada@example.org"]]
+    assert mail_server.received[0]["To"].addresses[0].display_name == "Team, A"
 
 
 def test_a_mail_that_an_older_release_sent_is_not_sent_again(

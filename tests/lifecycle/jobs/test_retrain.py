@@ -71,6 +71,9 @@ def database(served: Served) -> Iterator[Database]:
     opened.close()
 
 
+OTHER = {"Positive": "Negative", "Negative": "Positive"}
+
+
 def tell(database: Database, count: int = 60) -> None:
     add_feedback(database, [LabelledText(*row) for row in labelled(count, seed=2)], "admin")
 
@@ -85,20 +88,23 @@ def test_the_list_of_suspicious_labels_may_name_no_feedback(tmp_path: Path, monk
         state_dir=tmp_path / "state",
         model_repository=tmp_path / "triton_repo",
     )
-    given: list[Collection[str]] = []
+    given: list[Collection[tuple[str, str]]] = []
 
-    def training(own: Settings, _: object, own_texts: Collection[str]) -> None:
-        given.extend([own_texts, load_dataset(own).train.texts])
+    def training(own: Settings, _: object, own_rows: Collection[tuple[str, str]]) -> None:
+        given.extend([own_rows, list(load_dataset(own).train.pairs())])
         raise PipelineError("this is enough")
 
     monkeypatch.setattr("lifecycle.jobs.retrain.train", training)
     with closing(Database(settings.database)) as database:
         tell(database)
+        add_feedback(database, [LabelledText(text, OTHER[label]) for text, label in rows[:20]], "admin")
         ended = run_job(settings, database, jobs.enqueue(database, jobs.RETRAIN, "by the test").id)
     assert ended.error == "this is enough"
     listed, learnt = given
-    assert set(listed) == {text for text, _ in rows}
-    assert len(set(learnt) - set(listed)) > 30
+    assert set(listed) == {*rows}
+    feedback = set(learnt) - set(listed)
+    assert len(feedback) > 30
+    assert {text for text, _ in feedback} & {text for text, _ in rows[:20]}, "feedback replaces labels of the file"
 
 
 def test_what_was_told_is_learnt_and_serves_and_is_not_learnt_twice(served: Served, database: Database) -> None:
