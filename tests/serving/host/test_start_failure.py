@@ -3,6 +3,7 @@
 import asyncio
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,14 +134,16 @@ class Starts:
     def error(self) -> str:
         """The error with which it is given up."""
         with pytest.raises(PipelineError) as ended:
-            asyncio.run(self.supervisor.run())
+            asyncio.run(asyncio.wait_for(self.supervisor.run(), 90))
         return str(ended.value)
 
     async def run_until(self, condition: Callable[[], bool]) -> None:
         """Run until `condition` is true; fail if it is given up before."""
         supervising = asyncio.create_task(self.supervisor.run())
+        deadline = time.monotonic() + 90
         while not condition():
             assert not supervising.done()
+            assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
         supervising.cancel()
         await asyncio.gather(supervising, return_exceptions=True)
