@@ -195,8 +195,8 @@ def test_what_is_no_segment_is_left_alone_even_if_it_is_named_like_one(tmp_path:
         assert stat.S_IMODE(private.stat().st_mode) == 0o644
         assert sorted(Path("/dev/shm").glob(f"{prefix}*")) == sorted([link, loop, directory])
     finally:
-        link.unlink()
-        loop.unlink()
+        link.unlink(missing_ok=True)
+        loop.unlink(missing_ok=True)
         directory.rmdir()
 
 
