@@ -3,7 +3,7 @@
 import time
 
 _LARGEST_DRIFT_S = 5.0
-"""Smaller differences between two looks are no step."""
+"""A difference up to this is drift, not a step."""
 
 
 class WallClock:

@@ -76,7 +76,7 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class AccessLayer:
     """Refuses requests without valid access before anything is read or queued, and identifies the caller.
 

@@ -5,15 +5,14 @@ import logging
 import time
 
 from limits import parse
-from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Scope
 
-from common.clock import WallClock
 from common.errors import PipelineError
 from gateway.http.callers import client_address
 from gateway.http.problems import WrongKeysError
+from gateway.http.rate_counts import RateCounts
 from storage import events
 from storage.events import EventKind
 from storage.lazy_database import Storage
@@ -32,10 +31,7 @@ class WrongKeys:
     def __init__(self, storage: Storage) -> None:
         """Record guessing in the events of `storage`."""
         self._storage = storage
-        self._limit = parse(f"{MOST_A_MINUTE}/minute")
-        self._windows = MemoryStorage()
-        self._counts = FixedWindowRateLimiter(self._windows)
-        self._clock = WallClock()
+        self._counts = RateCounts(parse(f"{MOST_A_MINUTE}/minute"), FixedWindowRateLimiter)
         self._recorded_at: float | None = None
 
     def count(self, scope: Scope) -> None:
@@ -44,18 +40,16 @@ class WrongKeys:
         Raises:
             WrongKeysError: the request's address has sent too many wrong keys within a minute.
         """
-        if self._clock.step_s():
-            self._windows.reset()  # the windows would end by the clock before
         address = client_address(scope)
-        if self._counts.hit(self._limit, address):
+        retry_after_s = self._counts.hit(address)
+        if retry_after_s is None:
             return
         now = time.monotonic()
         if self._recorded_at is None or now - self._recorded_at > _EVENT_EVERY_S:
             self._recorded_at = now
             self._tell(address)
         detail = "Too many wrong API keys came from this address. A valid key is accepted at any time."
-        reset_at = self._counts.get_window_stats(self._limit, address).reset_time
-        raise WrongKeysError(detail, retry_after_s=reset_at - time.time())
+        raise WrongKeysError(detail, retry_after_s=retry_after_s)
 
     def _tell(self, address: str) -> None:
         message = f"More than {MOST_A_MINUTE} wrong API keys came from {address or 'a local socket'} within a minute."

@@ -107,7 +107,7 @@ def band_of(text: str) -> str:
     return next((name for most, name in _BANDS if words <= most), _LONGEST)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Comparer:
     """Calls both versions with the same texts, one after the other. Create and use it within one event loop."""
 

@@ -29,7 +29,7 @@ MOST_LIVE = usable_cores() + 1
 """Maximum one-text calls of a caller at live priority, as many as HTTP makes for live requests; others run as bulk."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class GatewayGuard(Guard):
     """Checks of API keys, caller limits and backlog, shared with the gateway's HTTP side. Model control is refused."""
 

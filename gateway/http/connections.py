@@ -43,7 +43,8 @@ class StrangersConnections:
     A client sends a small request at once, so its connection waits for microseconds. Connections that are held open on
     purpose are therefore among the oldest, and the oldest are closed first.
 
-    Idle connections of clients with a key only give way if the process runs out of file descriptors.
+    Idle connections of clients with a key only give way if the process runs out of file descriptors while few
+    connections wait. Those few may be new ones of honest clients whose first request is on its way.
     """
 
     def __init__(self, keys_are_needed: bool) -> None:
@@ -61,11 +62,13 @@ class StrangersConnections:
         return len(self._waiting)
 
     def open(self) -> bool:
-        """Count a new connection. If there are too many, close one without a request; return False if there is none."""
+        """Count a new connection. If there are too many, close a waiting or idle one; return False if there is none."""
         self._open += 1
         if self._open <= self._most_open:
             return True
-        oldest = next(iter(self._idle), None) or next(iter(self._waiting), None)
+        crowded = len(self._waiting) > self._most // _SHARE_OF_ADDRESS
+        order = (self._waiting, self._idle) if crowded else (self._idle, self._waiting)
+        oldest = next((connection for connections in order for connection in connections), None)
         if oldest is None:
             return False
         self.discard(oldest)

@@ -1,15 +1,12 @@
 """Rate limit in texts per caller; a caller is an API key, or an address without a key."""
 
-import time
-
 from limits import parse
-from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.types import Scope
 
-from common.clock import WallClock
 from gateway.http.callers import caller_of
 from gateway.http.problems import CallerLimitError
+from gateway.http.rate_counts import RateCounts
 
 
 class CallerLimits:
@@ -19,9 +16,7 @@ class CallerLimits:
         """Limit each caller to `limit` texts, such as `100/second`."""
         self._limit = parse(limit)
         self._text = f"{self._limit.amount} texts per {self._limit.multiples} {self._limit.GRANULARITY.name}"
-        self._storage = MemoryStorage()
-        self._counts = SlidingWindowCounterRateLimiter(self._storage)
-        self._clock = WallClock()
+        self._counts = RateCounts(self._limit, SlidingWindowCounterRateLimiter)
 
     def count(self, scope: Scope, texts: int) -> None:
         """Count a request's texts for its caller, at most the whole limit: otherwise a larger request could never pass.
@@ -29,11 +24,9 @@ class CallerLimits:
         Raises:
             CallerLimitError: the caller exceeds its limit; nothing was counted.
         """
-        if self._clock.step_s():
-            # The counts would end by the clock before; set back by an hour, it would shut callers out for an hour.
-            self._storage.reset()
-        caller = caller_of(scope)
-        if texts and not self._counts.hit(self._limit, caller, cost=min(texts, self._limit.amount)):
-            reset_at = self._counts.get_window_stats(self._limit, caller).reset_time
+        if not texts:
+            return
+        retry_after_s = self._counts.hit(caller_of(scope), min(texts, self._limit.amount))
+        if retry_after_s is not None:
             detail = f"The limit per caller is {self._text}. Retry after the seconds in Retry-After."
-            raise CallerLimitError(detail, retry_after_s=reset_at - time.time())
+            raise CallerLimitError(detail, retry_after_s=retry_after_s)

@@ -17,7 +17,9 @@ INTERVAL_S = 2.0
 KEPT_S = 300.0
 RECENT_S = 30.0
 """Window of the current figures in seconds, long enough that a few requests do not make them jump."""
-_PREDICTIONS = ("/predict/", "/console/try", "/console/score")
+TRY_PATH = "/console/try"
+SCORE_PATH = "/console/score"
+_PREDICTIONS = ("/predict/", TRY_PATH, SCORE_PATH)
 """Beginnings of the routes that return predictions: those of the API, and those of the console's page Try."""
 
 

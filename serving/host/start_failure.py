@@ -11,10 +11,16 @@ _MOST_CHARACTERS = 500
 
 
 def why_not_started(log_file: Path, start: int) -> str:
-    """Return why Triton did not start, from its log behind the first `start` bytes; empty if the log does not tell."""
-    with log_file.open("rb") as file:
-        file.seek(start)
-        lines = file.read().decode("utf-8", "replace").splitlines()
+    """Return why Triton did not start, or an empty string if the log has no reason or cannot be read.
+
+    Only the log after its first `start` bytes is read; those before belong to earlier starts.
+    """
+    try:
+        with log_file.open("rb") as file:
+            file.seek(start)
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
     reasons = [match[1] for line in lines if (match := _REASON.search(line))]
     if not reasons:
         reasons = [line.strip() for line in lines if line.strip() and not _LOG_LINE.match(line)]

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,12 +18,15 @@ from serving.client.triton_client import TritonClient
 from serving.host import triton
 from serving.host.die_with_parent import command_dying_with_parent
 from serving.host.start_failure import why_not_started
-from serving.host.watchdog import PROBE_INTERVAL_S, until_broken
+from serving.host.watchdog import CHILD_DIED, PROBE_INTERVAL_S, until_broken
+from serving.model_repo.repository import ModelRepository
 
 FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
-MOST_FAILED_STARTS = 5
-"""Failed starts in a row after which a Triton that was never live is given up."""
+LONGEST_PAUSE_S = 60.0
+LEAST_FAILED_STARTS = 5
+"""Failed starts in a row before a Triton that was never live is given up."""
+LEAST_FAILING_S = 300.0
+"""Minimum seconds between the first and the last of these failures. A shorter outage does not end the pipeline."""
 NICENESS = 5
 """Triton's niceness above this process's own. Triton's engine uses all cores while texts wait. With equal priority, the
 gateway could not reject excess requests in time: at three times the possible load it fell 40 s behind."""
@@ -36,14 +40,17 @@ class TritonSupervisor:
     """Runs one Triton and restarts it when it dies; pauses grow while it dies before it is live."""
 
     def __init__(self, settings: Settings, on_failed_start: Callable[[], None] = lambda: None) -> None:
-        """Prepare the command. If Triton exits with an error before it is live, `on_failed_start` runs in a thread.
+        """Prepare the command. `on_failed_start` runs in a thread after each failed start.
+
+        A start has failed if, before Triton was live, it exited with an error or one of its Python processes died. A
+        Triton that a signal from elsewhere ended, as for lack of memory, has not failed.
 
         Raises:
             PipelineError: Triton cannot run on this machine, or cannot be downloaded.
         """
-        self._command = command_dying_with_parent(
-            triton.command(settings), own_group=True, niceness=NICENESS, private_files=True
-        )
+        command = triton.command(settings)
+        self._server_directory = Path(command[0]).parents[3]  # of pytriton/tritonserver/bin/tritonserver
+        self._command = command_dying_with_parent(command, own_group=True, niceness=NICENESS, private_files=True)
         self._environment = triton.environment(settings)
         self._settings = settings
         self._shared_memory_prefix = triton.shared_memory_prefix(settings)
@@ -53,6 +60,8 @@ class TritonSupervisor:
         self._has_lived = False
         """True if Triton has been live since its last start."""
         self._has_ever_lived = False
+        self._lost_child = False
+        """True if the watchdog has killed Triton since its last start because one of its Python processes died."""
         self._log_start = 0
         """Size of the log in bytes when Triton was last started."""
 
@@ -60,14 +69,17 @@ class TritonSupervisor:
         """Start Triton, and restart it whenever it ends, until this task is cancelled.
 
         Raises:
-            PipelineError: Triton has failed to start MOST_FAILED_STARTS times, and was never live.
+            PipelineError: Triton was never live, and has failed to start LEAST_FAILED_STARTS times or more with the
+                same version, for LEAST_FAILING_S or longer.
         """
         pause = FIRST_PAUSE_S
         failed_starts = 0
+        failing_since = 0.0
+        version = self._named_version()
         try:
             while True:
                 started = time.monotonic()
-                self._has_lived = False
+                self._has_lived = self._lost_child = False
                 process = await self._start()
                 # The watchdog ends with its process; it only runs again if it raised an error.
                 kill_when_broken = partial(self._kill_when_broken, process)
@@ -77,6 +89,7 @@ class TritonSupervisor:
                 finally:
                     watch.cancel()
                 sweep(process.pid, self._shared_memory_prefix)
+                has_failed = not self._has_lived and ((process.returncode or 0) > 0 or self._lost_child)
                 ending = f"Triton ended after {time.monotonic() - started:.0f} s ({_ending(process.returncode)})"
                 if self._has_lived:
                     pause = FIRST_PAUSE_S
@@ -88,24 +101,36 @@ class TritonSupervisor:
                         _tail(self.log_file),
                     )
                 else:
-                    failed_starts += 1
                     reason = why_not_started(self.log_file, self._log_start) or "its log gives no reason"
-                    if failed_starts >= MOST_FAILED_STARTS and not self._has_ever_lived:
-                        raise PipelineError(self._advice(reason))
+                    if has_failed:
+                        failing_since = failing_since if failed_starts else time.monotonic()
+                        failed_starts += 1
+                        failing_s = time.monotonic() - failing_since
+                        is_hopeless = failed_starts >= LEAST_FAILED_STARTS and failing_s >= LEAST_FAILING_S
+                        if is_hopeless and not self._has_ever_lived:
+                            raise PipelineError(self._advice(failed_starts, reason))
                     log.error("%s before it responded: %s. Starting it again in %.1f s.", ending, reason, pause)
-                if not self._has_lived and (process.returncode or 0) > 0:
-                    # Triton exited by itself, as it does if it cannot load the model.
+                if has_failed:
                     await asyncio.to_thread(self._on_failed_start)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
+                before, version = version, self._named_version()
+                if version != before:
+                    failed_starts, pause = 0, FIRST_PAUSE_S
         finally:
             await self._stop()
 
-    def _advice(self, reason: str) -> str:
+    def _named_version(self) -> int | None:
+        """Return the version that Triton loads at its next start; None if the record names none."""
+        with contextlib.suppress(PipelineError, OSError):
+            return ModelRepository(self._settings.model_repository).named()
+        return None
+
+    def _advice(self, failed_starts: int, reason: str) -> str:
         return (
-            f"Triton failed to start {MOST_FAILED_STARTS} times: {reason}. All it logged is in {self.log_file}. If it "
-            f"misses a file of its own, delete {triton.server_directory()} and start again: the files are unpacked "
-            "anew. If it misses a library of the system, install that."
+            f"Triton failed to start {failed_starts} times: {reason}. All it logged is in {self.log_file}. If a file "
+            f"of Triton is missing, delete {self._server_directory} and start again; it is unpacked again. If a system "
+            "library is missing, install it."
         )
 
     def kill(self) -> None:
@@ -135,6 +160,7 @@ class TritonSupervisor:
         try:
             reason = await until_broken(client, process.pid, self._note_life)
             log.error("Triton is broken (%s) and is killed.", reason)
+            self._lost_child = reason == CHILD_DIED
             process.kill()
         finally:
             await client.close()
@@ -162,14 +188,15 @@ def sweep(group: int, shared_memory_prefix: str) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
     for segment in _own_segments(shared_memory_prefix):
-        segment.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            segment.unlink()
 
 
 def close_to_others(shared_memory_prefix: str) -> None:
     """If other accounts can read Triton's shared memory, which contains all texts, make it private and log an error."""
     for segment in _own_segments(shared_memory_prefix):
-        with contextlib.suppress(FileNotFoundError):
-            if segment.stat().st_mode & 0o077:
+        with contextlib.suppress(OSError):
+            if segment.lstat().st_mode & 0o077:
                 segment.chmod(0o600)
                 log.error(
                     "%s could be read by the machine's other accounts until now, since this kernel has no seccomp. "
@@ -179,11 +206,12 @@ def close_to_others(shared_memory_prefix: str) -> None:
 
 
 def _own_segments(shared_memory_prefix: str) -> list[Path]:
-    """Return this account's shared memory; another account may have left some of the same name, as after `sudo`."""
+    """Return this account's shared memory. Any account can create files and links of the same name in /dev/shm."""
     own = []
     for segment in Path("/dev/shm").glob(f"{shared_memory_prefix}*"):
-        with contextlib.suppress(FileNotFoundError):
-            if segment.stat().st_uid == os.geteuid():
+        with contextlib.suppress(OSError):
+            status = segment.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
                 own.append(segment)
     return own
 
@@ -195,6 +223,9 @@ def _ending(returncode: int | None) -> str:
 
 
 def _tail(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
     told = [line for line in lines if line.strip() and not line.startswith(("|", "+"))]  # skip Triton's tables
     return "\n".join(f"    {line}" for line in told[-_LOG_TAIL_LINES:])

@@ -13,6 +13,7 @@ from serving.model_repo.protocol import CHALLENGER_NAME
 
 PROBE_INTERVAL_S = 2.0
 _FIRST_INTERVAL_S = 0.2
+CHILD_DIED = "one of its Python processes has died"
 FAILED_PROBES = 3
 """Probes that must fail in a row, while Triton reports the model as ready, before Triton counts as broken."""
 LONGEST_SILENCE_S = 15.0
@@ -29,7 +30,8 @@ probes in a row, it hangs."""
 async def until_broken(client: TritonClient, process_id: int, on_life: Callable[[], None]) -> str:
     """Monitor the Triton with the given process id through `client`; return the fault once it is broken.
 
-    `on_life` is called after each successful liveness check.
+    If one of its Python processes has died, the fault is `CHILD_DIED`. `on_life` is called after each successful
+    liveness check.
     """
     started = heard_at = time.monotonic()
     was_live = False
@@ -51,7 +53,7 @@ async def until_broken(client: TritonClient, process_id: int, on_life: Callable[
         needed |= {child.pid for child in children if _serves(child) or (not was_live and _is_dead(child))}
         dead_before, dead = dead, {child.pid for child in children if _is_dead(child)} & needed
         if dead & dead_before:
-            return "one of its Python processes has died"
+            return CHILD_DIED
         if await client.is_live():
             was_live, heard_at = True, time.monotonic()
             on_life()

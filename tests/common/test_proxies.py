@@ -56,9 +56,10 @@ def set_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) ->
         {"NO_PROXY": "10.0.0.0/8,fd00::/8,[fe80::1]:80"},
         {"NO_PROXY": "internal.example .lan"},
         {"NO_PROXY": "http://[::1"},
+        {"NO_PROXY": "http://internal.example https://[fd00::1]:80/ http://"},
         {"ALL_PROXY": "socks://127.0.0.1:9"},
     ],
-    ids=["proxies", "brackets", "networks", "blanks", "no host", "socks"],
+    ids=["proxies", "brackets", "networks", "blanks", "no host", "URLs", "socks"],
 )
 def test_clients_start_and_call_this_machine_directly(
     variables: dict[str, str], lower: bool, server: str, monkeypatch: pytest.MonkeyPatch
@@ -77,7 +78,8 @@ def test_clients_start_and_call_this_machine_directly(
         ("", "localhost,127.0.0.1,::1"),
         ("*", "*"),
         ("mlflow, .example.com:8080, 10.0.0.0/8", "mlflow,.example.com:8080,10.0.0.0/8,localhost,127.0.0.1,::1"),
-        ("[::1],[2001:db8::5],fd00::/8,::1/128,http://a", "::1,2001:db8::5,localhost,127.0.0.1"),
+        ("[::1],[2001:db8::5],fd00::/8,::1/128,a/b", "::1,2001:db8::5,localhost,127.0.0.1"),
+        ("http://a,https://b.c:80/,all://10.0.0.1,http://", "a,b.c:80,10.0.0.1,localhost,127.0.0.1,::1"),
     ],
 )
 def test_what_clients_can_match_is_kept(given: str, kept: str) -> None:

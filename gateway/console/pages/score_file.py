@@ -10,14 +10,13 @@ from gateway.console.uploaded_table import UploadedTable, read_table, refusal, t
 from gateway.http.request_body import MAX_BODY_BYTES
 from gateway.inference.batch_splitting import TextsRefusedError
 from gateway.load_control.deadlines import unless_client_leaves
+from gateway.monitoring.recent_rates import SCORE_PATH
 from gateway.routes.predictions import VERSION_HEADER
 from serving.client.prediction import Prediction
 from storage.api_keys import Scope
 from tables.csv_writing import csv_header, csv_lines
 
-PATH = "/console/score"
 MEDIA_TYPE = "text/csv"
-
 _MOST_NOTES_BYTES = 3_000
 """Maximum bytes of the header with the notes; proxies refuse responses whose headers are longer than 4 or 8 KiB."""
 
@@ -63,4 +62,4 @@ def _written(table: UploadedTable, predictions: list[Prediction]) -> bytes:
     return "".join([csv_header([*table.columns, *table.added]), *csv_lines(rows)]).encode()
 
 
-routes = [view("POST", PATH, Scope.PREDICT, score, media_type=MEDIA_TYPE, most_bytes=MAX_BODY_BYTES)]
+routes = [view("POST", SCORE_PATH, Scope.PREDICT, score, media_type=MEDIA_TYPE, most_bytes=MAX_BODY_BYTES)]

@@ -16,6 +16,7 @@ from gateway.console.uploaded_table import MOST_ROWS, TEXT_COLUMN
 from gateway.http.problems import FieldError, InvalidFieldsError
 from gateway.http.request_body import MAX_BODY_BYTES
 from gateway.load_control.deadlines import unless_client_leaves
+from gateway.monitoring.recent_rates import TRY_PATH
 from gateway.routes import feedback
 from serving.client.errors import TextRefusedError
 from serving.client.triton_client import Classification
@@ -27,7 +28,6 @@ from storage.api_keys import Scope
 from storage.feedback import LabelledText, is_held_out, text_hash
 
 PATH = "/"
-TRY_PATH = "/console/try"
 FEEDBACK_PATH = "/console/feedback"
 SHOWN_TEXTS = 200
 """Maximum lines at a time, because a longer page is slow to show. `python app.py score` is for files."""

@@ -1,4 +1,4 @@
-"""Open connections: as many as the process's file descriptors allow, and then the idle ones end."""
+"""Open connections: as many as the process's file descriptors allow, and then waiting and idle ones end."""
 
 import resource
 
@@ -26,9 +26,7 @@ def strangers(monkeypatch: pytest.MonkeyPatch) -> StrangersConnections:
     return StrangersConnections(keys_are_needed=True)
 
 
-def test_idle_connections_end_when_there_are_no_more_descriptors_even_with_a_key(
-    strangers: StrangersConnections,
-) -> None:
+def test_without_descriptors_those_without_a_key_end_first_and_then_idle_ones(strangers: StrangersConnections) -> None:
     with_key = [Connection() for _ in range(25)]
     without_key = [Connection() for _ in range(25)]
     assert all(strangers.open() for _ in (*with_key, *without_key))
@@ -37,11 +35,14 @@ def test_idle_connections_end_when_there_are_no_more_descriptors_even_with_a_key
     for connection in without_key:
         strangers.add(connection)
     assert all(connection.is_open for connection in (*with_key, *without_key))
-    assert strangers.open()
-    assert [connection.is_open for connection in with_key] == [False, *[True] * 24]
-    strangers.close(with_key[0])
+    for _ in range(15):
+        assert strangers.open()
+    assert [connection.is_open for connection in without_key] == [False] * 15 + [True] * 10
+    assert all(connection.is_open for connection in with_key)
     strangers.discard(with_key[1])  # it has a request now
-    for _ in range(23 + 25):
+    assert strangers.open()  # so few wait that they may be new ones, whose first request is on its way
+    assert [connection.is_open for connection in with_key] == [False, *[True] * 24]
+    for _ in range(23 + 10):
         assert strangers.open()
     assert with_key[1].is_open
     assert not any(connection.is_open for connection in (*with_key[2:], *without_key))

@@ -20,7 +20,7 @@ from serving.client.errors import TextRefusedError, TritonUnavailableError
 from serving.client.triton_client import TritonClient
 from serving.host import supervisor as supervisor_module
 from serving.host import triton
-from serving.host.supervisor import TritonSupervisor, close_to_others
+from serving.host.supervisor import TritonSupervisor, close_to_others, sweep
 from serving.model_repo.repository import ModelRepository
 from tests.e2e.conftest import PROJECT, free_ports
 
@@ -176,6 +176,28 @@ sweep(ended, "{prefix}")
         assert stat.S_IMODE(left.stat().st_mode) == 0o644
     finally:
         left.unlink()
+
+
+def test_what_is_no_segment_is_left_alone_even_if_it_is_named_like_one(tmp_path: Path) -> None:
+    """Any account can put a link into /dev/shm that leads to a private file of this account."""
+    prefix = f"sentiment-test-{os.getpid()}-"
+    private = tmp_path / "private"
+    private.touch(0o644)
+    link, loop, directory = (Path(f"/dev/shm/{prefix}{name}") for name in ("link", "loop", "directory"))
+    with subprocess.Popen(["true"], start_new_session=True) as ended:
+        pass
+    try:
+        link.symlink_to(private)
+        loop.symlink_to(loop)
+        directory.mkdir()
+        close_to_others(prefix)
+        sweep(ended.pid, prefix)
+        assert stat.S_IMODE(private.stat().st_mode) == 0o644
+        assert sorted(Path("/dev/shm").glob(f"{prefix}*")) == sorted([link, loop, directory])
+    finally:
+        link.unlink(missing_ok=True)
+        loop.unlink(missing_ok=True)
+        directory.rmdir()
 
 
 def test_command_reaches_no_other_machine(tmp_path: Path) -> None:
