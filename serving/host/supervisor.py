@@ -30,6 +30,8 @@ LEAST_FAILING_S = 300.0
 NICENESS = 5
 """Triton's niceness above this process's own. Triton's engine uses all cores while texts wait. With equal priority, the
 gateway could not reject excess requests in time: at three times the possible load it fell 40 s behind."""
+_CRASHES = {signal.SIGSEGV, signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE}
+"""Signals that a process gets for its own fault."""
 _GRACE_S = 15.0
 _LOG_TAIL_LINES = 5
 
@@ -42,8 +44,8 @@ class TritonSupervisor:
     def __init__(self, settings: Settings, on_failed_start: Callable[[], None] = lambda: None) -> None:
         """Prepare the command. `on_failed_start` runs in a thread after each failed start.
 
-        A start has failed if, before Triton was live, it exited with an error or one of its Python processes died. A
-        Triton that a signal from elsewhere ended, as for lack of memory, has not failed.
+        A start has failed if, before Triton was live, it exited with an error or crashed, or one of its Python
+        processes died. A Triton that a signal from elsewhere ended, as for lack of memory, has not failed.
 
         Raises:
             PipelineError: Triton cannot run on this machine, or cannot be downloaded.
@@ -89,7 +91,8 @@ class TritonSupervisor:
                 finally:
                     watch.cancel()
                 sweep(process.pid, self._shared_memory_prefix)
-                has_failed = not self._has_lived and ((process.returncode or 0) > 0 or self._lost_child)
+                status = process.returncode or 0
+                has_failed = not self._has_lived and (status > 0 or -status in _CRASHES or self._lost_child)
                 ending = f"Triton ended after {time.monotonic() - started:.0f} s ({_ending(process.returncode)})"
                 if self._has_lived:
                     pause = FIRST_PAUSE_S

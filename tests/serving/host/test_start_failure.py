@@ -149,8 +149,9 @@ class Starts:
         await asyncio.gather(supervising, return_exceptions=True)
 
 
-def test_it_is_given_up_only_after_some_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    starts = Starts("echo error: no space left; exit 1", tmp_path, monkeypatch)
+@pytest.mark.parametrize("ending", ["exit 1", "kill -ILL $$"], ids=["error", "crash"])
+def test_it_is_given_up_only_after_some_time(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = Starts(f"echo error: no space left; {ending}", tmp_path, monkeypatch)
     asyncio.run(starts.run_until(lambda: starts.failed > LEAST_FAILED_STARTS + 1))
     starts.failed = 0
     monkeypatch.setattr(supervisor_module, "LEAST_FAILING_S", 0.0)
