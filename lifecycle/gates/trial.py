@@ -1,6 +1,7 @@
 """A trial: a separate Triton that runs one version without live traffic, and gets real requests from the pipeline."""
 
 import asyncio
+import logging
 import os
 import statistics
 import subprocess
@@ -34,9 +35,14 @@ LARGEST_GROWTH = 3.0
 SLACK_MS = 2.0
 SLACK_MIB = 32.0
 """A difference below `SLACK_MS` or `SLACK_MIB` is noise, whatever the ratio."""
+_MEASUREMENTS = 3
+_PAUSE_S = 2.0
+"""Seconds between two measurements."""
 _ROUNDS = 7
 _LONE_TEXTS = 24
 """Texts that are sent one at a time in each round."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,20 @@ def trial(settings: Settings, source: ModelRepository, version: int, directory: 
 def within_budget(champion: Trial, candidate: Trial, texts: Sequence[str]) -> GateVerdict:
     """Gate: the candidate is about as fast as the champion, and needs about as much memory.
 
-    Both are timed in turns, so that other load on the machine slows both.
+    Both are timed in turns, so that other load on the machine slows both. But load comes in bursts, and one may meet
+    only the candidate. So a candidate is over the budget only if `_MEASUREMENTS` measurements in a row say so.
     """
+    verdict = _measured(champion, candidate, texts)
+    for _ in range(_MEASUREMENTS - 1):
+        if verdict.passed:
+            break
+        log.info("%s Measuring again, because the machine may have been busy.", verdict.message)
+        time.sleep(_PAUSE_S)
+        verdict = _measured(champion, candidate, texts)
+    return verdict
+
+
+def _measured(champion: Trial, candidate: Trial, texts: Sequence[str]) -> GateVerdict:
     lone: dict[str, list[float]] = {"champion": [], "candidate": []}
     batch: dict[str, list[float]] = {"champion": [], "candidate": []}
     for _ in range(_ROUNDS):

@@ -1,0 +1,41 @@
+"""The gate `budget`: a burst of other load does not reject a candidate, and slowness does."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from lifecycle.gates import trial as trial_module
+from lifecycle.gates.trial import Trial, within_budget
+
+BURST = 7
+"""Rounds of a measurement."""
+
+
+@pytest.fixture
+def trials() -> Iterator[tuple[Trial, Trial]]:
+    """Two processes that stand for Tritons; nothing is sent to them."""
+    waiting = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(2)]
+    yield Trial("champion", waiting[0]), Trial("candidate", waiting[1])
+    for process in waiting:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("slow_rounds", "passes"), [(BURST, True), (2 * BURST, True), (3 * BURST, False)])
+def test_only_lasting_slowness_is_over_the_budget(
+    slow_rounds: int, passes: bool, trials: tuple[Trial, Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([0.05] * slow_rounds + [0.01] * 3 * BURST)
+
+    async def timed(address: str, _: Sequence[str]) -> tuple[float, float]:
+        return (next(seconds), 0.1) if address == "candidate" else (0.01, 0.1)
+
+    monkeypatch.setattr(trial_module, "_time", timed)
+    monkeypatch.setattr(Trial, "memory_mib", lambda _: 50.0)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    verdict = within_budget(*trials, ["a text"])
+    assert verdict.passed == passes
+    assert ("Over the budget" in verdict.message) == (not passes)
