@@ -180,8 +180,9 @@ def test_probes_tell_a_triton_that_starts_one_that_answers_and_one_that_is_broke
     (python,) = psutil.Process(process).children()
     os.kill(python.pid, signal.SIGKILL)
     wait_for(lambda: is_answering.main("alive", address) != "", 30, "the probe to see that Triton's Python has died")
-    assert "the model fails" in is_answering.main("alive", address)
-    assert "the model fails" in is_answering.main("ready", address)
+    # Triton itself may end with it.
+    for question in ("alive", "ready"):
+        assert re.match("the model fails|Triton does not answer", is_answering.main(question, address))
 
 
 def test_in_its_image_triton_takes_model_control_with_the_key_only_and_an_open_one_is_reported(

@@ -33,7 +33,10 @@ def leftovers() -> Iterator[list[psutil.Process]]:
 
 
 def runs(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended between the two
+        return False
 
 
 def ends_within(process: psutil.Process, seconds: float) -> bool:

@@ -162,13 +162,15 @@ os.waitpid(ended, 0)
 os.setgid(54321)
 os.setuid(54321)
 own = pathlib.Path("/dev/shm/{prefix}own")
-own.touch(0o644)
+own.touch()
+own.chmod(0o644)
 close_to_others("{prefix}")
 assert own.stat().st_mode & 0o777 == 0o600
 sweep(ended, "{prefix}")
 """
     left = Path(f"/dev/shm/{prefix}left")
-    left.touch(0o644)
+    left.touch()
+    left.chmod(0o644)  # whatever umask this process has
     try:
         ended = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr
@@ -182,7 +184,8 @@ def test_what_is_no_segment_is_left_alone_even_if_it_is_named_like_one(tmp_path:
     """Any account can put a link into /dev/shm that leads to a private file of this account."""
     prefix = f"sentiment-test-{os.getpid()}-"
     private = tmp_path / "private"
-    private.touch(0o644)
+    private.touch()
+    private.chmod(0o644)
     link, loop, directory = (Path(f"/dev/shm/{prefix}{name}") for name in ("link", "loop", "directory"))
     with subprocess.Popen(["true"], start_new_session=True) as ended:
         pass

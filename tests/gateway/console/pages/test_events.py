@@ -108,5 +108,5 @@ def test_while_the_database_is_down_the_page_says_so(console: Gateway, monkeypat
     monkeypatch.setattr(storage.events, "newest", fail)
     response = console.http.get(EVENTS)
     assert response.status_code == 503
-    assert "the database does not respond" in Page(response).text
+    assert "The database is not available now" in Page(response).text
     assert "secret" not in response.text
