@@ -7,6 +7,7 @@ with the attack, the gateway's memory, what became of the attacker's requests, a
 
 import argparse
 import json
+import os
 import resource
 import socket
 import statistics
@@ -325,6 +326,8 @@ class Target:
 
     served: Served
     key: str
+    nice: int = 0
+    """Of the attacker's threads. 19 leaves the pipeline the processor, as an attacker on another machine does."""
 
     def attack(self, attack: Attack, seconds: float) -> Seen:
         """Attack for so long, and for as long before look how the victim does."""
@@ -332,7 +335,7 @@ class Target:
         before = self._victim(seconds).communicate()[0]
         deployed = self.served.repository.deployed()
         attacker = Attacker(self.served.port)
-        thread = threading.Thread(target=attack, args=(attacker,), daemon=True)
+        thread = threading.Thread(target=self._run, args=(attack, attacker), daemon=True)
         memory = peak = self._memory_mib()
         # It is there before the attack: the first request of one that comes later may meet runs that have begun.
         with self._victim(seconds + LEAD_S) as victim:
@@ -357,6 +360,10 @@ class Target:
             dict(attacker.outcomes),
             moved,
         )
+
+    def _run(self, attack: Attack, attacker: Attacker) -> None:
+        os.setpriority(os.PRIO_PROCESS, 0, self.nice)  # of this thread, on Linux, and of those it starts
+        attack(attacker)
 
     def turn(self) -> None:
         """Have the other version serve, so that the next attack meets one that is being watched."""
@@ -416,6 +423,7 @@ def main(arguments: Sequence[str]) -> int:
                 continue
             (Path(directory) / access).mkdir()
             with attacked(Path(directory) / access, bundle, access, options.code) as target:
+                target.nice = options.nice
                 for attack in chosen:
                     target.turn()
                     seen.append(target.attack(attack, options.seconds))
@@ -435,6 +443,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.attacks", description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each attack (default: %(default)g)")
     parser.add_argument("--only", nargs="*", help="names of the attacks' functions (default: all)")
+    parser.add_argument("--nice", type=int, default=0, help="19: the attacker leaves the pipeline the processor")
     parser.add_argument("--bundle", type=Path, help="a version's directory (default: the packaged encoder is made one)")
     parser.add_argument("--code", type=Path, default=PROJECT, help="checkout whose app.py serves (default: this one)")
     return parser
