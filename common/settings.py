@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     base_model: str = DEFAULT_BASE_MODEL
     """Encoder to fine-tune (BERT, DistilBERT, RoBERTa): a Hugging Face hub name, a directory, or `packaged`."""
 
+    first_version: Literal["quick", "full"] = "quick"
+    """First version. `quick`: minutes of training serve first, and the full one follows. `full`: only the full one."""
+
     state_dir: Path = Path(".sentiment")
     """Directory of the runtime state: MLflow store, database, training checkpoints, logs, admin key."""
 

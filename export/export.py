@@ -26,7 +26,7 @@ from serving.backend.engine import Engine
 from serving.backend.variant_choice import Wanted, choose_variant
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.repository import ModelRepository
-from serving.model_repo.variants import FLOAT_GRAPH
+from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME
 from trainer.base_model import silence_loading
 from trainer.dataset import Dataset, load_dataset
 from trainer.evaluation import evaluate, under_thresholds
@@ -36,6 +36,8 @@ from trainer.tracking import Tracking
 
 MOST_TEXTS = 2_000
 """Maximum validation texts for trying variants; a random sample if there are more."""
+MOST_QUICK_TEXTS = 500
+"""The same for a quick first version."""
 
 log = logging.getLogger(__name__)
 
@@ -134,10 +136,12 @@ def _build(
         training_key=record.training_key,
         baseline=record.baseline,
         data=record.data,
+        quick=record.quick,
     )
     bundle.save(directory)
 
-    sample = random.Random(0).sample(range(len(dataset.val.texts)), min(len(dataset.val.texts), MOST_TEXTS))
+    most = MOST_QUICK_TEXTS if record.quick else MOST_TEXTS
+    sample = random.Random(0).sample(range(len(dataset.val.texts)), min(len(dataset.val.texts), most))
     texts = [dataset.val.texts[index] for index in sample]
     log.info("Comparing the graphs' predictions with torch's on %d texts.", len(texts))
     validation = Validation(
@@ -151,7 +155,8 @@ def _build(
         directory / TOKENIZER,
         bundle,
     )
-    wanted = Wanted(settings.runtime, settings.precision)
+    # Of a quick version, float32 is proven, and nothing else is tried.
+    wanted = Wanted(ONNXRUNTIME, FLOAT32) if record.quick else Wanted(settings.runtime, settings.precision)
     bundle = replace(bundle, proofs=prove_variants(directory, validation, list(calibration), wanted))
     bundle.save(directory)
     choice = choose_variant(bundle, wanted)

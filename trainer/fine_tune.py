@@ -35,9 +35,11 @@ from trainer.base_model import load_base_model
 from trainer.batches import NO_TARGET, EpochSampler, TokenizedTexts, longest_first
 from trainer.dataset import Dataset, LabelledTexts
 from trainer.evaluation import evaluate
+from trainer.first_version import TRAINING_S
 from trainer.processes import Processes
 from trainer.progress import ProgressLine
 from trainer.selection import hold_out
+from trainer.step_budget import affordable_steps
 
 EVALUATIONS_PER_EPOCH = 2
 PATIENCE = 2
@@ -78,8 +80,10 @@ class FineTuned:
     """Directory of checkpoints for resuming; to be removed when the result is saved."""
 
 
-def fine_tune(settings: Settings, dataset: Dataset) -> FineTuned:
+def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> FineTuned:
     """Fine-tune the base model. An interrupted training with the same data and settings resumes.
+
+    A `quick` training ends after the steps that fit in `first_version.TRAINING_S`, if its epochs have more.
 
     If `torchrun` has started several processes, each calls this and gets the same result. It equals the result of one
     process, except for rounding and for which units dropout removes.
@@ -107,6 +111,7 @@ def fine_tune(settings: Settings, dataset: Dataset) -> FineTuned:
         "warmup_ratio": WARMUP_RATIO,
         "bf16": _bf16(),
         "selection_texts": len(selection),
+        **({"quick": True} if quick else {}),
     }
     checkpoints = settings.state_dir / "training" / _key(dataset.fingerprint, hyperparameters)
     log.info(
@@ -121,7 +126,7 @@ def fine_tune(settings: Settings, dataset: Dataset) -> FineTuned:
     )
     with processes.together():
         trainer = _trainer(
-            settings, processes, checkpoints, base.model, base.tokenizer, train, selection, dataset.labels
+            settings, processes, checkpoints, base.model, base.tokenizer, train, selection, dataset.labels, quick
         )
         if processes.as_first_finds(lambda: checkpoints.name) != checkpoints.name:
             raise PipelineError(
@@ -226,9 +231,18 @@ def _trainer(
     train: TokenizedTexts,
     selection: TokenizedTexts,
     labels: tuple[str, ...],
+    quick: bool,
 ) -> Trainer:
     steps_per_epoch = -(-len(train) // settings.batch_size)
     evaluate_every = max(1, steps_per_epoch // EVALUATIONS_PER_EPOCH)
+    most_steps = -1
+    collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8)
+    if quick:
+        affordable = affordable_steps(
+            checkpoints, model, train, settings.batch_size, settings.seed, collator, _bf16(), TRAINING_S
+        )
+        most_steps = min(affordable, settings.epochs * steps_per_epoch)
+        evaluate_every = max(1, min(evaluate_every, -(-most_steps // 2)))
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
         logits = torch.from_numpy(np.asarray(prediction.predictions, dtype=np.float32))
@@ -242,6 +256,7 @@ def _trainer(
         args=TrainingArguments(
             output_dir=str(checkpoints),
             num_train_epochs=settings.epochs,
+            max_steps=most_steps,  # -1: as many as the epochs have
             per_device_train_batch_size=processes.share(settings.batch_size),
             per_device_eval_batch_size=64,
             learning_rate=settings.learning_rate,
@@ -268,7 +283,7 @@ def _trainer(
         ),
         train_dataset=train,
         eval_dataset=selection,
-        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
+        data_collator=collator,
         compute_metrics=metrics,
         callbacks=[_EarlyStopping(early_stopping_patience=PATIENCE)] + [ProgressLine()] * processes.is_first,
     )

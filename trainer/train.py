@@ -31,9 +31,15 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    settings: Settings, counts: dict[str, RowCounts] | None = None, own_rows: Collection[tuple[str, str]] | None = None
+    settings: Settings,
+    counts: dict[str, RowCounts] | None = None,
+    own_rows: Collection[tuple[str, str]] | None = None,
+    *,
+    quick: bool = False,
 ) -> TrainingRecord:
     """Check the data, fine-tune, calibrate, record in MLflow, and save to the model directory.
+
+    A `quick` training takes bounded time (`first_version`), and lists no suspicious labels.
 
     `counts` are recorded as the rows of the data files. If they are missing, those of the files read here are. The list
     of suspicious labels contains only `own_rows`, pairs of text and label, because feedback may be erased later, and no
@@ -60,7 +66,7 @@ def train(
         baseline.accuracy,
         baseline.macro_f1,
     )
-    tuned = fine_tune(settings, dataset)
+    tuned = fine_tune(settings, dataset, quick=quick)
     if base is None:  # the training has just downloaded the encoder
         tokenizer = Tokenizer.from_str(tuned.tokenizer.backend_tokenizer.to_str())  # a copy, because it is changed
         report = data_report(found, BaseTokenizer(tuned.base_model, tokenizer, tuned.max_length))
@@ -85,7 +91,7 @@ def train(
         texts=len(dataset.train.texts),
         unknown=report.tokens.unknown if report.tokens else 0.0,
     )
-    if warning:
+    if warning and not quick:
         log.warning("%s", warning)
     for problem in under_thresholds(settings, evaluation.metrics(), "validation"):
         log.warning(
@@ -118,8 +124,9 @@ def train(
         data_fingerprint=dataset.fingerprint,
         metrics=evaluation.metrics(),
         baseline=baseline.metrics(),
-        training_key=training_key(settings, dataset.fingerprint),
+        training_key=training_key(settings, dataset.fingerprint, quick=quick),
         data=counts or dataset.counts,
+        quick=quick,
     )
     tracking.save_record(record)
     record.save(staging)
@@ -132,7 +139,7 @@ def train(
         settings.model_dir,
         tracking.uri,
     )
-    suspects = _list_suspects(settings, tuned, temperature, dataset.labels, own_rows)
+    suspects = None if quick else _list_suspects(settings, tuned, temperature, dataset.labels, own_rows)
     tracking.record_data(run_id, replace(report, suspects=suspects).as_json(), suspects.path if suspects else None)
     return record
 

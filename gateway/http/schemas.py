@@ -216,6 +216,7 @@ class Model(BaseModel):
     aliases: list[str]
     published: Annotated[bool, Field(description="It is in the model repository and can be promoted.")]
     base_model: str
+    quick: Annotated[bool, Field(description="A quick first version, which the full training is to replace.")]
     labels: list[str]
     metrics: dict[str, float]
     baseline: Annotated[

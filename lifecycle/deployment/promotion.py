@@ -151,6 +151,9 @@ def _record_unknown(session: Session, repository: ModelRepository, version: int,
         reason = f"changed in the model repository; the database named version {recorded}"
     elif repository.published() == {version}:
         reason = "first version"
+        with suppress(PipelineError):
+            if Bundle.load(repository.version_directory(version)).quick:
+                reason = "quick first version; the full training follows"
     else:
         reason = "deployed before this database was created"
     found = deployments.intend(session, version, recorded, reason)

@@ -25,6 +25,7 @@ from common.settings import Settings, load_settings
 from lifecycle.deployment.promotion import reconcile
 from lifecycle.deployment.repair import restore_record
 from lifecycle.jobs import mlflow_alias
+from lifecycle.jobs.full_training import request_full_training
 from lifecycle.jobs.notification import deliver_due
 from serving.host.die_with_parent import command_dying_with_parent
 from storage import deployments, events, jobs, leases
@@ -141,6 +142,7 @@ class Scheduler:
             scheduler.shutdown(wait=False)
             raise
         self._running = scheduler
+        request_full_training(self._settings, database)
         log.info(
             "The scheduler runs here; the next check is at %s.", f"{scheduler.get_job('check').next_run_time:%H:%M} UTC"
         )
