@@ -50,7 +50,7 @@ def affordable_steps(
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = model(**on_device).loss
         loss.backward()
-        float(loss)  # waits for the device
+        loss.detach().item()  # waits for the device
         if place >= min(_WARM_UP, len(batches) - 1):
             taken_s += time.perf_counter() - started
             tokens += batch["input_ids"].numel()

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from fastapi import Request
-from limits.strategies import FixedWindowRateLimiter
+from limits.strategies import SlidingWindowCounterRateLimiter
 
 from common.settings import Settings
 from gateway.auth.sessions import Sessions
@@ -45,7 +45,7 @@ class AppContext:
     work: DatabaseWork = field(default_factory=DatabaseWork)
     """The threads for database work."""
     keyless_feedback: RateCounts = field(
-        default_factory=lambda: RateCounts(KEYLESS_FEEDBACK_KIB, FixedWindowRateLimiter)
+        default_factory=lambda: RateCounts(KEYLESS_FEEDBACK_KIB, SlidingWindowCounterRateLimiter)
     )
     """What callers without a key have used of `KEYLESS_FEEDBACK_KIB`."""
     listeners: Counter[str] = field(default_factory=Counter)
