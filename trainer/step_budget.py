@@ -15,7 +15,7 @@ from trainer.processes import Processes
 
 _WARM_UP, _TIMED = 1, 4
 """Batches before the timing, whose first run is slower, and timed batches."""
-_SHARE_OF_STEPS = 0.9
+_SHARE_OF_STEPS = 0.8
 """The rest of the time is for the optimizer's updates and two evaluations."""
 _STEPS = "steps"
 
@@ -36,8 +36,8 @@ def affordable_steps(
     the learning rate decays to 0 at the last step.
     """
     kept = directory / _STEPS
-    if kept.exists():
-        return int(kept.read_text(encoding="ascii"))
+    if kept.exists() and (number := kept.read_text(encoding="ascii")).isdecimal():  # a kill may have left it empty
+        return int(number)
     sampler = EpochSampler(batch_size, texts.lengths, seed, Processes.started())
     batches = list(islice(DataLoader(texts, batch_size, sampler=sampler, collate_fn=collate), _WARM_UP + _TIMED))
     device = model.device

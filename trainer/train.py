@@ -16,13 +16,15 @@ from common.errors import PipelineError
 from common.settings import Settings
 from serving.model_repo.bundle import RowCounts
 from serving.model_repo.repository import ModelRepository
+from trainer.advice import TrainingFacts, near_chance, not_better
 from trainer.base_tokenizer import BaseTokenizer, load_base_tokenizer
-from trainer.baseline import evaluate_baseline, not_better
+from trainer.baseline import evaluate_baseline
 from trainer.confident_learning import find_suspects
 from trainer.data_report import DataReport, data_report
 from trainer.dataset import DatasetError, check_data, load_dataset
 from trainer.evaluation import at_bound, calibrated, evaluate, fit_temperature, under_thresholds
 from trainer.fine_tune import FineTuned, fine_tune
+from trainer.hyperparameters import usual_learning_rate
 from trainer.record import TrainingRecord, training_key
 from trainer.suspects import SuspectList, write_suspects
 from trainer.tracking import Tracking
@@ -84,13 +86,14 @@ def train(
     )
     if warning := at_bound(temperature):
         log.warning("%s (calibration error %.3f on the validation texts).", warning, evaluation.calibration_error)
-    warning = not_better(
-        evaluation.metrics(),
-        baseline.metrics(),
-        steps=tuned.steps,
+    facts = TrainingFacts(
         texts=len(dataset.train.texts),
+        steps=tuned.steps,
+        learning_rate=tuned.hyperparameters["learning_rate"],
+        usual_learning_rate=usual_learning_rate(tuned.model.config.hidden_size),
         unknown=report.tokens.unknown if report.tokens else 0.0,
     )
+    warning = near_chance(evaluation, baseline, facts) or not_better(evaluation.metrics(), baseline.metrics(), facts)
     if warning and not quick:
         log.warning("%s", warning)
     for problem in under_thresholds(settings, evaluation.metrics(), "validation"):
