@@ -30,7 +30,7 @@ from transformers import (
 
 from common.errors import PipelineError
 from common.settings import Settings
-from serving.backend.cpu import has_bf16, usable_cores
+from serving.backend.cpu import instruction_sets, usable_cores
 from trainer.base_model import load_base_model
 from trainer.batches import NO_TARGET, EpochSampler, TokenizedTexts, longest_first
 from trainer.dataset import Dataset, LabelledTexts
@@ -246,7 +246,13 @@ def _stop_dropout(model: PreTrainedModel) -> None:
 
 
 def _bf16() -> bool:
-    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else has_bf16()
+    """Return whether bfloat16 is faster: on a CPU only with AMX.
+
+    On a Xeon with AVX-512 BF16 and no AMX, a step took 1.3 (MiniLM) and 1.5 (BERT-base) times as long as in float32.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return "amx_bf16" in instruction_sets()
 
 
 def _trainer(
