@@ -1,6 +1,10 @@
 # `make run` and `make test` do their own set-up; a second call starts at once.
 
-PYTHON ?= python3
+# A Python for which everything has a wheel goes first: for 3.13, NumPy 1 must be compiled.
+SUITS = -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
+CHECK = -m serving.host.backend_python
+PYTHON ?= $(or $(shell for python in python3 python3.12 python3.11 python3.10; do \
+	$$python $(SUITS) && $$python $(CHECK) && echo $$python && break; done 2> /dev/null),python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH_CPU_INDEX = https://download.pytorch.org/whl/cpu
@@ -68,11 +72,13 @@ fuzz: $(VENV)/.installed-fuzz
 $(VENV)/.installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo "error: Python 3.10 to 3.13 is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) $(CHECK)
 	@$(PYTHON) -m venv $(VENV) \
 		|| { echo "error: no virtual environment could be made; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing the dependencies into $(VENV); this takes some minutes, once."
 	@$(BIN)/python -m pip install --quiet --no-deps --retries 1 --extra-index-url $(TORCH_CPU_INDEX) "$$(grep '^torch==' $<)"
 	@$(BIN)/python -m pip install --quiet -r $<
+	@$(BIN)/python $(CHECK) build
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed

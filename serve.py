@@ -219,18 +219,18 @@ def _replace_broken(settings: Settings, storage: Storage) -> None:
 def check_ports(settings: Settings, *, gateway: bool = True) -> None:
     """Raise a PipelineError that names each port in use, and the fix.
 
-    The gateway's port is only checked if `gateway` is true. If the ports are free but a Triton still listens on its
-    socket, wait up to `_TRITON_ENDING_S`: the Triton of a killed pipeline ends a moment after it.
+    The gateway's port is only checked if `gateway` is true. If the ports are free but a Triton still listens on a
+    socket in the same state directory, wait up to `_TRITON_ENDING_S`: that of a killed pipeline ends a moment after it.
     """
     needed = {"the gateway": (settings.host, settings.port)} if gateway else {}
     if settings.triton_url is None:
         needed["the gRPC port for programs"] = (HOST, settings.triton_grpc_port)
     taken = [f"{what} ({host}:{port}): {why}" for what, (host, port) in needed.items() if (why := _refusal(host, port))]
     deadline = time.monotonic() + _TRITON_ENDING_S
-    while settings.triton_url is None and not taken and sockets.is_listening(settings.bundled_triton):
+    while settings.triton_url is None and not taken and (found := sockets.neighbours(settings.bundled_triton)):
         if time.monotonic() > deadline:
             raise PipelineError(
-                f"A Triton still listens at {settings.bundled_triton}. Is another pipeline running with the same "
+                f"A Triton still listens at {found[0]}. Is another pipeline running with the same "
                 "SENTIMENT_STATE_DIR? Stop it, or set another directory for this one."
             )
         time.sleep(0.2)

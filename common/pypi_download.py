@@ -36,6 +36,8 @@ class Artifact:
     sha256: str
     source: bool = False
     """True if the file is a source distribution."""
+    build_settings: tuple[str, ...] = ()
+    """Settings for the build tool of a source distribution that is compiled, each `key=value`."""
 
 
 TRITON = Artifact(
@@ -80,6 +82,8 @@ NUMPY_1_SOURCE = Artifact(
     filename="numpy-1.26.4.tar.gz",
     sha256="2a02aba9ed12e4ac4eb3ea9421c420301a0c6460d9830d74a9df87efa4912010",
     source=True,
+    # Without the variants of loops for each instruction set, which take most of the time and the backend does not need.
+    build_settings=("setup-args=-Ddisable-optimization=true",),
 )
 """The source of this NumPy, for Python 3.13, for which it has no wheel."""
 
@@ -111,11 +115,20 @@ def build(artifact: Artifact) -> Path:
     Raises:
         PipelineError: as in `fetch`, or there is no compiler.
     """
-    kept = _store() / f"{artifact.filename.removesuffix('.tar.gz')}-built-{sys.implementation.cache_tag}.whl"
+    kept = _built(artifact)
     if not kept.exists():
         _logger.info("Building %s for this Python; this takes some minutes, once.", artifact.requirement)
         _run_pip("wheel", artifact, kept)
     return kept
+
+
+def is_built(artifact: Artifact) -> bool:
+    """Return whether there is a wheel of a source distribution for this Python, so that `build` need not compile it."""
+    return _built(artifact).exists()
+
+
+def _built(artifact: Artifact) -> Path:
+    return _store() / f"{artifact.filename.removesuffix('.tar.gz')}-built-{sys.implementation.cache_tag}.whl"
 
 
 def unpack(archive: Path) -> Path:
@@ -212,6 +225,7 @@ def _file_from_pip(verb: Literal["download", "wheel"], artifact: Artifact, direc
     environment = dict(os.environ)
     if artifact.source:
         command += ["--no-binary", artifact.requirement.partition("==")[0]]
+        command += [f"--config-settings={setting}" for setting in artifact.build_settings]
         constraints = directory / "constraints.txt"
         constraints.write_text(f"{BUILD_REQUIREMENT}\n", encoding="utf-8")
         # Older pip releases read the first variable for builds, newer ones the second. Both may name the user's files.

@@ -99,6 +99,16 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: SecretStr | None = None
     """MLflow tracking server. If unset, an SQLite store in the state directory is used."""
 
+    @field_validator("mlflow_tracking_uri")
+    @classmethod
+    def _is_no_relative_directory(cls, uri: SecretStr | None) -> SecretStr | None:
+        if uri is not None and re.match(r"(?!databricks)(file:)?(?!/)[^:]*$", uri.get_secret_value()):
+            raise ValueError(
+                "a relative directory is no store; use sqlite:///mlflow.db, which is in the home directory of the "
+                "pipeline, or the address of a server"
+            )
+        return uri
+
     host: str = "127.0.0.1"
     """Address that the gateway listens on."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from common.home import home
+from common.home import from_home
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -54,5 +54,5 @@ def file_from_home(url: str) -> str:
     if found is None or found[1].startswith(("/", ":", _SQLITE_URI)):
         return url
     file, _, options = found[1].partition("?")
-    anchored = sqlite_url(home() / file)
+    anchored = sqlite_url(from_home(Path(file)).absolute())
     return f"{anchored}{'&' if '?' in anchored else '?'}{options}" if options else anchored

@@ -45,7 +45,7 @@ Put settings in the environment or in `.env`. Unknown names are errors; the clos
 are listed together. An empty value counts as unset.
 
 `.env` is in the directory of `app.py`, and relative paths start there, wherever the pipeline is started. To use another
-directory, set `{HOME}` to it in the environment.
+directory, set `{HOME}` to it in the environment. `~` at the start of a path is your own directory.
 
 {_table(("setting", "default", "allowed", "meaning"), rows)}
 """

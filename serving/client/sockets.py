@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common.errors import PipelineError
 from common.triton_addresses import UNIX, socket_path
+from common.triton_addresses import socket_address as address_of
 
 HELD = "/proc/self/fd/"
 """Prefix of the paths through which sockets are opened."""
@@ -47,6 +48,18 @@ def is_listening(socket_address: str) -> bool:
         probe.connect(private_path(socket_path(socket_address)))
         return True
     return False
+
+
+def neighbours(socket_address: str) -> list[str]:
+    """Return the addresses at which processes accept connections: this one, and those of other ports beside it.
+
+    Raises:
+        PipelineError: the directory cannot be used, or another account has access to it.
+    """
+    path = socket_path(socket_address)
+    name = path.name.partition(":")[0]
+    addresses = [socket_address, *map(address_of, sorted(path.parent.glob(f"{name}:*")))]
+    return list(dict.fromkeys(filter(is_listening, addresses)))
 
 
 def _hold(directory: Path) -> int:

@@ -4,14 +4,11 @@ It has no TCP port. Its gRPC and metrics endpoints are UNIX sockets in its worki
 (`serving.client.sockets`). So only the pipeline's own user can reach model control, and no secret is needed.
 """
 
-import ctypes.util
 import hashlib
 import os
 import platform
 import shutil
 import site
-import sys
-import sysconfig
 import venv
 from pathlib import Path
 
@@ -21,11 +18,11 @@ from common.settings import BUNDLED_SOCKET, ENV_PREFIX, Settings
 from common.tracing import traces_url
 from common.triton_addresses import UNIX, socket_path
 from serving.client import sockets
+from serving.host.backend_python import PYTHON, check_python, libpython_directory, numpy_1
 from serving.model_repo.protocol import MODEL_NAME
 from serving.model_repo.repository import BACKEND
 
 _PROJECT = Path(__file__).resolve().parents[2]
-_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _LINK = "files"
 _FILES = f"/proc/self/cwd/{_LINK}"
 """Triton's directory in the state directory, as Triton and its stub see it through a link in their working directory.
@@ -118,7 +115,7 @@ def environment(settings: Settings) -> dict[str, str]:
     """Return Triton's environment variables, which select its Python virtual environment and contain no secrets."""
     virtual_environment = _virtual_environment(settings.state_dir)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", ENV_PREFIX))}
-    library_path = [str(directory) for directory in (_libpython_directory(),) if directory]
+    library_path = [str(directory) for directory in (libpython_directory(),) if directory]
     if "LD_LIBRARY_PATH" in os.environ:
         library_path.append(os.environ["LD_LIBRARY_PATH"])
     return inherited | {
@@ -156,17 +153,7 @@ def check_platform() -> None:
             f"The bundled Triton needs glibc {oldest} or newer (Debian 12, Ubuntu 22.04), "
             f"this is {library or 'another C library'} {version}; {elsewhere}"
         )
-    if _libpython_directory() is None and ctypes.util.find_library(f"python{_PYTHON}") is None:
-        raise PipelineError(
-            f"The shared library libpython{_PYTHON}.so.1.0 is missing, which Triton's Python backend needs; "
-            f"install it (Debian and Ubuntu: apt-get install libpython{_PYTHON})."
-        )
-
-
-def _libpython_directory() -> Path | None:
-    """Return the directory of this Python's shared library, or None if it has none there."""
-    directory = Path(sysconfig.get_config_var("LIBDIR") or "")
-    return directory if (directory / f"libpython{_PYTHON}.so.1.0").is_file() else None
+    check_python()
 
 
 def _assemble_backends(state_dir: Path, server: Path) -> str:
@@ -180,7 +167,7 @@ def _assemble_backends(state_dir: Path, server: Path) -> str:
     python = backends / "python"
     shutil.copytree(server / "backends" / "python", python)
     # Link, because the stub finds its libraries relative to its own location.
-    stub = server / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
+    stub = server / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
     (python / stub.name).symlink_to(stub)
     ours = backends / BACKEND
     ours.mkdir()
@@ -189,22 +176,15 @@ def _assemble_backends(state_dir: Path, server: Path) -> str:
 
 
 def _make_virtual_environment(state_dir: Path) -> None:
-    """Create the virtual environment of Triton's Python backend: NumPy 1, and otherwise this Python's packages.
-
-    Triton 24.10's Python backend reads NumPy 2 arrays as if they were NumPy 1 arrays, and gets garbage.
-    """
+    """Create the virtual environment of Triton's Python backend: NumPy 1, and otherwise this Python's packages."""
     environment = _virtual_environment(state_dir)
     shutil.rmtree(environment, ignore_errors=True)
     venv.create(environment, symlinks=True)
-    wheel = pypi_download.NUMPY_1_WHEELS.get(_PYTHON)
-    numpy_1 = pypi_download.unpack(
-        pypi_download.fetch(wheel) if wheel else pypi_download.build(pypi_download.NUMPY_1_SOURCE)
-    )
     installed = [path for path in (*site.getsitepackages(), site.getusersitepackages()) if Path(path).is_dir()]
     # Python searches the directories in this order, so NumPy 1 comes first.
-    directories: list[str | Path] = [numpy_1, *installed, _PROJECT]
+    directories: list[str | Path] = [numpy_1(), *installed, _PROJECT]
     searched = [_link(state_dir, f"python-{place}", directory) for place, directory in enumerate(directories)]
-    path_file = environment / "lib" / f"python{_PYTHON}" / "site-packages" / f"{BACKEND}.pth"
+    path_file = environment / "lib" / f"python{PYTHON}" / "site-packages" / f"{BACKEND}.pth"
     path_file.write_text("\n".join(searched) + "\n", encoding="ascii")
 
 

@@ -49,6 +49,44 @@ def test_paths_and_the_env_file_count_from_it(directory: Path) -> None:
     assert settings.mlflow_uri == sqlite_url(directory / "runs.db")
 
 
+def test_a_tilde_is_the_accounts_directory_which_no_shell_puts_in(
+    directory: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = tmp_path_factory.mktemp("account")
+    (account / "encoder").mkdir()
+    monkeypatch.setenv("HOME", str(account))
+    (directory / ".env").write_text(
+        "SENTIMENT_TRAIN_DATA=~/train.csv\nSENTIMENT_STATE_DIR=~\nSENTIMENT_BASE_MODEL=~/encoder\n"
+        "SENTIMENT_DATABASE_URL=sqlite:///~/feedback.db\nSENTIMENT_MODEL_DIR=model~\n"
+    )
+    settings = load_settings()
+    assert settings.train_data == account / "train.csv"
+    assert settings.state_dir == account
+    assert settings.base_model_source == str(account / "encoder")
+    assert settings.database == sqlite_url(account / "feedback.db")
+    assert settings.model_dir == directory / "model~"
+    (account / "pipeline").mkdir()
+    monkeypatch.setenv(HOME, "~/pipeline")
+    assert load_settings().model_repository == account / "pipeline" / "triton_repo"
+
+
+@pytest.mark.usefixtures("directory")
+@pytest.mark.parametrize("uri", ["mlruns", "./mlruns", "~/mlruns", "file:mlruns", "file:./mlruns"])
+def test_a_directory_of_runs_that_would_count_from_anywhere_is_refused(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SENTIMENT_MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(PipelineError, match=r"MLFLOW_TRACKING_URI=…: .*relative directory is no store; use sqlite:///"):
+        load_settings()
+
+
+@pytest.mark.usefixtures("directory")
+@pytest.mark.parametrize("uri", ["/srv/mlruns", "file:///srv/mlruns", "http://mlflow:5000", "databricks"])
+def test_other_stores_of_runs_are_for_mlflow_to_judge(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_MLFLOW_TRACKING_URI", uri)
+    assert load_settings().mlflow_uri == uri
+
+
 def test_paths_are_short_for_those_who_work_there(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(directory)
     assert load_settings().model_repository == Path("triton_repo")

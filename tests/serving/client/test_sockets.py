@@ -26,6 +26,19 @@ def test_a_path_of_any_length_and_of_any_characters_is_reached(tmp_path: Path) -
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_triton_of_another_port_in_the_same_directory_is_found(tmp_path: Path) -> None:
+    own, other, another = (socket_address(tmp_path / "sockets" / name) for name in ("grpc:1", "grpc:2", "metrics:2"))
+    assert sockets.neighbours(own) == []
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as metrics:
+        server.bind(sockets.private_path(tmp_path / "sockets" / "grpc:2"))
+        metrics.bind(sockets.private_path(tmp_path / "sockets" / "metrics:2"))
+        metrics.listen()
+        assert sockets.neighbours(own) == []  # nothing listens there any more
+        server.listen()
+        assert sockets.neighbours(own) == sockets.neighbours(other) == [other]
+        assert sockets.is_listening(another)
+
+
 def test_a_directory_that_was_made_anew_is_found(tmp_path: Path) -> None:
     path = tmp_path / "sockets" / "grpc:1"
     first = sockets.private_path(path)
