@@ -235,6 +235,9 @@ class Settings(BaseSettings):
     retrain_on_drift: bool = False
     """Also retrain when texts, predictions or feedback drift, not only when the deployed model is stale."""
 
+    job_cpu_share: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Minimum share of all cores for a check or retraining beside a busy service; 0: only what serving leaves idle."""
+
     monitor_minutes: Annotated[float, Field(ge=0)] = Field(
         default=30, validation_alias=AliasChoices("SENTIMENT_MONITOR_MINUTES", "SENTIMENT_BAKE_MINUTES")
     )

@@ -47,6 +47,10 @@ class PostDeployMonitor:
         """Create a monitor that reads the call `statistics` of the gateway in this process."""
         self._settings = settings
         self._statistics = statistics
+        self._term: int | None = None
+        """ID of the monitored deployment. A version that is deployed again gets another one."""
+        self._since = 0.0
+        """Time of the monotonic clock at which that deployment began."""
         self._probing: Probing | None = None
         self._probed_at = float("-inf")
 
@@ -60,11 +64,14 @@ class PostDeployMonitor:
             deployment = deployments.serving(session)
             time_ = now(session)
         if deployment is None or deployment.monitored_until is None:
-            self._probing = None
+            self._term = None
             return
-        # Calls during an earlier deployment of the same version do not count.
-        since = time.monotonic() - (time_ - deployment.started_at).total_seconds()
-        counted = self._statistics.of(deployment.version, since)
+        if deployment.id != self._term:
+            # Calls and probes during an earlier deployment of the same version do not count. The time is computed
+            # once: after a step of the clock it would be wrong.
+            self._term, self._since = deployment.id, time.monotonic() - (time_ - deployment.started_at).total_seconds()
+            self._probing, self._probed_at = Probing(deployment.version), float("-inf")
+        counted = self._statistics.of(deployment.version, self._since)
         problem = (
             _stale(self._settings, database, deployment)
             or self._failure(database, deployment, counted)
@@ -87,8 +94,7 @@ class PostDeployMonitor:
 
     def _failure(self, database: Database, deployment: Deployment, counted: VersionStatistics) -> str:
         """Return how the version fails on the pipeline's own texts; empty if it does not."""
-        if self._probing is None or self._probing.version != deployment.version:
-            self._probing, self._probed_at = Probing(deployment.version), float("-inf")
+        assert self._probing is not None
         suspicion = suspicious_failures(counted)
         is_due = time.monotonic() - self._probed_at >= PROBE_INTERVAL_S
         if not (suspicion or is_due or self._probing.is_in_doubt):

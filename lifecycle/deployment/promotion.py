@@ -7,7 +7,8 @@ later (`lifecycle/jobs/mlflow_alias.py`), because MLflow may be down, and a depl
 """
 
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from sqlalchemy.orm import Session
@@ -59,7 +60,7 @@ def promote(
         UnknownVersionError: the version is not published.
         DeploymentError: it is deployed already, damaged or not loadable, or the deployed version is not `only_from`.
     """
-    with deploying(database):
+    with deploying(database) as check:
         repository = ModelRepository(settings.model_repository)
         previous = repository.deployed()
         if version not in repository.published():
@@ -70,7 +71,7 @@ def promote(
             raise DeploymentError(f"Version {version} is already deployed.")
         if only_from not in (None, previous):
             raise DeploymentError(f"Version {only_from} is no longer deployed; version {previous} is.")
-        _switch(settings, database, version, previous, reason, EventKind.PROMOTED, figures)
+        _switch(settings, database, version, previous, reason, EventKind.PROMOTED, check, figures)
 
 
 def roll_back(settings: Settings, database: Database, reason: str, only_from: int | None = None) -> int:
@@ -82,7 +83,7 @@ def roll_back(settings: Settings, database: Database, reason: str, only_from: in
     Raises:
         DeploymentError: there is no previous version, it does not load, or the deployed version is not `only_from`.
     """
-    with deploying(database):
+    with deploying(database) as check:
         repository = ModelRepository(settings.model_repository)
         current = repository.deployed()
         if only_from not in (None, current):
@@ -97,7 +98,7 @@ def roll_back(settings: Settings, database: Database, reason: str, only_from: in
             raise DeploymentError(
                 f"Version {target}, the rollback target, is no longer in {repository.model}; promote another version."
             )
-        _switch(settings, database, target, previous, reason, EventKind.ROLLED_BACK)
+        _switch(settings, database, target, previous, reason, EventKind.ROLLED_BACK, check)
         return target
 
 
@@ -223,16 +224,28 @@ def _settle(
 
 
 @contextmanager
-def deploying(database: Database) -> Iterator[None]:
+def deploying(database: Database) -> Iterator[Callable[[], None]]:
     """Hold the lease for changing the deployed version or starting a shadow or canary.
+
+    Yields a function that raises a BusyDeployingError if the lease was lost, because another process may be deploying
+    then. The block calls it before it changes anything that it has prepared for long.
 
     Raises:
         BusyDeployingError: another process still holds the lease after `LEASE_WAIT_S` seconds.
     """
-    with leases.held(database, leases.DEPLOYING, LEASE_S, LEASE_WAIT_S) as is_held:
+    lost = threading.Event()
+
+    def check() -> None:
+        if lost.is_set():
+            raise BusyDeployingError(
+                "The right to deploy was lost, because the database did not renew it in time. Another process may be "
+                "deploying; try again in a minute."
+            )
+
+    with leases.held(database, leases.DEPLOYING, LEASE_S, LEASE_WAIT_S, lost.set) as is_held:
         if not is_held:
             raise BusyDeployingError("Another deployment is in progress; try again in a minute.")
-        yield
+        yield check
 
 
 def _switch(
@@ -242,11 +255,13 @@ def _switch(
     previous: int | None,
     reason: str,
     kind: EventKind,
+    check: Callable[[], None],
     figures: Figures | None = None,
 ) -> None:
     """Record the intention, roll out the version, and record the outcome, by an event of `kind`.
 
-    `previous` is the version to which a rollback from `version` would lead.
+    `previous` is the version to which a rollback from `version` would lead. `check` raises an error if the lease was
+    lost before the switch; nothing is switched then.
     """
     repository = ModelRepository(settings.model_repository)
     serving_before = repository.deployed()
@@ -264,7 +279,7 @@ def _switch(
         intention = deployments.intend(session, version, previous, reason)
     try:
         tritons = addresses.find(settings.triton_address)
-        serving = roll_out(tritons, repository, version)
+        serving = roll_out(tritons, repository, version, check)
     except PipelineError as error:
         with suppress(PipelineError):
             update_tritons(addresses.find(settings.triton_address), repository)

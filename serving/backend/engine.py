@@ -151,8 +151,15 @@ class Engine:
         if sum(len(part.text) for part in read) <= TOKENIZED_AT_ONCE:
             self._tokenize(request)
         else:
-            self._tokenizing.submit(self._tokenize, request)
+            self._tokenizing.submit(self._tokenize_apart, request)
         return request.answer
+
+    def _tokenize_apart(self, request: Request) -> None:
+        """Tokenize and queue a request in another thread than its client's; any error ends the request."""
+        try:
+            self._tokenize(request)
+        except BaseException as error:
+            request.answer.set_exception(error)
 
     def _tokenize(self, request: Request) -> None:
         """Tokenize the texts of a request and queue them."""
