@@ -251,7 +251,7 @@ def _bf16() -> bool:
     On a Xeon with AVX-512 BF16 and no AMX, a step took 1.3 (MiniLM) and 1.5 (BERT-base) times as long as in float32.
     """
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return "amx_bf16" in instruction_sets()
 
 
