@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from common.home import HOME
 from common.proxies import prepare_proxies
 from export.packed_graph import export_packed_graph
+from lifecycle.jobs import job_process
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME, Variant
 from tests.pages import ORDERED
@@ -70,6 +72,12 @@ def pytest_configure() -> None:
     # A failing test's report shows the pipeline's log; one line for each HTTP request would bury it.
     for name in ("httpx", "httpcore", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@pytest.fixture(autouse=True)
+def _same_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that a test runs in its own process would leave all later tests at idle priority."""
+    monkeypatch.setattr(job_process, "modest", lambda _share: nullcontext())
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -1,6 +1,5 @@
 """The commands check, retrain, models, promote, rollback and events: what they print."""
 
-import contextlib
 import logging
 import time
 from collections.abc import Iterator
@@ -60,7 +59,6 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     for name, value in desk.served.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(commands, "_set_alias", lambda *_: None)  # MLflow knows none of these versions
-    monkeypatch.setattr(job_process, "modest", lambda _share: contextlib.nullcontext())  # the tests go on here
     yield desk
     logging.getLogger("lifecycle.jobs.check").setLevel(logging.NOTSET)  # the command was this process
 

@@ -1,6 +1,5 @@
 """A job that is to be cancelled is, whatever the look for that raises, but not while it promotes."""
 
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +41,6 @@ def run_retraining(
 ) -> Job:
     """Run a retraining that only calls `retrain`; return the ended job."""
     monkeypatch.setattr(job_process, "_CANCEL_POLL_S", 0.01)
-    monkeypatch.setattr(job_process, "modest", lambda _share: contextlib.nullcontext())  # the test goes on here
     settings = Settings(state_dir=directory)
     database = Database(settings.database)
 
