@@ -20,5 +20,20 @@ class WallClock:
         return step_s if abs(step_s) > _LARGEST_DRIFT_S else 0.0
 
 
+class Elapsed:
+    """Measures how long ago something began whose time is recorded, even if the wall clock is set back meanwhile."""
+
+    def __init__(self) -> None:
+        """Nothing is measured yet."""
+        self._what: object = None
+        self._seen_at = 0.0
+
+    def seconds(self, what: object, by_wall_clock_s: float) -> float:
+        """Return the seconds since `what` began: those by the wall clock, or since the first call for it if more."""
+        if what != self._what:
+            self._what, self._seen_at = what, time.monotonic()
+        return max(by_wall_clock_s, time.monotonic() - self._seen_at)
+
+
 def _ahead_s() -> float:
     return time.time() - time.monotonic()
