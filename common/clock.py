@@ -20,5 +20,20 @@ class WallClock:
         return step_s if abs(step_s) > _LARGEST_DRIFT_S else 0.0
 
 
+class Elapsed:
+    """Measures how long ago something began whose time is recorded, whatever the wall clock does meanwhile."""
+
+    def __init__(self) -> None:
+        """Nothing is measured yet."""
+        self._what: object = None
+        self._began = 0.0
+
+    def seconds(self, what: object, by_wall_clock_s: float) -> float:
+        """Return the seconds since `what` began. Only the first call for it relies on those by the wall clock."""
+        if what != self._what:
+            self._what, self._began = what, time.monotonic() - max(0.0, by_wall_clock_s)
+        return time.monotonic() - self._began
+
+
 def _ahead_s() -> float:
     return time.time() - time.monotonic()

@@ -121,6 +121,7 @@ def reference_probabilities(
                 [readable(texts[index], max_length).text for index in batch],
                 truncation=True,
                 max_length=max_length,
+                split_special_tokens=True,  # `[SEP]` in a text is text, as in the engine
                 padding=True,
                 return_tensors="pt",
             )

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import httpx
 import huggingface_hub
+import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -22,6 +24,8 @@ from trainer.architectures import check_architecture
 from trainer.base_tokenizer import PACKAGED_ENCODER, max_tokens, packaged_directory
 
 _HUB_PROBE_TIMEOUT_S = 5.0
+_MOST_PARAMETERS = 2**29 - 2**22
+"""Parameters of float32 that fit into one ONNX file, which holds at most 2 GiB with everything in it."""
 _BAD_PROXY = "a proxy variable is not a valid URL"
 """Replaces the message of httpx, which can quote a part of the proxy's password."""
 
@@ -118,6 +122,7 @@ def _load(name: str, source: str, settings: Settings, labels: tuple[str, ...]) -
     # Never run code that comes with a model (trust_remote_code), and never read a pickle (use_safetensors).
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     check_architecture(config.model_type)
+    _check_size(name, config)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     # If there is no tokenizer, transformers makes one that knows only the special tokens.
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
@@ -133,3 +138,15 @@ def _load(name: str, source: str, settings: Settings, labels: tuple[str, ...]) -
         ignore_mismatched_sizes=True,
     )
     return BaseModel(name, model, tokenizer, max_tokens(config.to_dict(), settings))
+
+
+def _check_size(name: str, config: PretrainedConfig) -> None:
+    """Raise a PipelineError if the model could not be exported after the training; its weights are not needed."""
+    with torch.device("meta"):
+        parameters: int = AutoModelForSequenceClassification.from_config(config).num_parameters()  # type: ignore[no-untyped-call]
+    if parameters > _MOST_PARAMETERS:
+        raise PipelineError(
+            f"The base model {name!r} has {parameters / 1e6:,.0f}M parameters, which are {4 * parameters / 2**30:.1f} "
+            f"GiB, and the served file can have at most 2 GiB ({_MOST_PARAMETERS / 1e6:.0f}M). Choose a smaller one "
+            "(SENTIMENT_BASE_MODEL)."
+        )

@@ -41,6 +41,7 @@ class TokenizedTexts(torch.utils.data.Dataset[dict[str, Any]]):
                 [readable(text, max_length).text for text in data.texts[start : start + _TOKENIZE_CHUNK]],
                 truncation=True,
                 max_length=max_length,
+                split_special_tokens=True,  # `[SEP]` in a text is text, as in the engine
             )["input_ids"]
             lengths.extend(len(ids) for ids in encoded)
             chunks.append(np.fromiter((token for ids in encoded for token in ids), dtype=np.int32))

@@ -61,6 +61,7 @@ def token_figures(texts: Sequence[str], base: BaseTokenizer) -> TokenFigures | N
         return None
     base.tokenizer.no_truncation()
     base.tokenizer.no_padding()
+    base.tokenizer.encode_special_tokens = True  # as in the training
     added = base.tokenizer.num_special_tokens_to_add(is_pair=False)
     unknown_token: str | None = getattr(base.tokenizer.model, "unk_token", None)
     unknown_id = base.tokenizer.token_to_id(unknown_token) if unknown_token else None

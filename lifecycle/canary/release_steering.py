@@ -9,11 +9,11 @@ Each serving process manages the Tritons that it uses, because others may not re
 
 import logging
 import time
-from datetime import timedelta
 from functools import partial
 
 from sqlalchemy.orm import Session
 
+from common.clock import Elapsed
 from common.errors import PipelineError
 from common.settings import Settings
 from lifecycle.canary import challenger
@@ -50,6 +50,7 @@ class ReleaseSteering:
         self._idle_until = 0.0
         self._ended = 0
         self._finder: FaultFinder | None = None
+        self._elapsed = Elapsed()
 
     def look(self, database: Database) -> None:
         """Do the next step of the running release; without one, unload a leftover challenger.
@@ -111,8 +112,9 @@ class ReleaseSteering:
         return True
 
     def _is_step_over(self, session: Session, release: Release) -> bool:
-        ends_at = release.step_started_at + timedelta(minutes=self._settings.release_step_minutes)
-        return now(session) >= ends_at and is_proven(release.figures)
+        by_wall_clock_s = (now(session) - release.step_started_at).total_seconds()
+        elapsed_s = self._elapsed.seconds((release.id, release.step_started_at), by_wall_clock_s)
+        return elapsed_s >= 60 * self._settings.release_step_minutes and is_proven(release.figures)
 
     def _load(self, database: Database, release: Release) -> None:
         """Load the version in Tritons that have started meanwhile, or that only this process reaches."""

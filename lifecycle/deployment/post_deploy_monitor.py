@@ -8,7 +8,9 @@ cannot influence decide: a probe with the pipeline's own texts (`probe.py`), and
 import logging
 import time
 from contextlib import suppress
+from datetime import datetime, timedelta
 
+from common.clock import Elapsed
 from common.errors import PipelineError
 from common.settings import Settings
 from lifecycle.deployment.probe import LARGEST_FAILED_SHARE, Probing
@@ -49,10 +51,9 @@ class PostDeployMonitor:
         self._statistics = statistics
         self._term: int | None = None
         """ID of the monitored deployment. A version that is deployed again gets another one."""
-        self._since = 0.0
-        """Time of the monotonic clock at which that deployment began."""
         self._probing: Probing | None = None
         self._probed_at = float("-inf")
+        self._elapsed = Elapsed()
 
     def look(self, database: Database) -> None:
         """Roll back if the version is at fault; end the monitoring window if its time is over.
@@ -67,15 +68,17 @@ class PostDeployMonitor:
             self._term = None
             return
         if deployment.id != self._term:
-            # Calls and probes during an earlier deployment of the same version do not count. The time is computed
-            # once: after a step of the clock it would be wrong.
-            self._term, self._since = deployment.id, time.monotonic() - (time_ - deployment.started_at).total_seconds()
+            # Calls and probes during an earlier deployment of the same version do not count.
+            self._term = deployment.id
             self._probing, self._probed_at = Probing(deployment.version), float("-inf")
-        counted = self._statistics.of(deployment.version, self._since)
+        window_s = (deployment.monitored_until - deployment.started_at).total_seconds()
+        elapsed_s = self._elapsed.seconds(deployment.id, (time_ - deployment.started_at).total_seconds())
+        began = time_ - timedelta(seconds=elapsed_s)  # by the clock as it is now
+        counted = self._statistics.of(deployment.version, time.monotonic() - elapsed_s)
         problem = (
-            _stale(self._settings, database, deployment)
-            or self._failure(database, deployment, counted)
-            or self._slowness(database, deployment, counted)
+            _stale(self._settings, database, deployment, began)
+            or self._failure(database, deployment, began, counted)
+            or self._slowness(database, deployment, began, counted)
         )
         if problem:
             log.error("Version %d is at fault: %s.", deployment.version, problem)
@@ -83,7 +86,7 @@ class PostDeployMonitor:
                 roll_back(self._settings, database, f"in the monitoring window, {problem}", deployment.version)
             except PipelineError as error:
                 log.error("Version %d could not be rolled back: %s", deployment.version, error)
-        elif time_ >= deployment.monitored_until and deployments.end_monitoring(database, deployment.id):
+        elif elapsed_s >= window_s and deployments.end_monitoring(database, deployment.id):
             with database.transaction() as session:
                 message = (
                     f"Version {deployment.version} passed its monitoring window "
@@ -92,7 +95,7 @@ class PostDeployMonitor:
                 events.record(session, EventKind.MONITORED, message, version=deployment.version)
             log.info("%s", message)
 
-    def _failure(self, database: Database, deployment: Deployment, counted: VersionStatistics) -> str:
+    def _failure(self, database: Database, deployment: Deployment, began: datetime, counted: VersionStatistics) -> str:
         """Return how the version fails on the pipeline's own texts; empty if it does not."""
         assert self._probing is not None
         suspicion = suspicious_failures(counted)
@@ -102,15 +105,15 @@ class PostDeployMonitor:
         self._probed_at = time.monotonic()
         problem = self._probing.confirm(addresses.find(self._settings.triton_address))
         if suspicion and problem == "":
-            _report(database, deployment, "failures", f"{suspicion}, but it classifies the pipeline's own texts")
+            _report(database, deployment, began, "failures", f"{suspicion}, but it classifies the pipeline's own texts")
         return problem or ""
 
-    def _slowness(self, database: Database, deployment: Deployment, counted: VersionStatistics) -> str:
+    def _slowness(self, database: Database, deployment: Deployment, began: datetime, counted: VersionStatistics) -> str:
         """Return how much slower than the previous version it is, measured without live traffic; empty if it is not."""
         if deployment.previous is None:
             return ""
         suspicion = suspicious_slowness(counted, self._statistics.of(deployment.previous))
-        if not suspicion or _is_reported(database, deployment, "latency"):
+        if not suspicion or _is_reported(database, deployment, began, "latency"):
             return ""
         problem = why_slower(self._settings, database, deployment.version, deployment.previous, LARGEST_SLOWDOWN)
         if problem:
@@ -118,7 +121,7 @@ class PostDeployMonitor:
         why = (
             "this could not be measured without live traffic" if problem is None else "without live traffic it does not"
         )
-        _report(database, deployment, "latency", f"{suspicion}, but {why}")
+        _report(database, deployment, began, "latency", f"{suspicion}, but {why}")
         return ""
 
 
@@ -139,7 +142,7 @@ def suspicious_slowness(counted: VersionStatistics, before: VersionStatistics) -
     return ""
 
 
-def _stale(settings: Settings, database: Database, deployment: Deployment) -> str:
+def _stale(settings: Settings, database: Database, deployment: Deployment, began: datetime) -> str:
     """Return the problems found by the last check, if it checked this version in this deployment; else empty.
 
     A threshold that the previous version missed as well is no fault, because a rollback would not help.
@@ -147,7 +150,7 @@ def _stale(settings: Settings, database: Database, deployment: Deployment) -> st
     check = jobs.last_ended(database, jobs.CHECK)
     if check is None or check.result.get("version") != deployment.version:
         return ""
-    if check.created_at < deployment.started_at or not check.result["stale"]:
+    if check.created_at < began or not check.result["stale"]:
         return ""
     problems = check.result["problems"]
     if deployment.previous is not None and (found := _results(check)):
@@ -171,20 +174,18 @@ def _results_of(settings: Settings, database: Database, version: int) -> Results
     return {}
 
 
-def _is_reported(database: Database, deployment: Deployment, suspicion: str) -> bool:
+def _is_reported(database: Database, deployment: Deployment, began: datetime, suspicion: str) -> bool:
     """Return whether any process reported the suspicion in this monitoring window."""
     reported = events.newest(database, 20, EventKind.SUSPECTED.value)
     return any(
-        event.version == deployment.version
-        and event.at >= deployment.started_at
-        and event.figures.get("suspicion") == suspicion
+        event.version == deployment.version and event.at >= began and event.figures.get("suspicion") == suspicion
         for event in reported
     )
 
 
-def _report(database: Database, deployment: Deployment, suspicion: str, message: str) -> None:
+def _report(database: Database, deployment: Deployment, began: datetime, suspicion: str, message: str) -> None:
     """Report a suspicion once per monitoring window, and that the version stays deployed."""
-    if _is_reported(database, deployment, suspicion):
+    if _is_reported(database, deployment, began, suspicion):
         return
     report = (
         f"Version {deployment.version} stays deployed: {message}. "

@@ -158,7 +158,8 @@ def _too_early(database: Database) -> str:
         return ""
     until = in_vain[0].ended_at + min(FIRST_PAUSE * 2.0 ** min(len(in_vain) - 1, 16), LONGEST_PAUSE)
     with database.reading() as session:
-        if now(session) >= until:
+        # If the last one ended in the future, the clock was set back, and the pause could last for any time.
+        if not in_vain[0].ended_at <= now(session) < until:
             return ""
     which = "the last one" if len(in_vain) == 1 else f"the last {len(in_vain)}"
     return f"{which} did not succeed; the next may start at {until:%Y-%m-%d %H:%M} UTC"

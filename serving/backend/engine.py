@@ -71,8 +71,12 @@ class Totals:
 
 
 def load_tokenizer(file: Path, max_length: int) -> Tokenizer:
-    """Load a bundle's tokenizer, set to truncate texts to `max_length` tokens and not to pad."""
+    """Load a bundle's tokenizer, set to truncate texts to `max_length` tokens and not to pad.
+
+    The names of special tokens in a text, such as `[SEP]` or `<pad>`, are ordinary text.
+    """
     tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     return tokenizer

@@ -1,10 +1,10 @@
-"""A step of the wall clock is told once, whichever way it went."""
+"""A step of the wall clock is told once, whichever way it went, and makes no recorded time last longer."""
 
 import time
 
 import pytest
 
-from common.clock import WallClock
+from common.clock import Elapsed, WallClock
 
 
 def test_a_step_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,3 +19,16 @@ def test_a_step_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert clock.step_s() == 0
     set_by_s += 1
     assert clock.step_s() == 0
+
+
+def test_what_began_by_a_clock_that_was_set_back_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    elapsed = Elapsed()
+    passed_s = 0.0
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + passed_s)
+    assert elapsed.seconds("a window", 100.0) == 100
+    assert elapsed.seconds("a window", -3_600.0) == pytest.approx(0, abs=3)
+    passed_s = 1_800.0
+    assert elapsed.seconds("a window", -1_800.0) == pytest.approx(1_800, abs=3)
+    assert elapsed.seconds("a window", 7_200.0) == 7_200
+    assert elapsed.seconds("another one", 2.0) == 2

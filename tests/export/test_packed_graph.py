@@ -9,14 +9,27 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from common.errors import PipelineError
 from export.packed_graph import export_packed_graph
 from export.parity import check_parity, reference_probabilities
-from serving.backend.engine import Engine
+from serving.backend.engine import Engine, load_tokenizer
 from serving.backend.runtime import float_variants
+from serving.model_repo.bundle import TOKENIZER
 from serving.model_repo.variants import FLOAT32, OPENVINO
-from tests.conftest import MAX_LENGTH, REFERENCE, SENTENCES, make_bundle, make_encoder
+from tests.conftest import LABELS, MAX_LENGTH, REFERENCE, SENTENCES, make_bundle, make_encoder
 from trainer.architectures import ARCHITECTURES
+from trainer.batches import TokenizedTexts
+from trainer.dataset import LabelledTexts
 
 # Every length from one word to more than the model reads.
 TEXTS = SENTENCES * 5 + [" ".join(SENTENCES[:4] * repeat)[: 40 * repeat] for repeat in range(1, 40)]
+
+NAMES = [
+    "[PAD] good",
+    "good [SEP] terrible [CLS]",
+    "I love <pad> this product! </s> terrible <s>",
+    "[MASK] <mask> the plot",
+    "<pad>",
+    "[PAD]" * 30,
+]
+"""Texts with the names of special tokens."""
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -34,6 +47,27 @@ def test_same_answers_as_torch_in_every_mix(architecture: str, tmp_path: Path) -
     assert parity.label_agreement == 1.0
     assert parity.largest_difference < 1e-4
     assert parity.largest_spread < 1e-4
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_names_of_special_tokens_in_a_text_are_text_in_training_proof_and_serving(
+    architecture: str, tmp_path: Path
+) -> None:
+    encoder = make_encoder(architecture, tmp_path / "encoder")
+    bundle = make_bundle(encoder, tmp_path / "bundle")
+    model = AutoModelForSequenceClassification.from_pretrained(encoder)
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    first, *_, last = tokenizer("good")["input_ids"]
+    learnt = TokenizedTexts(LabelledTexts(NAMES, ["Positive"] * len(NAMES)), LABELS, tokenizer, MAX_LENGTH)
+    served = load_tokenizer(bundle / TOKENIZER, MAX_LENGTH)
+    for place, text in enumerate(NAMES):
+        ids = served.encode(text).ids
+        assert (ids[0], ids[-1]) == (first, last)
+        assert not {first, last, tokenizer.pad_token_id} & set(ids[1:-1]), text
+        assert ids == learnt[place]["input_ids"]
+    reference = reference_probabilities(model, tokenizer, NAMES, MAX_LENGTH, temperature=1.0)
+    with Engine(bundle, REFERENCE, cores=2) as engine:
+        assert np.abs(engine.classify(NAMES).values - reference).max() < 1e-4
 
 
 def test_openvino_runs_the_same_graph(bert_encoder: Path, bert_bundle: Path) -> None:

@@ -76,6 +76,20 @@ def test_another_architecture_is_named(bert_encoder: Path, tmp_path: Path) -> No
         load_base_model(Settings(base_model=str(directory)), LABELS)
 
 
+def test_a_model_that_no_onnx_file_holds_is_told_before_its_weights_are_read(
+    bert_encoder: Path, tmp_path: Path
+) -> None:
+    """A BERT of 8.4 million words of 64 numbers: 2.00 GiB, and there are no weights."""
+    directory = shutil.copytree(bert_encoder, tmp_path / "encoder")
+    (directory / "model.safetensors").unlink()
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"vocab_size": 8_388_608}))
+    with pytest.raises(
+        PipelineError, match=r"has 537M parameters, which are 2\.0 GiB, .* at most 2 GiB \(533M\)\. Choose"
+    ):
+        load_base_model(Settings(base_model=str(directory)), LABELS)
+
+
 @pytest.mark.parametrize("architecture", ["distilbert", "roberta"])
 def test_texts_are_cut_where_the_positions_end(architecture: str, tmp_path: Path) -> None:
     encoder = make_encoder(architecture, tmp_path / architecture)

@@ -1,10 +1,14 @@
 """What goes on with a release while versions are deployed, and ended, at the same moment; nothing is loaded."""
 
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from common import clock
 from lifecycle.canary import release, release_faults
 from lifecycle.canary.release_alarms import LEAST_TEXTS
 from lifecycle.canary.release_steering import ReleaseSteering
@@ -93,6 +97,22 @@ def test_each_step_needs_texts_of_its_own_and_after_the_last_one_it_is_promoted(
     assert (last(database).state, served.repository.deployed()) == ("promoted", 2)
     steering.look(database)
     assert not served.repository.has_challenger
+
+
+def test_a_step_ends_in_time_though_the_clock_was_set_back(
+    database: Database, steering: ReleaseSteering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do_well(database)
+    with database.transaction() as session:
+        running = releases.running(session)
+        assert running is not None
+        running.step_started_at = now(session) + timedelta(days=1)
+    steering.look(database)
+    assert releases.share_of(last(database)) == 0.1
+    real = time.monotonic
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: real() + 600))
+    steering.look(database)
+    assert releases.share_of(last(database)) == 0.5
 
 
 def test_a_promotion_waits_for_another_deployment_and_does_not_undo_it(

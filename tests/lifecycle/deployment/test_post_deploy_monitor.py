@@ -1,12 +1,15 @@
 """The monitoring window: what live calls raise a suspicion, what decides, and when a version has proven itself."""
 
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import update
 
+from common import clock
 from lifecycle.deployment import post_deploy_monitor, promotion
 from lifecycle.deployment.post_deploy_monitor import (
     LEAST_CALLS,
@@ -191,6 +194,29 @@ def test_a_version_that_did_well_has_proven_itself_when_its_time_is_over(
     event = events.newest(database, 1)[0]
     assert event.version == 2
     assert event.message == "Version 2 passed its monitoring window of 30 minutes."
+
+
+def test_the_window_ends_in_time_and_calls_count_though_the_clock_was_set_back(
+    served: Served, database: Database, statistics: CallStatistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_probes_find(monkeypatch, "")
+    promotion.promote(served.settings, database, 2, "by the test")
+    with database.transaction() as session:
+        deployment = deployments.serving(session)
+        assert deployment is not None
+        assert deployment.monitored_until is not None
+        deployment.started_at += timedelta(days=1)
+        deployment.monitored_until += timedelta(days=1)
+    watch = PostDeployMonitor(served.settings, statistics)
+    watch.look(database)
+    for _ in range(200):
+        statistics.failed(2)
+    watch.look(database)
+    assert kinds(database) == ["promoted", "suspected"]
+    real = time.monotonic
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: real() + 1_800))
+    watch.look(database)
+    assert kinds(database) == ["promoted", "suspected", "monitored"]
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,11 @@ def test_the_pause_after_retrainings_in_vain_doubles_up_to_a_week(
     assert _too_early(database) == ""
 
 
+def test_the_pause_does_not_outlast_a_clock_that_was_set_back(database: Database) -> None:
+    _ended(database, jobs.REJECTED, hours_ago=-24)
+    assert _too_early(database) == ""
+
+
 def test_nothing_waits_after_a_success_or_without_a_verdict(database: Database) -> None:
     assert _too_early(database) == ""
     _ended(database, jobs.CANCELLED, jobs.SKIPPED)
