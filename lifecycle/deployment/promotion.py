@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from sqlalchemy.orm import Session
 
@@ -124,17 +125,18 @@ def reconcile(settings: Settings, database: Database) -> None:
     deployment, including a rollback, is completed if its version loads.
 
     Raises:
-        PipelineError: the repository is damaged.
+        PipelineError: the repository is damaged, or another process took over.
     """
     repository = ModelRepository(settings.model_repository)
-    with leases.held(database, leases.DEPLOYING, LEASE_S) as is_held:
+    lost = threading.Event()
+    with leases.held(database, leases.DEPLOYING, LEASE_S, on_loss=lost.set) as is_held:
         deployed = repository.deployed()
         if not is_held or deployed is None:
             return
         with database.reading() as session:
             cut_off = deployments.intended(session)
         for intention in cut_off:
-            deployed = _settle(settings, database, repository, intention, deployed)
+            deployed = _settle(settings, database, repository, intention, deployed, partial(_check, lost))
         with database.transaction() as session:
             for version in repository.published():
                 try:
@@ -192,9 +194,18 @@ def reconcile_tritons(settings: Settings, database: Database) -> None:
 
 
 def _settle(
-    settings: Settings, database: Database, repository: ModelRepository, intention: Deployment, deployed: int
+    settings: Settings,
+    database: Database,
+    repository: ModelRepository,
+    intention: Deployment,
+    deployed: int,
+    check: Callable[[], None],
 ) -> int:
-    """Complete or undo an interrupted deployment; return the version that is deployed afterwards."""
+    """Complete or undo an interrupted deployment; return the version that is deployed afterwards.
+
+    Raises:
+        BusyDeployingError: by `check`, the lease was lost.
+    """
     with database.reading() as session:
         has_served = bool(deployments.of_version(session, intention.version))
     tritons = addresses.find(settings.triton_address)
@@ -202,8 +213,10 @@ def _settle(
     Switch(repository).end()
     if is_wanted and intention.version != deployed:
         try:
-            roll_out(tritons, repository, intention.version)
+            roll_out(tritons, repository, intention.version, check)
             deployed = intention.version
+        except BusyDeployingError:
+            raise
         except PipelineError as error:
             log.error("The interrupted deployment of version %d cannot be completed: %s", intention.version, error)
     update_tritons(tritons, repository)
@@ -234,18 +247,19 @@ def deploying(database: Database) -> Iterator[Callable[[], None]]:
         BusyDeployingError: another process still holds the lease after `LEASE_WAIT_S` seconds.
     """
     lost = threading.Event()
-
-    def check() -> None:
-        if lost.is_set():
-            raise BusyDeployingError(
-                "The right to deploy was lost, because the database did not renew it in time. Another process may be "
-                "deploying; try again in a minute."
-            )
-
     with leases.held(database, leases.DEPLOYING, LEASE_S, LEASE_WAIT_S, lost.set) as is_held:
         if not is_held:
             raise BusyDeployingError("Another deployment is in progress; try again in a minute.")
-        yield check
+        yield partial(_check, lost)
+
+
+def _check(lost: threading.Event) -> None:
+    """Raise a BusyDeployingError if the lease was lost."""
+    if lost.is_set():
+        raise BusyDeployingError(
+            "The right to deploy was lost, because the database did not renew it in time. Another process may be "
+            "deploying; try again in a minute."
+        )
 
 
 def _switch(

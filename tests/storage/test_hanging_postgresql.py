@@ -1,9 +1,11 @@
 """A PostgreSQL that hangs, and is not down, holds nobody up for long, and is used again when it goes on."""
 
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,6 +15,8 @@ from sqlalchemy.exc import OperationalError
 from storage import database as database_module
 from storage import leases
 from storage.database import Database
+from tests.e2e.conftest import wait_for
+from tests.lifecycle.conftest import make_served
 from tests.storage.conftest import PostgresServer, find_postgres
 
 pytestmark = pytest.mark.full
@@ -100,3 +104,24 @@ def test_at_the_end_of_the_process_it_is_given_up_at_once(server: PostgresServer
         # Its own silence, and that of the connection that replaces it; without `hurry` 15 s and 10 s.
         assert time.monotonic() - began < database_module._SILENCE_S
     database.close()
+
+
+def test_the_pipeline_serves_while_it_hangs_and_ends_when_it_is_told_to(
+    server: PostgresServer, bert_bundle: Path, tmp_path: Path
+) -> None:
+    """SIGTERM waited for every thread that waited for the server; Triton that died was not started again."""
+    served = make_served(tmp_path, bert_bundle, versions=1, SENTIMENT_DATABASE_URL=f"{server.url}/postgres")
+    served.start()
+    assert served.process is not None
+    try:
+        with hanging(server):
+            time.sleep(20)  # longer than each thread waits by itself
+            assert served.version() == 1
+            children = psutil.Process(served.process.pid).children(True)
+            next(child for child in children if child.name() == "tritonserver").kill()
+            wait_for(lambda: "Triton ended after" in served.log and served.is_ready(), 120, "Triton to be back")
+            served.process.send_signal(signal.SIGTERM)
+            served.process.wait(40)
+    finally:
+        if served.process.poll() is None:
+            served.kill()

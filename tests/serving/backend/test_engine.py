@@ -405,5 +405,6 @@ def test_a_long_request_that_cannot_be_queued_is_told_so(engine: Engine, monkeyp
         raise MemoryError("too much")
 
     monkeypatch.setattr(Request, "queue", fail)
+    answer = engine.submit(["good " * 4_000] * 30)  # tokenized in another thread
     with pytest.raises(MemoryError, match="too much"):
-        engine.submit(["good " * 4_000] * 3).result(20)
+        answer.result(20)
