@@ -151,6 +151,7 @@ def test_a_tokenizer_that_the_engine_does_not_follow_is_not_published(tmp_path: 
         runtime="onnxruntime",
         precision="float32",
         learning_rate=5e-4,
+        epochs=2,
         batch_size=16,
         max_length=8,
     )

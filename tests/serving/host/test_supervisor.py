@@ -371,6 +371,7 @@ def test_a_second_signal_leaves_no_process_of_triton(
         assert processes[0].is_running()
         supervising.cancel()
         await asyncio.gather(supervising, return_exceptions=True)
+        await asyncio.wait_for(supervisor._process.wait(), 20)  # otherwise its transport stays open
         return processes
 
     _, alive = psutil.wait_procs(asyncio.run(scenario()), timeout=20)
