@@ -217,7 +217,9 @@ def _run_pip(verb: Literal["download", "wheel"], artifact: Artifact, kept: Path)
 
 def _file_from_pip(verb: Literal["download", "wheel"], artifact: Artifact, directory: Path) -> Path:
     requirements = directory / "requirements.txt"
-    requirements.write_text(f"{artifact.requirement} --hash=sha256:{artifact.sha256}\n", encoding="utf-8")
+    # On the command line, pip would ignore the settings of what a requirements file names.
+    options = [f"--hash=sha256:{artifact.sha256}", *(f'--config-settings="{key}"' for key in artifact.build_settings)]
+    requirements.write_text(f"{artifact.requirement} {' '.join(options)}\n", encoding="utf-8")
     destination = directory / "files"
     command = [sys.executable, "-m", "pip", verb, "--quiet", "--progress-bar", "off", "--no-input"]
     command += ["--disable-pip-version-check", "--no-deps", "-r", str(requirements)]
@@ -225,7 +227,6 @@ def _file_from_pip(verb: Literal["download", "wheel"], artifact: Artifact, direc
     environment = dict(os.environ)
     if artifact.source:
         command += ["--no-binary", artifact.requirement.partition("==")[0]]
-        command += [f"--config-settings={setting}" for setting in artifact.build_settings]
         constraints = directory / "constraints.txt"
         constraints.write_text(f"{BUILD_REQUIREMENT}\n", encoding="utf-8")
         # Older pip releases read the first variable for builds, newer ones the second. Both may name the user's files.

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import resource
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import PipelineError
-from common.pypi_download import BUILD_REQUIREMENT, VADER, Artifact, fetch, unpack
+from common.pypi_download import BUILD_REQUIREMENT, VADER, Artifact, build, fetch, is_built, unpack
 
 
 @pytest.fixture
@@ -86,6 +87,42 @@ def test_setup_py_of_a_source_distribution_with_a_wrong_checksum_never_runs(
         fetch(Artifact("pipeline-probe==1.0", "pipeline_probe-1.0.zip", "0" * 64, source=True))
     assert not ran.exists()
     assert list(store.iterdir()) == []
+
+
+BACKEND = """
+import json, zipfile
+
+def build_wheel(directory, config_settings=None, metadata_directory=None):
+    info = "pipeline_probe-1.0.dist-info"
+    with zipfile.ZipFile(f"{directory}/pipeline_probe-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("settings.json", json.dumps(config_settings))
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\\nName: pipeline-probe\\nVersion: 1.0\\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return "pipeline_probe-1.0-py3-none-any.whl"
+"""
+
+
+def test_source_is_compiled_once_with_its_settings(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    source = links / "pipeline_probe-1.0.zip"
+    with zipfile.ZipFile(source, "w") as archive:
+        project = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+        archive.writestr("pipeline_probe-1.0/pyproject.toml", project)
+        archive.writestr("pipeline_probe-1.0/backend.py", BACKEND)
+    monkeypatch.setenv("PIP_FIND_LINKS", links.as_uri())
+    checksum = hashlib.sha256(source.read_bytes()).hexdigest()
+    probe = Artifact("pipeline-probe==1.0", source.name, checksum, source=True, build_settings=("setup-args=-Da=b",))
+    assert not is_built(probe)
+    built = build(probe)
+    assert json.loads((unpack(built) / "settings.json").read_text()) == {"setup-args": "-Da=b"}
+    source.unlink()
+    assert is_built(probe)
+    assert build(probe) == built
+    assert built.parent == store
 
 
 def test_source_distribution_is_read_with_the_pinned_setuptools(
