@@ -77,7 +77,7 @@ def database(desk: Desk) -> Iterator[Database]:
 def ends_with(monkeypatch: pytest.MonkeyPatch, **result: object) -> None:
     """Have the job of the command end with this result."""
 
-    def do(_settings: Settings, _database: Database, _job: Job) -> Outcome:
+    def do(_settings: Settings, _database: Database, _job: Job, _finish: object) -> Outcome:
         return Outcome(jobs.SUCCEEDED, {"version": 1, "problems": [], "drift": {}, **result})
 
     monkeypatch.setattr(job_process, "_do", do)
