@@ -216,6 +216,7 @@ class Model(BaseModel):
     aliases: list[str]
     published: Annotated[bool, Field(description="It is in the model repository and can be promoted.")]
     base_model: str
+    packed: Annotated[bool, Field(description="Several texts share a row of its graphs, which saves computation.")]
     labels: list[str]
     metrics: dict[str, float]
     baseline: Annotated[
