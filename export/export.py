@@ -17,8 +17,8 @@ from transformers import (
 
 from common.errors import PipelineError
 from common.settings import Settings
+from export.graph import export_graph
 from export.int8 import CALIBRATION_TEXTS, calibration_inputs
-from export.packed_graph import export_packed_graph
 from export.parity import reference_probabilities
 from export.variants import Validation, prove_variants
 from serving.backend.cpu import usable_cores
@@ -27,6 +27,7 @@ from serving.backend.variant_choice import Wanted, choose_variant
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.repository import ModelRepository
 from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME
+from trainer.architectures import why_unpacked
 from trainer.base_model import silence_loading
 from trainer.dataset import Dataset, load_dataset
 from trainer.evaluation import evaluate, under_thresholds
@@ -121,7 +122,7 @@ def _build(
 ) -> Bundle:
     """Write the whole bundle to `directory`, and verify it there."""
     log.info("Exporting version %d to ONNX.", record.version)
-    export_packed_graph(model, record.temperature, directory / FLOAT_GRAPH)
+    export_graph(model, record.temperature, directory / FLOAT_GRAPH)
     shutil.copyfile(settings.model_dir / TOKENIZER, directory / TOKENIZER)
     bundle = Bundle(
         version=record.version,
@@ -137,6 +138,7 @@ def _build(
         baseline=record.baseline,
         data=record.data,
         quick=record.quick,
+        packed=not why_unpacked(model.config.to_dict()),
     )
     bundle.save(directory)
 
