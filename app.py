@@ -137,7 +137,12 @@ def _parser() -> argparse.ArgumentParser:
         "data", _late("trainer.data_command", "data"), "check the data files; if there are none, make sample data"
     )
     data.add_argument("--json", action="store_true", help="print JSON")
-    add("train", _train, "fine-tune on the data files, save to ./model, register the version in MLflow")
+    train = add("train", _train, "fine-tune on the data files, save to ./model, register the version in MLflow")
+    train.add_argument(
+        "--quick",
+        action="store_true",
+        help="train the packaged encoder for at most about 75 seconds, as the first start does",
+    )
     add("export", _export, "export ./model to ONNX, verify and publish it; deploy it if no version is deployed")
     add("prepare", _prepare, "if no version is deployed yet, run data, train and export")
     add("serve", _serve, "run Triton, the gateway and the scheduler for the deployed version")
@@ -278,39 +283,58 @@ def _prepare(settings: Settings, _: argparse.Namespace) -> None:
         with contextlib.suppress(PipelineError):
             log.info("Version %d is deployed.", repository.named())
         return
-    log.info("No model is deployed; training one first.")
     from trainer.data_command import checked_fingerprint
+    from trainer.first_version import fetch_encoder, quick
 
+    log.info("No model is deployed.")
     fingerprint = checked_fingerprint(settings)
     # Each step runs in its own process, so that its memory is free again when the model is served.
-    if not _is_trained(settings, fingerprint):
+    if _is_trained(settings, fingerprint):
+        log.info("%s is already trained on these data; it is exported next.", settings.model_dir)
+    elif settings.first_version == "quick" and fetch_encoder():
+        log.info(
+            "First, a quick version is trained (about two minutes) and served. The full training with %s then runs in "
+            "the background, and its version takes over when it passes the gates. SENTIMENT_FIRST_VERSION=full trains "
+            "that one before anything is served.",
+            settings.base_model,
+        )
+        if _is_trained(quick(settings), fingerprint, quick=True):
+            log.info("The quick version is already trained; it is exported next.")
+        else:
+            _run_step("train", "--quick")
+    else:
+        log.info("Training the first version with %s.", settings.base_model)
         _run_step("train")
     _run_step("export")
 
 
-def _run_step(name: str) -> None:
-    ended = subprocess.run(command_dying_with_parent([sys.executable, __file__, name]), check=False)
+def _run_step(*arguments: str) -> None:
+    ended = subprocess.run(command_dying_with_parent([sys.executable, __file__, *arguments]), check=False)
     if ended.returncode:
         raise PipelineError(
-            f"`python app.py {name}` failed, so no model can be served. Fix the error above and try again."
+            f"`python app.py {' '.join(arguments)}` failed, so no model can be served. Fix the error above and try "
+            "again."
         )
 
 
-def _is_trained(settings: Settings, fingerprint: str) -> bool:
+def _is_trained(settings: Settings, fingerprint: str, *, quick: bool = False) -> bool:
     """Return whether `./model` is already trained on these data with these settings, by a run without an export."""
     from trainer.record import TrainingRecord
 
     try:
-        return TrainingRecord.load(settings.model_dir).is_of(settings, fingerprint)
+        return TrainingRecord.load(settings.model_dir).is_of(settings, fingerprint, quick=quick)
     except PipelineError:
         return False
 
 
-def _train(settings: Settings, _: argparse.Namespace) -> None:
+def _train(settings: Settings, options: argparse.Namespace) -> None:
+    from trainer.first_version import quick
     from trainer.processes import Processes
     from trainer.train import take_part, train
 
-    if Processes.started().is_first:
+    if options.quick:
+        train(quick(settings), quick=True)
+    elif Processes.started().is_first:
         train(settings)
     else:
         take_part(settings)

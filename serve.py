@@ -124,6 +124,7 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
             await front.stop()
         for task in (*tasks, *supervisor):
             task.cancel()
+        storage.hurry()
         if scheduler is not None:
             await asyncio.to_thread(scheduler.stop)
         ended = await asyncio.gather(*tasks, *supervisor, return_exceptions=True)
@@ -147,6 +148,7 @@ def schedule(settings: Settings) -> None:
     OpenControl(settings.triton_url).watch_in_thread()
     scheduler.start()
     ending.wait()
+    storage.hurry()
     scheduler.stop()
     storage.close()
     log.info("The scheduler has shut down.")

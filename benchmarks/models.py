@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from benchmarks.texts import REVIEWS, text_set
+from export.graph import export_graph
 from export.int8 import CALIBRATION_TEXTS, calibration_inputs, quantize
-from export.packed_graph import export_packed_graph
 from export.variants import measure_speeds, too_slow, unmeasured_proof
 from serving.backend.cpu import arithmetic, usable_cores
 from serving.backend.engine import Engine, load_tokenizer
@@ -111,7 +111,7 @@ def publish_untrained(
     repository = ModelRepository(directory / "triton_repo")
     staging = repository.staging_directory(1)
     progress("exporting the float graph")
-    export_packed_graph(model, 1.0, staging / FLOAT_GRAPH)
+    export_graph(model, 1.0, staging / FLOAT_GRAPH)
     shutil.copyfile(saved / TOKENIZER, staging / TOKENIZER)
     bundle = Bundle(
         version=1,

@@ -170,7 +170,7 @@ def _attack(directory: Path, first: Settings, reviews: Reviews, defence: str) ->
         feedback_sources.release(database, ATTACKER, "by the benchmark")
     job = jobs.begin(database, jobs.enqueue(database, jobs.RETRAIN, f"benchmark: {defence}").id)
     assert job is not None
-    outcome = retrain(settings, database, job, print)
+    outcome = retrain(settings, database, job, lambda name, **_: print(name))
     told = [event.message for event in events.newest(database, 20)]
     database.close()
     return {

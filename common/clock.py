@@ -21,18 +21,18 @@ class WallClock:
 
 
 class Elapsed:
-    """Measures how long ago something began whose time is recorded, even if the wall clock is set back meanwhile."""
+    """Measures how long ago something began whose time is recorded, whatever the wall clock does meanwhile."""
 
     def __init__(self) -> None:
         """Nothing is measured yet."""
         self._what: object = None
-        self._seen_at = 0.0
+        self._began = 0.0
 
     def seconds(self, what: object, by_wall_clock_s: float) -> float:
-        """Return the seconds since `what` began: those by the wall clock, or since the first call for it if more."""
+        """Return the seconds since `what` began. Only the first call for it relies on those by the wall clock."""
         if what != self._what:
-            self._what, self._seen_at = what, time.monotonic()
-        return max(by_wall_clock_s, time.monotonic() - self._seen_at)
+            self._what, self._began = what, time.monotonic() - max(0.0, by_wall_clock_s)
+        return time.monotonic() - self._began
 
 
 def _ahead_s() -> float:

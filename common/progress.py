@@ -2,9 +2,24 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _SECONDS_BETWEEN_LINES = 15.0
 """Seconds between lines if they cannot be overwritten, as in a log file."""
+
+
+_listeners: list[Callable[[str], None]] = []
+
+
+@contextmanager
+def listening(listener: Callable[[str], None]) -> Iterator[None]:
+    """Call `listener` with each progress line of this process during the block, in the thread that shows the line."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 class StatusLine:
@@ -22,6 +37,8 @@ class StatusLine:
     def show(self, line: str, stays: bool = False) -> None:
         """Write a line. On a terminal it overwrites the last one, unless that was written with `stays`."""
         self._last = time.monotonic()
+        for listener in _listeners:
+            listener(" ".join(line.split()))
         if self._on_terminal:
             print(f"\r\x1b[K{line}", end="\n" if stays else "", file=sys.stderr, flush=True)
         else:

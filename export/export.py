@@ -17,8 +17,8 @@ from transformers import (
 
 from common.errors import PipelineError
 from common.settings import Settings
+from export.graph import export_graph
 from export.int8 import CALIBRATION_TEXTS, calibration_inputs
-from export.packed_graph import export_packed_graph
 from export.parity import reference_probabilities
 from export.variants import Validation, prove_variants
 from serving.backend.cpu import usable_cores
@@ -26,7 +26,8 @@ from serving.backend.engine import Engine
 from serving.backend.variant_choice import Wanted, choose_variant
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.repository import ModelRepository
-from serving.model_repo.variants import FLOAT_GRAPH
+from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME
+from trainer.architectures import why_unpacked
 from trainer.base_model import silence_loading
 from trainer.dataset import Dataset, load_dataset
 from trainer.evaluation import evaluate, under_thresholds
@@ -36,6 +37,8 @@ from trainer.tracking import Tracking
 
 MOST_TEXTS = 2_000
 """Maximum validation texts for trying variants; a random sample if there are more."""
+MOST_QUICK_TEXTS = 500
+"""The same for a quick first version."""
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +122,7 @@ def _build(
 ) -> Bundle:
     """Write the whole bundle to `directory`, and verify it there."""
     log.info("Exporting version %d to ONNX.", record.version)
-    export_packed_graph(model, record.temperature, directory / FLOAT_GRAPH)
+    export_graph(model, record.temperature, directory / FLOAT_GRAPH)
     shutil.copyfile(settings.model_dir / TOKENIZER, directory / TOKENIZER)
     bundle = Bundle(
         version=record.version,
@@ -134,10 +137,13 @@ def _build(
         training_key=record.training_key,
         baseline=record.baseline,
         data=record.data,
+        quick=record.quick,
+        packed=not why_unpacked(model.config.to_dict()),
     )
     bundle.save(directory)
 
-    sample = random.Random(0).sample(range(len(dataset.val.texts)), min(len(dataset.val.texts), MOST_TEXTS))
+    most = MOST_QUICK_TEXTS if record.quick else MOST_TEXTS
+    sample = random.Random(0).sample(range(len(dataset.val.texts)), min(len(dataset.val.texts), most))
     texts = [dataset.val.texts[index] for index in sample]
     log.info("Comparing the graphs' predictions with torch's on %d texts.", len(texts))
     validation = Validation(
@@ -151,7 +157,8 @@ def _build(
         directory / TOKENIZER,
         bundle,
     )
-    wanted = Wanted(settings.runtime, settings.precision)
+    # Of a quick version, float32 is proven, and nothing else is tried.
+    wanted = Wanted(ONNXRUNTIME, FLOAT32) if record.quick else Wanted(settings.runtime, settings.precision)
     bundle = replace(bundle, proofs=prove_variants(directory, validation, list(calibration), wanted))
     bundle.save(directory)
     choice = choose_variant(bundle, wanted)

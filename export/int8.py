@@ -33,11 +33,11 @@ def quantize(variant: Variant, float_graph: Path, calibration: Sequence[Inputs],
 
 
 def calibration_inputs(texts: Sequence[str], tokenizer_file: Path, bundle: Bundle) -> Iterator[Inputs]:
-    """The inputs of the graph for some texts, packed as in the engine."""
+    """The inputs of the graph for some texts, in rows as in the engine."""
     tokenizer = load_tokenizer(tokenizer_file, bundle.max_length)
     read = [readable(text, bundle.max_length).text for text in texts]
     token_ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(read)]
-    return map(feed, pack(token_ids, bundle.padding_token))
+    return map(feed, pack(token_ids, bundle.padding_token, bundle.packed))
 
 
 def _quantize_for_openvino(float_graph: Path, calibration: Sequence[Inputs], target: Path) -> None:

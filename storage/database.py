@@ -1,7 +1,7 @@
 """Opens the database, migrates its tables, and provides transactions."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +21,13 @@ _MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 _MIGRATION_LOCK = 7_203_411
 """Key of PostgreSQL's advisory lock for migrations."""
 _WAIT_S = 10.0
-"""Maximum seconds to wait for another process's transaction on SQLite, or for a connection to PostgreSQL."""
+"""Maximum seconds to wait for another process's transaction on SQLite, or for a connection of the pool."""
+_SILENCE_S = 15.0
+"""Maximum seconds in which PostgreSQL may be silent during a statement. Requests are refused then anyway."""
+_MIGRATION_SILENCE_S = 900.0
+"""The same for a migration, which may have to wait for that of another process, or change a large table."""
+_LAST_SILENCE_S = 2.0
+"""The same while this process shuts down."""
 
 
 class Database:
@@ -33,8 +39,9 @@ class Database:
         Raises:
             PipelineError: the database cannot be used, or its tables are newer than this code.
         """
+        self._silence_s = _SILENCE_S
         try:
-            self._engine = _engine(url)
+            self._engine = _engine(url, lambda: self._silence_s)
             self._readers = self._engine.execution_options(reads_only=True)
             try:
                 self._migrate()
@@ -66,6 +73,10 @@ class Database:
         """SQLAlchemy's engine, for a library with its own tables."""
         return self._engine
 
+    def hurry(self) -> None:
+        """Give up statements of all threads on a PostgreSQL that hangs after a moment, because this process ends."""
+        self._silence_s = _LAST_SILENCE_S
+
     def close(self) -> None:
         """Close the unused connections."""
         self._engine.dispose()
@@ -77,9 +88,11 @@ class Database:
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         with self._engine.begin() as connection:
             if connection.dialect.name == "postgresql":
+                self._silence_s = _MIGRATION_SILENCE_S
                 connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+        self._silence_s = _SILENCE_S
 
 
 def now(session: Session) -> datetime:
@@ -90,12 +103,14 @@ def now(session: Session) -> datetime:
     return datetime.now(timezone.utc)
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str, silence_s: Callable[[], float]) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(
-            parsed, pool_pre_ping=True, hide_parameters=True, connect_args={"connect_timeout": int(_WAIT_S)}
-        )
+        from storage.patient_connection import limit_silence  # SQLite does not need the driver of PostgreSQL
+
+        engine = create_engine(parsed, pool_pre_ping=True, pool_timeout=_WAIT_S, hide_parameters=True)
+        limit_silence(engine, silence_s)
+        return engine
     if file := sqlite_file(parsed):
         file.parent.mkdir(parents=True, exist_ok=True)
     # Errors go to the log, so they must not contain users' texts.

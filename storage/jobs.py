@@ -162,6 +162,12 @@ def ended_retrainings(database: Database) -> list[Job]:
         return list(session.scalars(query))
 
 
+def any_retraining(database: Database) -> bool:
+    """Return whether a retraining was ever requested."""
+    with database.reading() as session:
+        return session.scalar(select(Job.id).where(Job.kind == RETRAIN).limit(1)) is not None
+
+
 def cancelled_retraining(database: Database, fingerprint: str) -> Job | None:
     """Return the last retraining with this hash of data and settings if it was cancelled, or None."""
     with database.reading() as session:

@@ -45,6 +45,12 @@ class Storage:
                 raise
             return self._database
 
+    def hurry(self) -> None:
+        """Give up statements on a database that hangs after a moment, because this process ends."""
+        database = self._database  # without the lock: another thread may hold it while the database hangs
+        if database is not None:
+            database.hurry()
+
     def close(self) -> None:
         """Close the connections."""
         with self._lock:

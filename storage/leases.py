@@ -5,6 +5,8 @@ that resumes later notices the loss before it acts, because it must renew first 
 efficient fault-tolerant mechanism for distributed file cache consistency", SOSP 1989).
 """
 
+import functools
+import logging
 import os
 import secrets
 import socket
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import psutil
 from sqlalchemy import delete
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from storage.database import Database, now
 from storage.tables import Lease
@@ -26,6 +28,8 @@ SCHEDULER = "scheduler"
 DEPLOYING = "deploying"
 RELEASING = "releasing"
 """Lease of the process that steers shadow and canary releases."""
+
+log = logging.getLogger(__name__)
 
 
 def take(database: Database, name: str, holder: str, seconds: float) -> bool:
@@ -66,7 +70,7 @@ def held(
     """Hold a lease during the block; a thread renews it. Yields False if another process holds the lease.
 
     Attempts to take it end after `wait_s` seconds. If the lease could not be renewed in time, the thread calls
-    `on_loss`: another process may hold the lease then.
+    `on_loss`: another process may hold the lease then. A lease that cannot be released expires by itself.
     """
     holder = new_holder()
     deadline = time.monotonic() + wait_s
@@ -83,7 +87,12 @@ def held(
     finally:
         ended.set()
         keeper.join()
-        give_back(database, name, holder)
+        try:
+            give_back(database, name, holder)
+        except SQLAlchemyError as error:
+            # What the block did is done, so this is no failure of the block.
+            reason = str(error).partition("\n")[0]
+            log.warning("The lease '%s' cannot be released now; it expires in %.0f s: %s", name, seconds, reason)
 
 
 def new_holder() -> str:
@@ -97,10 +106,19 @@ def is_of_this_process(holder: str) -> bool:
     return (where, int(process)) == (_here(), os.getpid())
 
 
+@functools.cache
 def _here() -> str:
-    """Return the host's name and the process id namespace; containers have their own."""
-    namespace = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()} {namespace.readlink().name if namespace.exists() else 'pid'}"
+    """Return the host's name, the ID of its boot, and the process id namespace; containers have their own namespaces.
+
+    Copies of a virtual machine may have the same name, and all have the same first namespace, but each boots by itself.
+    """
+    namespace, boot = Path("/proc/self/ns/pid"), Path("/proc/sys/kernel/random/boot_id")
+    where = [
+        socket.gethostname(),
+        boot.read_text().strip() if boot.exists() else "boot",
+        namespace.readlink().name if namespace.exists() else "pid",
+    ]
+    return " ".join(where)
 
 
 def _is_over(lease: Lease, time_: datetime) -> bool:
@@ -112,15 +130,32 @@ def _is_over(lease: Lease, time_: datetime) -> bool:
 def _keep(
     database: Database, name: str, holder: str, seconds: float, ended: threading.Event, on_loss: Callable[[], None]
 ) -> None:
-    renewed_at = time.monotonic()
+    def lose() -> None:
+        if not ended.is_set():
+            on_loss()
+
+    # The loss must be noticed in time, even while the database hangs.
+    expiry = _started_timer(seconds, lose)
     while not ended.wait(seconds / 4):
+        asked_at = time.monotonic()
         try:
             kept = take(database, name, holder, seconds)
         except Exception:
-            # After any error, `on_loss` must be called in time. The database may come back before the lease expires.
-            kept = time.monotonic() - renewed_at < seconds
-        else:
-            renewed_at = time.monotonic()
-        if not kept:
-            on_loss()
+            if expiry.is_alive():
+                continue  # the database may come back before the lease expires
             return
+        if not expiry.is_alive():
+            return
+        expiry.cancel()
+        if not kept:
+            lose()
+            return
+        expiry = _started_timer(seconds - (time.monotonic() - asked_at), lose)
+    expiry.cancel()
+
+
+def _started_timer(seconds: float, call: Callable[[], None]) -> threading.Timer:
+    timer = threading.Timer(seconds, call)
+    timer.daemon = True
+    timer.start()
+    return timer

@@ -1,6 +1,6 @@
 """Shadow and canary releases: the candidate, its results, and its outcome."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -125,19 +125,29 @@ def share_of(release: Release) -> float:
 
 
 def add_findings(
-    database: Database, release_id: int, figures: Figures, differing: Sequence[DifferingText], keeps_texts: bool
+    database: Database,
+    release_id: int,
+    figures: Figures,
+    differing: Sequence[DifferingText],
+    keeps_texts: bool,
+    before_commit: Callable[[], object] = lambda: None,
 ) -> None:
     """Add a gateway's counts, and store differing texts, or only their hashes without `keeps_texts`.
 
-    Findings that arrive after the end of the release are ignored.
+    Findings that arrive after the end of the release are ignored. `before_commit` is called when everything but the
+    commit has succeeded. If the commit fails, nobody knows whether the findings were stored.
     """
     with database.transaction() as session:
         release = locked(session, release_id)
-        if release is None:
-            return
-        release.figures = summed(release.figures, figures)
-        if not differing:
-            return
+        if release is not None:
+            release.figures = summed(release.figures, figures)
+            _add_differing(session, release_id, differing, keeps_texts)
+            session.flush()
+        before_commit()
+
+
+def _add_differing(session: Session, release_id: int, differing: Sequence[DifferingText], keeps_texts: bool) -> None:
+    if differing:
         time = now(session)
         session.execute(
             insert(Difference),

@@ -42,6 +42,20 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(timezone.utc) if value.tzinfo else value.replace(tzinfo=timezone.utc)
 
 
+class StorableText(TypeDecorator[str]):
+    """Text without characters that a database refuses, which are replaced. Otherwise one would lose a whole batch.
+
+    PostgreSQL refuses the character NUL; no database takes lone surrogates.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Return the text as it is stored."""
+        return None if value is None else value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
 class Table(DeclarativeBase):
     """Base class of all tables."""
 
@@ -65,12 +79,12 @@ class Feedback(Table):
     __tablename__ = "feedback"
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
-    text: Mapped[str] = mapped_column(Text)
+    text: Mapped[str] = mapped_column(StorableText)
     text_hash: Mapped[str] = mapped_column(String(64), index=True)
-    label: Mapped[str] = mapped_column(Text)
+    label: Mapped[str] = mapped_column(StorableText)
     held_out: Mapped[bool]
     """True if the row is only used for evaluation, never for training."""
-    source: Mapped[str] = mapped_column(Text, index=True)
+    source: Mapped[str] = mapped_column(StorableText, index=True)
     """Sender of the row: the name of a `FeedbackSource`."""
     received_at: Mapped[datetime] = mapped_column(index=True)
     withdrawn_at: Mapped[datetime | None]
@@ -82,7 +96,7 @@ class FeedbackSource(Table):
 
     __tablename__ = "feedback_sources"
 
-    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    name: Mapped[str] = mapped_column(StorableText, primary_key=True)
     """`key:NAME`, `admin`, `console:NAME`, `import:FILE`, `anonymous`, or `legacy:NAME` for rows of older releases."""
     rows: Mapped[int] = mapped_column(default=0)
     bytes: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -91,7 +105,7 @@ class FeedbackSource(Table):
     rows_of_day: Mapped[int] = mapped_column(default=0)
     quarantined_at: Mapped[datetime | None]
     """Time since which no row of the source is used to train or evaluate models."""
-    reason: Mapped[str] = mapped_column(Text, default="")
+    reason: Mapped[str] = mapped_column(StorableText, default="")
     """Reason of the last quarantine or release."""
     examined_up_to: Mapped[int] = mapped_column(BigInteger, default=0)
     """Id of the newest row at the last release. Only newer rows can put the source into quarantine again."""
@@ -117,7 +131,7 @@ class Event(Table):
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     at: Mapped[datetime] = mapped_column(index=True)
     kind: Mapped[str] = mapped_column(String(40), index=True)
-    message: Mapped[str] = mapped_column(Text)
+    message: Mapped[str] = mapped_column(StorableText)
     figures: Mapped[Figures]
     version: Mapped[int | None]
     job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id"))
@@ -130,8 +144,8 @@ class Mail(Table):
 
     event_id: Mapped[int] = mapped_column(ForeignKey("events.id"), primary_key=True)
     """One mail per event, so that nothing is sent twice."""
-    subject: Mapped[str] = mapped_column(Text)
-    body: Mapped[str] = mapped_column(Text)
+    subject: Mapped[str] = mapped_column(StorableText)
+    body: Mapped[str] = mapped_column(StorableText)
     delivered: Mapped[list[str]] = mapped_column(JSON, default=list)
     """Channels through which the mail was already sent."""
     attempts: Mapped[int] = mapped_column(default=0)
@@ -139,7 +153,7 @@ class Mail(Table):
     """Attempts in which the mail server refused all remaining recipients for good."""
     next_attempt_at: Mapped[datetime]
     sent_at: Mapped[datetime | None] = mapped_column(index=True)
-    last_error: Mapped[str] = mapped_column(Text, default="")
+    last_error: Mapped[str] = mapped_column(StorableText, default="")
 
 
 class Job(Table):
@@ -150,9 +164,9 @@ class Job(Table):
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     kind: Mapped[str] = mapped_column(String(20))
     state: Mapped[str] = mapped_column(String(20), index=True)
-    reason: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(StorableText)
     """Who or what requested it."""
-    step: Mapped[str] = mapped_column(Text, default="")
+    step: Mapped[str] = mapped_column(StorableText, default="")
     attempts: Mapped[int] = mapped_column(default=0)
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[datetime]
@@ -161,7 +175,7 @@ class Job(Table):
     fingerprint: Mapped[str] = mapped_column(String(64), default="")
     """Hash of the data and settings of a retraining, so that it is not repeated."""
     result: Mapped[Figures] = mapped_column(default=dict)
-    error: Mapped[str] = mapped_column(Text, default="")
+    error: Mapped[str] = mapped_column(StorableText, default="")
 
 
 class Lease(Table):
@@ -170,7 +184,7 @@ class Lease(Table):
     __tablename__ = "leases"
 
     name: Mapped[str] = mapped_column(String(40), primary_key=True)
-    holder: Mapped[str] = mapped_column(Text)
+    holder: Mapped[str] = mapped_column(StorableText)
     expires_at: Mapped[datetime]
 
 
@@ -196,7 +210,7 @@ class Verdict(Table):
     version: Mapped[int]
     gate: Mapped[str] = mapped_column(String(40))
     passed: Mapped[bool]
-    message: Mapped[str] = mapped_column(Text)
+    message: Mapped[str] = mapped_column(StorableText)
     figures: Mapped[Figures]
     at: Mapped[datetime]
 
@@ -211,7 +225,7 @@ class Deployment(Table):
     previous: Mapped[int | None]
     """The version deployed before, the target of a rollback."""
     state: Mapped[str] = mapped_column(String(20), index=True)
-    reason: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(StorableText)
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     monitored_until: Mapped[datetime | None] = mapped_column("bakes_until")
@@ -241,9 +255,9 @@ class Release(Table):
     mode: Mapped[str] = mapped_column(String(20))
     state: Mapped[str] = mapped_column(String(20))
     """State of the release; at most one release is running."""
-    reason: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(StorableText)
     """Who or what requested it."""
-    outcome: Mapped[str] = mapped_column(Text, default="")
+    outcome: Mapped[str] = mapped_column(StorableText, default="")
     """Reason of its end."""
     steps: Mapped[list[float]] = mapped_column(JSON)
     """Share of live texts that clients get the candidate's predictions for, at each step; empty for a shadow."""
@@ -263,12 +277,12 @@ class Difference(Table):
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     release_id: Mapped[int] = mapped_column(ForeignKey("releases.id"), index=True)
     at: Mapped[datetime]
-    text: Mapped[str | None] = mapped_column(Text)
+    text: Mapped[str | None] = mapped_column(StorableText)
     """The text; null if texts are not stored."""
     text_hash: Mapped[str] = mapped_column(String(64))
-    champion_label: Mapped[str] = mapped_column(Text)
+    champion_label: Mapped[str] = mapped_column(StorableText)
     champion_score: Mapped[float]
-    challenger_label: Mapped[str] = mapped_column(Text)
+    challenger_label: Mapped[str] = mapped_column(StorableText)
     challenger_score: Mapped[float]
 
 
@@ -303,10 +317,10 @@ class SampledPrediction(Table):
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     at: Mapped[datetime] = mapped_column(index=True)
     version: Mapped[int]
-    label: Mapped[str] = mapped_column(Text)
+    label: Mapped[str] = mapped_column(StorableText)
     probabilities: Mapped[list[float]] = mapped_column(JSON)
     """Calibrated probabilities in the order of the version's labels."""
-    text: Mapped[str | None] = mapped_column(Text)
+    text: Mapped[str | None] = mapped_column(StorableText)
     """The text, or the beginning of a very long one; null if texts are not stored."""
     text_hash: Mapped[str] = mapped_column(String(64))
     """Hash of the text, as in the table `feedback`."""

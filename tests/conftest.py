@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from common.home import HOME
 from common.proxies import prepare_proxies
-from export.packed_graph import export_packed_graph
+from export.graph import export_graph
+from lifecycle.jobs import job_process
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME, Variant
 from tests.pages import ORDERED
+from trainer.architectures import why_unpacked
 
 # As app.py does: tests call servers on this machine.
 prepare_proxies(os.environ)
@@ -26,18 +29,38 @@ REFERENCE = Variant(ONNXRUNTIME, FLOAT32)
 
 LABELS = ("Negative", "Positive")
 MAX_LENGTH = 320
-ENCODERS = {
-    "bert": {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 128},
-    "distilbert": {"n_layers": 2, "n_heads": 4, "dim": 64, "hidden_dim": 128},
-    "roberta": {
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "pad_token_id": 1,
-        "max_position_embeddings": 514,
-    },
+_SMALL: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_size": 64,
+    "intermediate_size": 128,
 }
+_AFTER_PADDING = _SMALL | {"pad_token_id": 1, "max_position_embeddings": 514}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": _SMALL,
+    "distilbert": {"n_layers": 2, "n_heads": 4, "dim": 64, "hidden_dim": 128},
+    "roberta": _AFTER_PADDING,
+    "xlm-roberta": _AFTER_PADDING,
+    "camembert": _AFTER_PADDING,
+    "electra": _SMALL | {"embedding_size": 32},
+    "mpnet": _AFTER_PADDING,
+    "albert": _SMALL | {"embedding_size": 32},
+    # As DeBERTa-v3 is configured: no absolute positions, disentangled attention with buckets.
+    "deberta-v2": _SMALL
+    | {
+        "relative_attention": True,
+        "position_buckets": 32,
+        "pos_att_type": "p2c|c2p",
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+    },
+    # The second layer's attention reaches four tokens to each side.
+    "modernbert": _SMALL | {"local_attention": 8, "pad_token_id": 0},
+}
+"""Small configurations of the families that can be packed."""
+_BYTE_PAIRS = ("roberta", "mpnet")
+_SENTENCE_PIECES = ("xlm-roberta", "camembert", "deberta-v2", "albert")
 SENTENCES = [
     "I love this product!",
     "This is terrible.",
@@ -70,6 +93,12 @@ def pytest_configure() -> None:
     # A failing test's report shows the pipeline's log; one line for each HTTP request would bury it.
     for name in ("httpx", "httpcore", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@pytest.fixture(autouse=True)
+def _same_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that a test runs in its own process would leave all later tests at idle priority."""
+    monkeypatch.setattr(job_process, "modest", lambda _share: nullcontext())
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -122,13 +151,12 @@ def _shuffle(items: list[pytest.Item], seed: str) -> None:
     items[:] = [item for _, item in sorted(zip(places, items, strict=True), key=lambda pair: pair[0])]
 
 
-def make_encoder(architecture: str, directory: Path, weight_scale: float = 15) -> Path:
+def make_encoder(architecture: str, directory: Path, weight_scale: float = 15, **options: Any) -> Path:
     """A random encoder of the architecture with a real tokenizer, saved as the hub's models are."""
     tokenizer = make_tokenizer(architecture)
     torch.manual_seed(7)
-    config = AutoConfig.for_model(
-        architecture, vocab_size=tokenizer.vocab_size, num_labels=len(LABELS), **ENCODERS[architecture]
-    )
+    settings = ENCODERS.get(architecture, _SMALL) | options
+    config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), num_labels=len(LABELS), **settings)
     model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     # Initial weights are so small that every text gets nearly the same answer; larger ones tell texts apart.
     with torch.no_grad():
@@ -141,7 +169,9 @@ def make_encoder(architecture: str, directory: Path, weight_scale: float = 15) -
 
 
 def make_tokenizer(architecture: str) -> PreTrainedTokenizerFast:
-    if architecture == "roberta":
+    if architecture in _SENTENCE_PIECES:
+        return _sentence_pieces(architecture)
+    if architecture in _BYTE_PAIRS:
         specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         raw = Tokenizer(models.BPE(unk_token="<unk>"))
         raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -165,11 +195,33 @@ def make_tokenizer(architecture: str) -> PreTrainedTokenizerFast:
     )
 
 
+def _sentence_pieces(architecture: str) -> PreTrainedTokenizerFast:
+    """A tokenizer as SentencePiece makes it: each word begins with a mark."""
+    if architecture in ("xlm-roberta", "camembert"):
+        first, last, padding, unknown = "<s>", "</s>", "<pad>", "<unk>"
+        specials = [first, padding, last, unknown]
+    else:
+        first, last, padding, unknown = "[CLS]", "[SEP]", "[PAD]", "[UNK]"
+        specials = [padding, first, last, unknown]
+    words = sorted({f"\u2581{word}" for text in SENTENCES for word in text.split()})
+    letters = sorted({letter for word in words for letter in word})
+    scores = [(special, 0.0) for special in specials]
+    scores += [(word, -1.0) for word in words] + [(letter, -5.0) for letter in letters if letter not in words]
+    raw = Tokenizer(models.Unigram(scores, unk_id=specials.index(unknown)))
+    raw.normalizer = normalizers.NFKC()
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    raw.decoder = decoders.Metaspace()
+    raw.post_processor = processors.BertProcessing((last, specials.index(last)), (first, specials.index(first)))
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=raw, unk_token=unknown, pad_token=padding, cls_token=first, sep_token=last
+    )
+
+
 def make_bundle(encoder: Path, directory: Path, version: int = 1) -> Path:
     """A complete version made of a saved encoder, as the export lays it out."""
     directory.mkdir(parents=True)
     model = AutoModelForSequenceClassification.from_pretrained(encoder)
-    export_packed_graph(model, temperature=1.0, path=directory / FLOAT_GRAPH)
+    export_graph(model, temperature=1.0, path=directory / FLOAT_GRAPH)
     (directory / TOKENIZER).write_bytes((encoder / TOKENIZER).read_bytes())
     Bundle(
         version=version,
@@ -181,6 +233,7 @@ def make_bundle(encoder: Path, directory: Path, version: int = 1) -> Path:
         mlflow_run="",
         metrics={},
         proofs=(),
+        packed=not why_unpacked(model.config.to_dict()),
     ).save(directory)
     return directory
 

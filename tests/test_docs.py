@@ -1,7 +1,9 @@
 """The README and the pages of docs/: whole, linked, true of the code, and each of their commands run by a test."""
 
+import ast
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,42 @@ def test_tree_names_each_module() -> None:
     for module in modules.splitlines():
         if not module.startswith("tests/") and not module.endswith("__init__.py"):
             assert re.search(rf"^\s*(\S+/)?{re.escape(Path(module).name)} ", tree, flags=re.MULTILINE), module
+
+
+def _printed() -> Iterator[str]:
+    """Yield each text that the code may print, with `…` for what varies, and whole files that print without Python."""
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+    for module in listed.splitlines():
+        if module.startswith(("tests/", "benchmarks/", "docs/")):
+            continue
+        for node in ast.walk(ast.parse((PROJECT / module).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(map(_shown, node.values))
+    for file in ("Makefile", "docker-compose.yml", "deploy/images/start_triton.sh"):
+        yield (PROJECT / file).read_text(encoding="utf-8")
+
+
+def _shown(part: ast.expr) -> str:
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    is_home = isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name) and part.value.id == "HOME"
+    return HOME if is_home else "…"
+
+
+@pytest.mark.parametrize("page", ["docs/troubleshooting.md", "docs/machines.md"])
+def test_messages_of_a_page_are_those_of_the_code(page: str) -> None:
+    """Those of other programs are in italics, and are not compared."""
+    cells = re.findall(r"^\| (.*?) \| ", PAGES[page], flags=re.MULTILINE)
+    quoted = [message for cell in cells for message in re.findall(r"`([^`]+)`", re.sub(r"\*`.*?`\*", "", cell))]
+    assert quoted
+    printed = list(_printed())
+    for message in quoted:
+        fixed = message.split("…")
+        assert max(map(len, fixed)) >= 10, f"too little of it is fixed: {message}"
+        wanted = re.compile(".*".join(map(re.escape, fixed)), flags=re.DOTALL)
+        assert any(map(wanted.search, printed)), f"{page} quotes {message!r}, which is in no module"
 
 
 def test_readme_is_short() -> None:

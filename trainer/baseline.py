@@ -1,7 +1,7 @@
 """A baseline beside each model: TF-IDF with logistic regression. It needs seconds, and no encoder."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +28,6 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\u
 _TOKENS = rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]"
 """A character of such a script, a word of another one, or a sign such as an emoji."""
 
-FEW_STEPS = 300
-FEW_TEXTS = 2_000
-MANY_UNKNOWN = 0.1
-"""From this share on, unknown tokens are a likely cause of a poor model."""
 _SEED = 0
 
 
@@ -79,30 +75,3 @@ def _predicted(
         vectorizer.transform(text[:MOST_CHARACTERS] for text in unknown)
     )
     return probabilities
-
-
-def not_better(
-    model: Mapping[str, float], baseline: Mapping[str, float], steps: int, texts: int, unknown: float
-) -> str:
-    """Return a warning with likely causes if the model's macro F1 is not above the baseline's; empty if it is, or is 1.
-
-    The causes come from the number of training steps and texts, and from the share of unknown tokens.
-    """
-    if model["macro_f1"] > baseline["macro_f1"] or model["macro_f1"] == 1:
-        return ""
-    causes = []
-    if unknown >= MANY_UNKNOWN:
-        causes.append(
-            f"the encoder does not know {unknown:.0%} of the tokens, so choose one of this language or script "
-            "(SENTIMENT_BASE_MODEL)"
-        )
-    if texts < FEW_TEXTS:
-        causes.append(f"there are only {texts:,} training texts, so add more")
-    if steps < FEW_STEPS:
-        causes.append(f"there were only {steps:,} training steps, so train longer (SENTIMENT_EPOCHS)")
-    likely = "; ".join(causes) or "none of the usual ones was found, so try more epochs or another encoder"
-    return (
-        f"The model is not better than the baseline: macro F1 {model['macro_f1']:.4f} against "
-        f"{baseline['macro_f1']:.4f}, accuracy {model['accuracy']:.4f} against {baseline['accuracy']:.4f}. "
-        f"Likely causes: {likely}."
-    )

@@ -19,6 +19,10 @@ LARGEST_LOSS = 0.01
 
 TEMPERATURES = (0.25, 10.0)
 """Bounds of the temperature. Without them, texts without errors would lead to 0."""
+PRIOR = 2.0
+"""Penalty of the temperature's squared logarithm, in units of one text's log loss: a normal prior with a deviation of
+0.5. It keeps the temperature near 1 if few texts are held out: three right ones would lead to the lower bound. For
+hundreds of texts it changes nothing that shows."""
 
 Scores = npt.NDArray[np.floating]
 
@@ -131,16 +135,17 @@ def expected_calibration_error(confidence: npt.NDArray[np.floating], correct: np
 
 
 def fit_temperature(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]) -> float:
-    """The temperature T that minimises the log loss of softmax(`logits` / T) on `targets`.
+    """The temperature T that minimises the log loss of softmax(`logits` / T) on `targets`, with a prior around 1.
 
     It changes the confidence, and no label. Temperature scaling: Guo et al. 2017, section 4.2.
     """
 
-    def log_loss(temperature: float) -> float:
+    def penalised_loss(temperature: float) -> float:
         log_probabilities = log_softmax(logits / temperature, axis=1)
-        return float(-log_probabilities[np.arange(len(targets)), targets].mean())
+        log_loss = -log_probabilities[np.arange(len(targets)), targets].mean()
+        return float(log_loss + PRIOR * np.log(temperature) ** 2 / len(targets))
 
-    return float(minimize_scalar(log_loss, bounds=TEMPERATURES, method="bounded").x)
+    return float(minimize_scalar(penalised_loss, bounds=TEMPERATURES, method="bounded").x)
 
 
 def calibrated(logits: npt.NDArray[np.floating], temperature: float) -> Scores:

@@ -35,10 +35,13 @@ class TrainingRecord:
     """Metrics of the baseline on the validation texts; empty in a record of an older release."""
     data: dict[str, RowCounts] = field(default_factory=dict)
     """Rows of the files `train` and `val`. Records of older releases do not have this field."""
+    quick: bool = False
+    """True for a quick first version (`first_version`), which the full training is to replace."""
 
-    def is_of(self, settings: Settings, fingerprint: str) -> bool:
+    def is_of(self, settings: Settings, fingerprint: str, *, quick: bool = False) -> bool:
         """Return whether a training on the data with this fingerprint, with these settings, would repeat this one."""
-        return self.data_fingerprint == fingerprint and self.training_key in ("", training_key(settings, fingerprint))
+        keys = ("", training_key(settings, fingerprint, quick=quick))
+        return self.quick == quick and self.data_fingerprint == fingerprint and self.training_key in keys
 
     def save(self, model_dir: Path) -> None:
         """Write the record to `model_dir`."""
@@ -61,9 +64,11 @@ class TrainingRecord:
             raise PipelineError(f"{path} is damaged ({error}). Run `python app.py train` again.") from error
 
 
-def training_key(settings: Settings, fingerprint: str) -> str:
+def training_key(settings: Settings, fingerprint: str, *, quick: bool = False) -> str:
     """Return a hash of the data and settings of a training. The same key would produce the same model."""
     how = settings.model_dump(
         mode="json", include={"base_model", "max_length", "epochs", "batch_size", "learning_rate", "seed"}
     )
+    if quick:
+        how["quick"] = True
     return hashlib.sha256(json.dumps([fingerprint, how], sort_keys=True).encode()).hexdigest()

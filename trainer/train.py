@@ -16,13 +16,15 @@ from common.errors import PipelineError
 from common.settings import Settings
 from serving.model_repo.bundle import RowCounts
 from serving.model_repo.repository import ModelRepository
+from trainer.advice import TrainingFacts, near_chance, not_better
 from trainer.base_tokenizer import BaseTokenizer, load_base_tokenizer
-from trainer.baseline import evaluate_baseline, not_better
+from trainer.baseline import evaluate_baseline
 from trainer.confident_learning import find_suspects
 from trainer.data_report import DataReport, data_report
 from trainer.dataset import DatasetError, check_data, load_dataset
 from trainer.evaluation import at_bound, calibrated, evaluate, fit_temperature, under_thresholds
 from trainer.fine_tune import FineTuned, fine_tune
+from trainer.hyperparameters import usual_learning_rate
 from trainer.record import TrainingRecord, training_key
 from trainer.suspects import SuspectList, write_suspects
 from trainer.tracking import Tracking
@@ -31,9 +33,15 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    settings: Settings, counts: dict[str, RowCounts] | None = None, own_rows: Collection[tuple[str, str]] | None = None
+    settings: Settings,
+    counts: dict[str, RowCounts] | None = None,
+    own_rows: Collection[tuple[str, str]] | None = None,
+    *,
+    quick: bool = False,
 ) -> TrainingRecord:
     """Check the data, fine-tune, calibrate, record in MLflow, and save to the model directory.
+
+    A `quick` training takes bounded time (`first_version`), and lists no suspicious labels.
 
     `counts` are recorded as the rows of the data files. If they are missing, those of the files read here are. The list
     of suspicious labels contains only `own_rows`, pairs of text and label, because feedback may be erased later, and no
@@ -60,7 +68,7 @@ def train(
         baseline.accuracy,
         baseline.macro_f1,
     )
-    tuned = fine_tune(settings, dataset)
+    tuned = fine_tune(settings, dataset, quick=quick)
     if base is None:  # the training has just downloaded the encoder
         tokenizer = Tokenizer.from_str(tuned.tokenizer.backend_tokenizer.to_str())  # a copy, because it is changed
         report = data_report(found, BaseTokenizer(tuned.base_model, tokenizer, tuned.max_length))
@@ -78,14 +86,15 @@ def train(
     )
     if warning := at_bound(temperature):
         log.warning("%s (calibration error %.3f on the validation texts).", warning, evaluation.calibration_error)
-    warning = not_better(
-        evaluation.metrics(),
-        baseline.metrics(),
-        steps=tuned.steps,
+    facts = TrainingFacts(
         texts=len(dataset.train.texts),
+        steps=tuned.steps,
+        learning_rate=tuned.hyperparameters["learning_rate"],
+        usual_learning_rate=usual_learning_rate(tuned.model.config.hidden_size),
         unknown=report.tokens.unknown if report.tokens else 0.0,
     )
-    if warning:
+    warning = near_chance(evaluation, baseline, facts) or not_better(evaluation.metrics(), baseline.metrics(), facts)
+    if warning and not quick:
         log.warning("%s", warning)
     for problem in under_thresholds(settings, evaluation.metrics(), "validation"):
         log.warning(
@@ -118,8 +127,9 @@ def train(
         data_fingerprint=dataset.fingerprint,
         metrics=evaluation.metrics(),
         baseline=baseline.metrics(),
-        training_key=training_key(settings, dataset.fingerprint),
+        training_key=training_key(settings, dataset.fingerprint, quick=quick),
         data=counts or dataset.counts,
+        quick=quick,
     )
     tracking.save_record(record)
     record.save(staging)
@@ -132,7 +142,7 @@ def train(
         settings.model_dir,
         tracking.uri,
     )
-    suspects = _list_suspects(settings, tuned, temperature, dataset.labels, own_rows)
+    suspects = None if quick else _list_suspects(settings, tuned, temperature, dataset.labels, own_rows)
     tracking.record_data(run_id, replace(report, suspects=suspects).as_json(), suspects.path if suspects else None)
     return record
 

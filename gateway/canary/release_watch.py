@@ -102,7 +102,9 @@ class ReleaseWatch:
     def _tell_and_read(self, release_id: int | None, found: Findings) -> Release | None:
         database = self._storage.open()
         if release_id is not None and found.figures:
-            releases.add_findings(database, release_id, found.figures, found.differing, self._keeps_texts)
-            found.take()  # they are stored: if the read below fails, they must not be put back and counted again
+            # Whatever fails from the commit on, the findings must not be put back: they may be stored already.
+            releases.add_findings(
+                database, release_id, found.figures, found.differing, self._keeps_texts, before_commit=found.take
+            )
         with database.reading() as session:
             return releases.running(session)

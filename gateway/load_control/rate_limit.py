@@ -1,12 +1,15 @@
 """Rate limit in texts per caller; a caller is an API key, or an address without a key."""
 
-from limits import parse
+from limits import RateLimitItemPerSecond, parse
 from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.types import Scope
 
 from gateway.http.callers import caller_of
 from gateway.http.problems import CallerLimitError
 from gateway.http.rate_counts import RateCounts
+
+KEYLESS_FEEDBACK_KIB = RateLimitItemPerSecond(4_096, 10)
+"""Feedback in KiB that is read from all callers without a key together, because large bodies delay other requests."""
 
 
 class CallerLimits:

@@ -4,13 +4,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from fastapi import Request
+from limits.strategies import SlidingWindowCounterRateLimiter
 
 from common.settings import Settings
 from gateway.auth.sessions import Sessions
 from gateway.auth.wrong_keys import WrongKeys
+from gateway.http.rate_counts import RateCounts
 from gateway.inference.predictor import Predictor
 from gateway.load_control.admission import UnderWay
-from gateway.load_control.rate_limit import CallerLimits
+from gateway.load_control.rate_limit import KEYLESS_FEEDBACK_KIB, CallerLimits
 from gateway.monitoring.database_work import DatabaseWork
 from gateway.monitoring.metrics import Metrics
 from gateway.monitoring.recent_rates import Pulse
@@ -42,6 +44,10 @@ class AppContext:
     """The requests in progress."""
     work: DatabaseWork = field(default_factory=DatabaseWork)
     """The threads for database work."""
+    keyless_feedback: RateCounts = field(
+        default_factory=lambda: RateCounts(KEYLESS_FEEDBACK_KIB, SlidingWindowCounterRateLimiter)
+    )
+    """What callers without a key have used of `KEYLESS_FEEDBACK_KIB`."""
     listeners: Counter[str] = field(default_factory=Counter)
     """Number of open progress streams of each caller."""
 

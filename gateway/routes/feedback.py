@@ -23,15 +23,16 @@ from gateway.http.problems import (
     TooLargeError,
     UnsupportedMediaTypeError,
 )
-from gateway.http.request_body import read_body
+from gateway.http.request_body import MAX_BODY_BYTES, read_body
 from gateway.http.schemas import FeedbackAccepted, FeedbackRequest
 from gateway.http.validation import labelled_texts
+from gateway.load_control.rate_limit import KEYLESS_FEEDBACK_KIB
 from gateway.routes.context import AppContext, get_context
 from gateway.routes.direct_route import DirectRoute
 from gateway.routes.openapi import parameter, problem_responses, request_body
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
-from storage.api_keys import Scope
+from storage.api_keys import ANONYMOUS_NAME, Scope
 from storage.feedback import KeyUsedError, LabelledText, add_feedback
 from storage.feedback_sources import FullError, Quota, QuotaError
 
@@ -47,6 +48,7 @@ async def post_feedback(request: Request) -> Response:
 
     What is answered with 201 is on the disk. The source is the API key; `SENTIMENT_TRUSTED_SOURCES` says whom to trust.
     """
+    _bound_keyless(request)
     rows = labelled_texts(await read_body(request))
     key = request.headers.get(IDEMPOTENCY_HEADER, "")
     if len(key) > MOST_KEY_CHARACTERS:
@@ -60,6 +62,23 @@ async def post_feedback(request: Request) -> Response:
     get_context(request).count_texts(request, len(rows))
     await keep(request, rows, of_key(request.scope["state"]["caller"]), key)
     return Response(orjson.dumps({"accepted": len(rows)}), 201, media_type="application/json")
+
+
+def _bound_keyless(request: Request) -> None:
+    """Count the size of a request without a key, before its body is read.
+
+    Raises:
+        FeedbackQuotaError: it exceeds `KEYLESS_FEEDBACK_KIB`.
+    """
+    if request.scope["state"]["caller"] != ANONYMOUS_NAME:
+        return
+    declared = request.headers.get("content-length", "")
+    size = min(int(declared), MAX_BODY_BYTES) if declared.isdecimal() else MAX_BODY_BYTES
+    retry_after_s = get_context(request).keyless_feedback.hit("", -(-size // 1024))
+    if retry_after_s is not None:
+        most = f"{KEYLESS_FEEDBACK_KIB.amount:,} KiB in {KEYLESS_FEEDBACK_KIB.multiples} seconds"
+        detail = f"Without a key, at most {most} of feedback are read. Send it later, or with a key."
+        raise FeedbackQuotaError(detail, retry_after_s=retry_after_s)
 
 
 async def keep(request: Request, rows: dict[str, LabelledText], source: str, key: str = "") -> None:

@@ -31,7 +31,7 @@ def start(settings: Settings, database: Database, version: int, mode: Mode, reas
         UnknownVersionError: the version is not published.
         DeploymentError: it is deployed already or does not load, nothing is deployed, or another release is running.
     """
-    with deploying(database):
+    with deploying(database) as check:
         repository = ModelRepository(settings.model_repository)
         champion = repository.deployed()
         if version not in repository.published():
@@ -61,6 +61,7 @@ def start(settings: Settings, database: Database, version: int, mode: Mode, reas
             if running is None:
                 challenger.unload(tritons, repository)
             raise DeploymentError(str(error)) from error
+        check()
         steps = settings.canary_shares if mode == releases.CANARY else []
         with database.transaction() as session:
             before = None if running is None else releases.locked(session, running.id)

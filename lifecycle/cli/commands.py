@@ -116,7 +116,7 @@ def models(settings: Settings, options: argparse.Namespace) -> None:
     rows = [
         [
             str(model["version"]),
-            ", ".join(model["aliases"]),
+            ", ".join([*model["aliases"], *["quick"] * model["quick"]]),
             f"{model['metrics'].get('accuracy', 0):.4f}",
             f"{model['metrics'].get('macro_f1', 0):.4f}",
             _gates(model["gates"]),

@@ -49,6 +49,8 @@ class PostDeployMonitor:
         """Create a monitor that reads the call `statistics` of the gateway in this process."""
         self._settings = settings
         self._statistics = statistics
+        self._term: int | None = None
+        """ID of the monitored deployment. A version that is deployed again gets another one."""
         self._probing: Probing | None = None
         self._probed_at = float("-inf")
         self._elapsed = Elapsed()
@@ -63,12 +65,15 @@ class PostDeployMonitor:
             deployment = deployments.serving(session)
             time_ = now(session)
         if deployment is None or deployment.monitored_until is None:
-            self._probing = None
+            self._term = None
             return
+        if deployment.id != self._term:
+            # Calls and probes during an earlier deployment of the same version do not count.
+            self._term = deployment.id
+            self._probing, self._probed_at = Probing(deployment.version), float("-inf")
         window_s = (deployment.monitored_until - deployment.started_at).total_seconds()
         elapsed_s = self._elapsed.seconds(deployment.id, (time_ - deployment.started_at).total_seconds())
         began = time_ - timedelta(seconds=elapsed_s)  # by the clock as it is now
-        # Calls during an earlier deployment of the same version do not count.
         counted = self._statistics.of(deployment.version, time.monotonic() - elapsed_s)
         problem = (
             _stale(self._settings, database, deployment, began)
@@ -92,8 +97,7 @@ class PostDeployMonitor:
 
     def _failure(self, database: Database, deployment: Deployment, began: datetime, counted: VersionStatistics) -> str:
         """Return how the version fails on the pipeline's own texts; empty if it does not."""
-        if self._probing is None or self._probing.version != deployment.version:
-            self._probing, self._probed_at = Probing(deployment.version), float("-inf")
+        assert self._probing is not None
         suspicion = suspicious_failures(counted)
         is_due = time.monotonic() - self._probed_at >= PROBE_INTERVAL_S
         if not (suspicion or is_due or self._probing.is_in_doubt):

@@ -7,8 +7,10 @@ later (`lifecycle/jobs/mlflow_alias.py`), because MLflow may be down, and a depl
 """
 
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from sqlalchemy.orm import Session
 
@@ -59,7 +61,7 @@ def promote(
         UnknownVersionError: the version is not published.
         DeploymentError: it is deployed already, damaged or not loadable, or the deployed version is not `only_from`.
     """
-    with deploying(database):
+    with deploying(database) as check:
         repository = ModelRepository(settings.model_repository)
         previous = repository.deployed()
         if version not in repository.published():
@@ -70,7 +72,7 @@ def promote(
             raise DeploymentError(f"Version {version} is already deployed.")
         if only_from not in (None, previous):
             raise DeploymentError(f"Version {only_from} is no longer deployed; version {previous} is.")
-        _switch(settings, database, version, previous, reason, EventKind.PROMOTED, figures)
+        _switch(settings, database, version, previous, reason, EventKind.PROMOTED, check, figures)
 
 
 def roll_back(settings: Settings, database: Database, reason: str, only_from: int | None = None) -> int:
@@ -82,7 +84,7 @@ def roll_back(settings: Settings, database: Database, reason: str, only_from: in
     Raises:
         DeploymentError: there is no previous version, it does not load, or the deployed version is not `only_from`.
     """
-    with deploying(database):
+    with deploying(database) as check:
         repository = ModelRepository(settings.model_repository)
         current = repository.deployed()
         if only_from not in (None, current):
@@ -97,7 +99,7 @@ def roll_back(settings: Settings, database: Database, reason: str, only_from: in
             raise DeploymentError(
                 f"Version {target}, the rollback target, is no longer in {repository.model}; promote another version."
             )
-        _switch(settings, database, target, previous, reason, EventKind.ROLLED_BACK)
+        _switch(settings, database, target, previous, reason, EventKind.ROLLED_BACK, check)
         return target
 
 
@@ -123,17 +125,18 @@ def reconcile(settings: Settings, database: Database) -> None:
     deployment, including a rollback, is completed if its version loads.
 
     Raises:
-        PipelineError: the repository is damaged.
+        PipelineError: the repository is damaged, or another process took over.
     """
     repository = ModelRepository(settings.model_repository)
-    with leases.held(database, leases.DEPLOYING, LEASE_S) as is_held:
+    lost = threading.Event()
+    with leases.held(database, leases.DEPLOYING, LEASE_S, on_loss=lost.set) as is_held:
         deployed = repository.deployed()
         if not is_held or deployed is None:
             return
         with database.reading() as session:
             cut_off = deployments.intended(session)
         for intention in cut_off:
-            deployed = _settle(settings, database, repository, intention, deployed)
+            deployed = _settle(settings, database, repository, intention, deployed, partial(_check, lost))
         with database.transaction() as session:
             for version in repository.published():
                 try:
@@ -151,6 +154,9 @@ def _record_unknown(session: Session, repository: ModelRepository, version: int,
         reason = f"changed in the model repository; the database named version {recorded}"
     elif repository.published() == {version}:
         reason = "first version"
+        with suppress(PipelineError):
+            if Bundle.load(repository.version_directory(version)).quick:
+                reason = "quick first version; the full training follows"
     else:
         reason = "deployed before this database was created"
     found = deployments.intend(session, version, recorded, reason)
@@ -188,9 +194,18 @@ def reconcile_tritons(settings: Settings, database: Database) -> None:
 
 
 def _settle(
-    settings: Settings, database: Database, repository: ModelRepository, intention: Deployment, deployed: int
+    settings: Settings,
+    database: Database,
+    repository: ModelRepository,
+    intention: Deployment,
+    deployed: int,
+    check: Callable[[], None],
 ) -> int:
-    """Complete or undo an interrupted deployment; return the version that is deployed afterwards."""
+    """Complete or undo an interrupted deployment; return the version that is deployed afterwards.
+
+    Raises:
+        BusyDeployingError: by `check`, the lease was lost.
+    """
     with database.reading() as session:
         has_served = bool(deployments.of_version(session, intention.version))
     tritons = addresses.find(settings.triton_address)
@@ -198,8 +213,10 @@ def _settle(
     Switch(repository).end()
     if is_wanted and intention.version != deployed:
         try:
-            roll_out(tritons, repository, intention.version)
+            roll_out(tritons, repository, intention.version, check)
             deployed = intention.version
+        except BusyDeployingError:
+            raise
         except PipelineError as error:
             log.error("The interrupted deployment of version %d cannot be completed: %s", intention.version, error)
     update_tritons(tritons, repository)
@@ -220,16 +237,29 @@ def _settle(
 
 
 @contextmanager
-def deploying(database: Database) -> Iterator[None]:
+def deploying(database: Database) -> Iterator[Callable[[], None]]:
     """Hold the lease for changing the deployed version or starting a shadow or canary.
+
+    Yields a function that raises a BusyDeployingError if the lease was lost, because another process may be deploying
+    then. The block calls it before it changes anything that it has prepared for long.
 
     Raises:
         BusyDeployingError: another process still holds the lease after `LEASE_WAIT_S` seconds.
     """
-    with leases.held(database, leases.DEPLOYING, LEASE_S, LEASE_WAIT_S) as is_held:
+    lost = threading.Event()
+    with leases.held(database, leases.DEPLOYING, LEASE_S, LEASE_WAIT_S, lost.set) as is_held:
         if not is_held:
             raise BusyDeployingError("Another deployment is in progress; try again in a minute.")
-        yield
+        yield partial(_check, lost)
+
+
+def _check(lost: threading.Event) -> None:
+    """Raise a BusyDeployingError if the lease was lost."""
+    if lost.is_set():
+        raise BusyDeployingError(
+            "The right to deploy was lost, because the database did not renew it in time. Another process may be "
+            "deploying; try again in a minute."
+        )
 
 
 def _switch(
@@ -239,11 +269,13 @@ def _switch(
     previous: int | None,
     reason: str,
     kind: EventKind,
+    check: Callable[[], None],
     figures: Figures | None = None,
 ) -> None:
     """Record the intention, roll out the version, and record the outcome, by an event of `kind`.
 
-    `previous` is the version to which a rollback from `version` would lead.
+    `previous` is the version to which a rollback from `version` would lead. `check` raises an error if the lease was
+    lost before the switch; nothing is switched then.
     """
     repository = ModelRepository(settings.model_repository)
     serving_before = repository.deployed()
@@ -261,7 +293,7 @@ def _switch(
         intention = deployments.intend(session, version, previous, reason)
     try:
         tritons = addresses.find(settings.triton_address)
-        serving = roll_out(tritons, repository, version)
+        serving = roll_out(tritons, repository, version, check)
     except PipelineError as error:
         with suppress(PipelineError):
             update_tritons(addresses.find(settings.triton_address), repository)

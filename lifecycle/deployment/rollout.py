@@ -44,14 +44,20 @@ class RolloutError(PipelineError):
     """The rollout failed, and the previous version stays deployed; the message names the Triton, if one is at fault."""
 
 
-def roll_out(addresses: Sequence[str], repository: ModelRepository, version: int) -> int:
+def roll_out(
+    addresses: Sequence[str],
+    repository: ModelRepository,
+    version: int,
+    before_switch: Callable[[], None] = lambda: None,
+) -> int:
     """Replace the record of the deployed version when all Tritons are ready; return how many then use `version`.
 
     Raises:
-        RolloutError: a Triton is not ready, or the repository's disk is full; all keep the previous version.
+        PipelineError: a Triton is not ready, the repository's disk is full, or `before_switch` raised this; all keep
+            the previous version.
     """
     try:
-        return asyncio.run(_Rollout(addresses, repository, version).run())
+        return asyncio.run(_Rollout(addresses, repository, version, before_switch).run())
     except OSError as error:
         raise RolloutError(f"Cannot write to {repository.model}: {error.strerror}") from error
 
@@ -122,8 +128,11 @@ class _Triton:
 
 
 class _Rollout:
-    def __init__(self, addresses: Sequence[str], repository: ModelRepository, version: int) -> None:
+    def __init__(
+        self, addresses: Sequence[str], repository: ModelRepository, version: int, before_switch: Callable[[], None]
+    ) -> None:
         self._repository = repository
+        self._before_switch = before_switch
         self._switch = Switch(repository)
         self._version = version
         self._addresses = addresses
@@ -145,6 +154,7 @@ class _Rollout:
                 raise RolloutError(
                     "this process was stopped or slow for so long that the Tritons no longer wait for it; try again"
                 )
+            self._before_switch()
             self._repository.deploy(self._version)
             problems = await self._see_them_turn()
             if problems and len(problems) == len(self._running) and before is not None:

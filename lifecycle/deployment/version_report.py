@@ -36,6 +36,8 @@ def describe_models(settings: Settings, database: Database) -> list[Figures]:
                 ],
                 "published": known.version in published,
                 "base_model": known.bundle["base_model"],
+                "quick": known.bundle.get("quick", False),
+                "packed": known.bundle.get("packed", True),  # all older bundles are packed
                 "labels": known.bundle["labels"],
                 "metrics": known.bundle["metrics"],
                 "baseline": known.bundle.get("baseline", {}),

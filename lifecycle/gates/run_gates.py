@@ -57,7 +57,8 @@ def run_gates(
         verdicts.append(not_worse(paired))
         verdicts.append(not_worse_on_slices(paired, data.labels, slices(data)))
         verdicts.append(behaves(_behaviour(reference), _behaviour(tried)))
-        verdicts.append(within_budget(reference, tried, data.texts))
+        old, new = (Bundle.load(repository.version_directory(version)).base_model for version in (champion, candidate))
+        verdicts.append(within_budget(reference, tried, data.texts, "" if old == new else f"{old} became {new}"))
     return [_told(verdict) for verdict in verdicts]
 
 

@@ -13,6 +13,7 @@ from lifecycle.gates.batch_predict import batch_predict
 from lifecycle.gates.evaluation_data import evaluation_data, results, shortfalls
 from lifecycle.gates.training_data import merge
 from lifecycle.jobs.current_data import current_data
+from lifecycle.jobs.full_training import reason_for_full_training
 from lifecycle.monitoring import quarantine
 from lifecycle.monitoring.live_drift import LiveDrift, live_drift
 from lifecycle.monitoring.live_quality import LiveQuality, live_quality, live_sample
@@ -102,7 +103,7 @@ def check(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
         ask_deployed = partial(batch_predict, settings.triton_address)
         result["quarantined"] = quarantine.examine(database, examination, data, answers, ask_deployed)
     last = _last_result(database, answers.version)
-    reasons = found.reasons()
+    reasons = [reason for reason in (reason_for_full_training(settings), *found.reasons()) if reason]
     if current.problems:
         result["data_problems"] = current.problems
         result["decision"] = "No retraining: the data files cannot be used."

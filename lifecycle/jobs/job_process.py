@@ -4,15 +4,20 @@ import _thread
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from common.errors import PipelineError
 from common.periodic import run_until
+from common.progress import listening
 from common.request_context import doing_job
 from common.settings import Settings
 from common.tracing import span
+from lifecycle.jobs.cpu_share import modest
 from storage import events, jobs, leases
 from storage.database import Database
 from storage.events import EventKind
@@ -22,6 +27,8 @@ LEASE_S = 20.0
 """Duration of the lease. The job of a killed process can go on after this time at the latest."""
 LEASE_WAIT_S = 2.0
 _CANCEL_POLL_S = 1.0
+_PROGRESS_S = 5.0
+"""Minimum seconds between two records of a step's progress."""
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +55,9 @@ def run_job(settings: Settings, database: Database, job_id: int) -> Job:
         job = jobs.begin(database, job_id) if is_held else None
         if job is None:
             raise BusyError(f"Job {job_id} cannot start: it is not queued, or another process runs a {waiting.kind}.")
-        _be_modest()
         try:
-            with _cancellable(database, job_id):
-                outcome = _do(settings, database, job)
+            with modest(settings.job_cpu_share), _cancellable(database, job_id) as finish:
+                outcome = _do(settings, database, job, finish)
         except KeyboardInterrupt:
             with database.transaction() as session:
                 jobs.end(session, job_id, jobs.Outcome(jobs.CANCELLED, {}))
@@ -73,7 +79,7 @@ def run_job(settings: Settings, database: Database, job_id: int) -> Job:
     return ended
 
 
-def _do(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
+def _do(settings: Settings, database: Database, job: Job, finish: Callable[[], None]) -> jobs.Outcome:
     # Each kind imports libraries that the other does not need.
     if job.kind == jobs.CHECK:
         from lifecycle.jobs.check import check
@@ -81,17 +87,51 @@ def _do(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
         return check(settings, database, job)
     from lifecycle.jobs.retrain import retrain
 
-    with ExitStack() as spans:
-        return retrain(settings, database, job, partial(_tell_step, database, job.id, spans))
+    with _Steps(database, job.id, finish) as step, listening(step.progress):
+        return retrain(settings, database, job, step)
 
 
-def _tell_step(database: Database, job_id: int, spans: ExitStack, step: str) -> None:
-    # Between two steps nothing is half done, so it is safe to stop here.
-    if jobs.is_cancel_requested(database, job_id):
-        raise KeyboardInterrupt
-    jobs.set_step(database, job_id, step)
-    spans.close()
-    spans.enter_context(span(step.partition(" version")[0], attributes={"sentiment.job.step": step}))
+class _Steps:
+    """Records the steps of a job, and the progress within a step. Use it as a context manager."""
+
+    def __init__(self, database: Database, job_id: int, finish: Callable[[], None]) -> None:
+        """Record the steps of the job `job_id`; `finish` makes the job ignore cancellation from then on."""
+        self._database = database
+        self._job_id = job_id
+        self._finish = finish
+        self._spans = ExitStack()
+        self._name = ""
+        self._told_at = 0.0
+
+    def __enter__(self) -> "_Steps":
+        """Return the steps; the `with` statement ends the last one."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the last step."""
+        self._spans.close()
+
+    def __call__(self, name: str, *, can_cancel: bool = True) -> None:
+        """Begin a step. Without `can_cancel`, the job can no longer be cancelled from here on.
+
+        Raises:
+            KeyboardInterrupt: cancellation was requested. Between two steps nothing is half done.
+        """
+        if not can_cancel:
+            self._finish()
+        if jobs.is_cancel_requested(self._database, self._job_id):
+            raise KeyboardInterrupt
+        self._name, self._told_at = name, time.monotonic()
+        jobs.set_step(self._database, self._job_id, name)
+        self._spans.close()
+        self._spans.enter_context(span(name.partition(" version")[0], attributes={"sentiment.job.step": name}))
+
+    def progress(self, line: str) -> None:
+        """Record the progress within the current step, at a limited rate, so that API and console show it."""
+        if time.monotonic() - self._told_at >= _PROGRESS_S:
+            self._told_at = time.monotonic()
+            with suppress(SQLAlchemyError):  # the next line follows
+                jobs.set_step(self._database, self._job_id, f"{self._name}: {line}")
 
 
 def _fail(settings: Settings, database: Database, job: Job, error: Exception) -> None:
@@ -103,29 +143,31 @@ def _fail(settings: Settings, database: Database, job: Job, error: Exception) ->
     log.error("%s", message)
 
 
-def _be_modest() -> None:
-    """Use only the CPU time that serving leaves idle."""
-    if hasattr(os, "SCHED_IDLE"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    else:
-        os.nice(19)
-
-
 @contextmanager
-def _cancellable(database: Database, job_id: int) -> Iterator[None]:
-    """Interrupt the block, as Ctrl-C does, when cancellation of the job is requested."""
+def _cancellable(database: Database, job_id: int) -> Iterator[Callable[[], None]]:
+    """Interrupt the block, as Ctrl-C does, when cancellation of the job is requested.
+
+    The block gets a function. After it has returned, cancellation no longer interrupts the block.
+    """
     ended = threading.Event()
+    deciding = threading.Lock()
 
     def interrupt() -> None:
-        if jobs.is_cancel_requested(database, job_id) and not ended.is_set():
+        with deciding:
+            if not ended.is_set() and jobs.is_cancel_requested(database, job_id):
+                ended.set()
+                _thread.interrupt_main()
+
+    def finish() -> None:
+        # If cancellation comes first, this thread is interrupted here, before it goes on.
+        with deciding:
             ended.set()
-            _thread.interrupt_main()
 
     watch = partial(run_until, ended, "cancellation of the job", interrupt, _CANCEL_POLL_S)
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield
+        yield finish
     finally:
         ended.set()
         watcher.join()

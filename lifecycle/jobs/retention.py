@@ -2,9 +2,11 @@
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from common.settings import Settings
+from lifecycle.deployment.promotion import BusyDeployingError, deploying
 from serving.model_repo.repository import ModelRepository
 from storage import deployments, events, releases, versions
 from storage.database import Database
@@ -17,8 +19,18 @@ def remove_old_versions(settings: Settings, database: Database, aliased: set[int
     """Keep the newest `keep_versions` versions; remove the others, rejected ones first, and return them.
 
     The deployed version, the rollback target, versions in deployment or on trial, and versions with an MLflow alias
-    (`aliased`) always stay.
+    (`aliased`) always stay. While another process deploys or starts a trial, nothing is removed: the version that it
+    needs may not be recorded yet.
     """
+    try:
+        with deploying(database) as check:
+            return _remove(settings, database, aliased, check)
+    except BusyDeployingError:
+        log.info("No old versions are removed now, because a deployment is in progress; the next retraining does it.")
+        return []
+
+
+def _remove(settings: Settings, database: Database, aliased: set[int], check: Callable[[], None]) -> list[int]:
     repository = ModelRepository(settings.model_repository)
     published = repository.published()
     with database.reading() as session:
@@ -40,6 +52,7 @@ def remove_old_versions(settings: Settings, database: Database, aliased: set[int
     others = sorted(published - kept, key=lambda version: (version not in rejected, version), reverse=True)
     removed = others[max(settings.keep_versions - len(kept), 0) :]
     for version in removed:
+        check()
         # Renamed first, so that a version is never visible in part.
         repository.version_directory(version).rename(_gone(repository, version))
         _forget(repository, database, version)

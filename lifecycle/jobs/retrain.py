@@ -3,11 +3,12 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from common.errors import PipelineError
 from common.settings import Settings
@@ -47,8 +48,15 @@ _MODEL = "model"
 log = logging.getLogger(__name__)
 
 
-def retrain(settings: Settings, database: Database, job: Job, step: Callable[[str], None]) -> jobs.Outcome:
-    """Train a candidate, run the gates, and promote it or start its trial; `step` is called with each step's name.
+class Step(Protocol):
+    """A function that is called at the beginning of each step of a job."""
+
+    def __call__(self, name: str, *, can_cancel: bool = True) -> None:
+        """Begin the step `name`. Without `can_cancel`, the job can no longer be cancelled from here on."""
+
+
+def retrain(settings: Settings, database: Database, job: Job, step: Step) -> jobs.Outcome:
+    """Train a candidate, run the gates, and promote it or start its trial; `step` is called at each step.
 
     Raises:
         PipelineError: the data are not valid, no version is deployed, or the disk or MLflow fails.
@@ -105,10 +113,10 @@ def retrain(settings: Settings, database: Database, job: Job, step: Callable[[st
             f". It is under a threshold, but better than version {champion}: {'; '.join(under)}" if under else ""
         )
         if settings.release != "at-once":
-            step(f"starting the {settings.release} of version {record.version}")
+            step(f"starting the {settings.release} of version {record.version}", can_cancel=False)
             _try_live(settings, database, record.version, settings.release, reason)
             return _finish(settings, database, job, record.version, learnt, settings.release)
-        step(f"promoting version {record.version}")
+        step(f"promoting version {record.version}", can_cancel=False)
         before = Bundle.load(repository.version_directory(champion)).metrics
         figures: Figures = {"before": before, "after": _figures(verdicts)}
         promote(settings, database, record.version, reason, figures)

@@ -25,8 +25,9 @@ from common.settings import Settings, load_settings
 from lifecycle.deployment.promotion import reconcile
 from lifecycle.deployment.repair import restore_record
 from lifecycle.jobs import mlflow_alias
+from lifecycle.jobs.full_training import request_full_training
 from lifecycle.jobs.notification import deliver_due
-from serving.host.die_with_parent import command_dying_with_parent
+from serving.host.die_with_parent import start_dying_with_parent
 from storage import deployments, events, jobs, leases
 from storage.database import Database
 from storage.events import EventKind
@@ -141,6 +142,7 @@ class Scheduler:
             scheduler.shutdown(wait=False)
             raise
         self._running = scheduler
+        request_full_training(self._settings, database)
         log.info(
             "The scheduler runs here; the next check is at %s.", f"{scheduler.get_job('check').next_run_time:%H:%M} UTC"
         )
@@ -261,7 +263,4 @@ def _stored_time(database: Database) -> datetime | None:
 
 def _start(*arguments: str) -> "subprocess.Popen[bytes]":
     # In its own process group: Ctrl-C in the terminal must not cancel the job, which resumes with the pipeline.
-    return subprocess.Popen(
-        command_dying_with_parent([sys.executable, str(_APP), *arguments], own_group=True),
-        stdin=subprocess.DEVNULL,
-    )
+    return start_dying_with_parent([sys.executable, str(_APP), *arguments], own_group=True)

@@ -18,7 +18,7 @@ from common.settings import Settings
 from serving.model_repo.texts import text_fault
 from storage.database import Database
 from storage.feedback import is_held_out, labelled_among, text_hash
-from storage.sampled_predictions import MOST_CHARACTERS, newest_sample
+from storage.sampled_predictions import newest_sample
 from storage.tables import Figures, SampledPrediction
 from trainer.file_changes import FileState, file_state
 from trainer.kept_data import known_texts
@@ -83,16 +83,12 @@ def _without_label(
     rows = {
         row.text_hash: row
         for row in sample
-        # Longer texts are stored without their end.
-        if row.text is not None and row.characters <= MOST_CHARACTERS and not is_held_out(row.text_hash)
+        # The texts are not always stored as they were: without a long end, or a character that the database refuses.
+        if row.text is not None and text_hash(row.text) == row.text_hash and not is_held_out(row.text_hash)
     }
     files = map(file_state, (settings.train_data, settings.val_data))
     known = _hashes_in_files(settings, *files) | labelled_among(database, rows)
-    return [
-        row
-        for hash_, row in rows.items()
-        if hash_ not in known and row.text and "\0" not in row.text and text_fault(row.text) is None
-    ]
+    return [row for hash_, row in rows.items() if hash_ not in known and row.text and text_fault(row.text) is None]
 
 
 @lru_cache(maxsize=1)

@@ -155,8 +155,15 @@ class Engine:
         if sum(len(part.text) for part in read) <= TOKENIZED_AT_ONCE:
             self._tokenize(request)
         else:
-            self._tokenizing.submit(self._tokenize, request)
+            self._tokenizing.submit(self._tokenize_apart, request)
         return request.answer
+
+    def _tokenize_apart(self, request: Request) -> None:
+        """Tokenize and queue a request in another thread than its client's; any error ends the request."""
+        try:
+            self._tokenize(request)
+        except BaseException as error:
+            request.answer.set_exception(error)
 
     def _tokenize(self, request: Request) -> None:
         """Tokenize the texts of a request and queue them."""
@@ -237,19 +244,19 @@ class Engine:
         Longer rows are left out. The first run of a shape costs 10 to 35 ms more (BERT-base size, int8, Zen 4), at any
         length. Warming up the longer rows took 10 of the 17 seconds until a version was ready; a rollback has five.
         """
-        shapes = [
-            (rows, length)
-            for rows, length in all_shapes(self.bundle.max_length)
-            if rows <= most_rows and length <= ROW_LENGTH
-        ]
+        shapes = [(rows, length) for rows, length in self._usual_shapes() if rows <= most_rows]
         # Largest first, so that memory is allocated only once.
         for shape in reversed(shapes if graph.prepares_each_shape else shapes[-1:]):
             graph.run(rows_of_shape(*shape, self.bundle.max_length, self.bundle.padding_token))
 
+    def _usual_shapes(self) -> list[tuple[int, int]]:
+        """Return the shapes (rows, length) of runs of usual length, the largest last."""
+        shapes = all_shapes(self.bundle.max_length, self.bundle.packed)
+        return [(rows, length) for rows, length in shapes if length <= ROW_LENGTH]
+
     def _measure_token(self) -> float:
         """Measure the seconds per token while all cores are busy."""
-        rows = TOKENS_PER_RUN // ROW_LENGTH
-        full = rows_of_shape(rows, ROW_LENGTH, self.bundle.max_length, self.bundle.padding_token)
+        full = rows_of_shape(*self._usual_shapes()[-1], self.bundle.max_length, self.bundle.padding_token)
         started = time.perf_counter()
         values = self.graph.run(full)
         if values.shape[1:] != (len(self.bundle.labels),):
@@ -307,7 +314,7 @@ class Engine:
         else:
             share = -(-tokens // (self.cores - self._busy))
             graph, budget = self.graph, min(TOKENS_PER_RUN, max(ROW_LENGTH, share))
-        rows = choose_rows(lengths, budget)
+        rows = choose_rows(lengths, budget, self.bundle.packed)
         chosen = {texts[index].number for row in rows for index in row.texts}
         self._waiting[:CHOICE] = [text for text in choice if text.number not in chosen]
         now = time.perf_counter()

@@ -1,5 +1,7 @@
 """Packs texts of mixed lengths into few rows, with little padding and few different shapes.
 
+A model that cannot be packed gets each text in a row of its own. Texts of about the same length then share a run.
+
 The number of shapes is kept small (`all_shapes`), because a runtime prepares each shape on its first run. The usual
 shapes are run once before a version is ready.
 """
@@ -56,18 +58,24 @@ class PackedRows:
     """[texts]; index of the text that each entry of `first_tokens` belongs to."""
 
 
-def choose_rows(lengths: Sequence[int], budget: int = TOKENS_PER_RUN) -> list[Row]:
+def choose_rows(lengths: Sequence[int], budget: int = TOKENS_PER_RUN, packed: bool = True) -> list[Row]:
     """Choose texts for the next run, in rows of equal length: at most `budget` tokens, but at least one text.
 
     `lengths` are the token counts of the waiting texts, most urgent first; the first text is always chosen. A text
     longer than ROW_LENGTH gets its own row, because packing saves nothing there, beside rows of equal length. Shorter
     texts are packed by best-fit decreasing: first the most urgent texts, then less urgent ones that fill the gaps.
+
+    Unless the texts are `packed`, short ones get rows of their own too, a power of two of them, so that there are few
+    shapes.
     """
     longest = lengths[0]
-    if longest > ROW_LENGTH:
+    if longest > ROW_LENGTH or not packed:
         length = _whole_steps(longest)
-        alike = (text for text, tokens in enumerate(lengths) if _whole_steps(tokens) == length)
-        return [Row(length, [text]) for text, _ in zip(alike, range(max(1, budget // length)), strict=False)]
+        alike = [text for text, tokens in enumerate(lengths) if _whole_steps(tokens) == length]
+        count = min(len(alike), max(1, budget // length))
+        if not packed:
+            count = 1 << count.bit_length() - 1
+        return [Row(length, [text]) for text in alike[:count]]
 
     most_rows = max(1, budget // ROW_LENGTH)
     in_turn: list[int] = []
@@ -105,7 +113,7 @@ def choose_rows(lengths: Sequence[int], budget: int = TOKENS_PER_RUN) -> list[Ro
     return [Row(length, row) for row in rows]
 
 
-def pack(token_ids: Sequence[Sequence[int]], padding_token: int) -> Iterator[PackedRows]:
+def pack(token_ids: Sequence[Sequence[int]], padding_token: int, packed: bool = True) -> Iterator[PackedRows]:
     """Lay out all texts in successive runs, as the engine does when they wait together.
 
     The `texts` of a run are indices into the texts that were still waiting when the run was chosen.
@@ -113,14 +121,19 @@ def pack(token_ids: Sequence[Sequence[int]], padding_token: int) -> Iterator[Pac
     waiting = list(token_ids)
     while waiting:
         choice = waiting[:CHOICE]
-        rows = choose_rows(list(map(len, choice)))
+        rows = choose_rows(list(map(len, choice)), packed=packed)
         yield lay_out(rows, choice, padding_token)
         chosen = {text for row in rows for text in row.texts}
         waiting[:CHOICE] = [ids for text, ids in enumerate(choice) if text not in chosen]
 
 
-def all_shapes(max_length: int) -> Iterator[tuple[int, int]]:
-    """Yield each (rows, length) that `choose_rows` returns for texts of up to `max_length` tokens, smallest first."""
+def all_shapes(max_length: int, packed: bool = True) -> Iterator[tuple[int, int]]:
+    """Yield each (rows, length) that `choose_rows` returns for texts of up to `max_length` tokens, shortest first."""
+    if not packed:
+        for length in range(STEP, _whole_steps(max_length) + STEP, STEP):
+            most_rows = max(1, TOKENS_PER_RUN // length)
+            yield from ((1 << power, length) for power in range(most_rows.bit_length()))
+        return
     yield from ((1, length) for length in range(STEP, ROW_LENGTH, STEP))
     for length in range(ROW_LENGTH, max(ROW_LENGTH, _whole_steps(max_length)) + STEP, STEP):
         yield from ((rows, length) for rows in range(1, max(1, TOKENS_PER_RUN // length) + 1))

@@ -57,6 +57,7 @@ class Request:
         self.values = np.empty((len(texts), labels), dtype=np.float32)
         self.texts_left = len(texts)
         self.answer: Future[Probabilities] = Future()
+        self.answer.set_running_or_notify_cancel()  # so that nobody can cancel it, and setting its result never fails
         self.queued = self.arrived
         self.begun: float | None = None
         """Time at which the first text was taken for a run."""
@@ -68,17 +69,22 @@ class Request:
         self.truncated = np.fromiter(cut, dtype=bool)
         self.queued = time.perf_counter()
 
-    def useless(self, look_s: float) -> DroppedError | None:
+    def useless(self, look_s: float) -> Exception | None:
         """Return an error if the request should be dropped: its deadline passed, or its client no longer waits.
 
-        Call `is_wanted` only if the last check is at least `look_s` seconds ago.
+        Call `is_wanted` only if the last check is at least `look_s` seconds ago. If it raises, its error ends this
+        request, and no engine thread.
         """
         now = time.monotonic()
         if self.deadline <= now:
             return DroppedError(TIME_HAS_PASSED)
         if now - self.looked_at >= look_s:
             self.looked_at = now
-            if not self.is_wanted():
+            try:
+                is_wanted = self.is_wanted()
+            except Exception as error:
+                return error
+            if not is_wanted:
                 return DroppedError(NOBODY_WAITS)
         return None
 

@@ -6,11 +6,14 @@ other accounts access to its files. On systems other than Linux, the command may
 """
 
 import ctypes
+import functools
 import os
 import platform
 import signal
 import struct
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_NO_NEW_PRIVS = 38
@@ -37,10 +40,29 @@ def command_dying_with_parent(
     With a `niceness`, the command yields the CPU to this process if both need it (nice(2)).
 
     The umask is always 077. With `private_files`, the command cannot give other accounts access to a file later either.
+
+    Linux ends the command when the *thread* that started it ends (prctl(2), PR_SET_PDEATHSIG). Start it from the main
+    thread or from one that waits for the command, or else with `start_dying_with_parent`.
     """
     group = _OWN_GROUP if own_group else _SAME_GROUP
     files = _PRIVATE_FILES if private_files else _OWN_MODES
     return [sys.executable, __file__, str(os.getpid()), group, str(niceness), files, *command]
+
+
+def start_dying_with_parent(command: list[str], *, own_group: bool = False) -> "subprocess.Popen[bytes]":
+    """Start `command`, without standard input, so that it ends when this process ends, whatever thread calls this.
+
+    Raises:
+        OSError: the process cannot be started.
+    """
+    line = command_dying_with_parent(command, own_group=own_group)
+    return _starter().submit(subprocess.Popen, line, stdin=subprocess.DEVNULL).result()
+
+
+@functools.cache
+def _starter() -> ThreadPoolExecutor:
+    """Return the one thread that starts commands; it lives as long as this process."""
+    return ThreadPoolExecutor(1, thread_name_prefix="process starter")
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from serving.host.log_file import last_lines
+
 _REASON = re.compile(r"(?:failed to load '[^']*' version \d+|Poll failed for model directory '[^']*'): (.+?)\"?$")
 _LOG_LINE = re.compile(r"[IWE]\d{4} |[|+]")
 """Start of a line of Triton's own log, or of a table in it. Other lines come from processes that failed to start."""
@@ -15,12 +17,7 @@ def why_not_started(log_file: Path, start: int) -> str:
 
     Only the log after its first `start` bytes is read; those before belong to earlier starts.
     """
-    try:
-        with log_file.open("rb") as file:
-            file.seek(start)
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
+    lines = last_lines(log_file, start)
     reasons = [match[1] for line in lines if (match := _REASON.search(line))]
     if not reasons:
         reasons = [line.strip() for line in lines if line.strip() and not _LOG_LINE.match(line)]

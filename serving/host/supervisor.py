@@ -17,6 +17,7 @@ from common.settings import Settings
 from serving.client.triton_client import TritonClient
 from serving.host import triton
 from serving.host.die_with_parent import command_dying_with_parent
+from serving.host.log_file import last_lines, rotate
 from serving.host.start_failure import why_not_started
 from serving.host.watchdog import CHILD_DIED, PROBE_INTERVAL_S, until_broken
 from serving.model_repo.repository import ModelRepository
@@ -34,6 +35,7 @@ _CRASHES = {signal.SIGSEGV, signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal
 """Signals that a process gets for its own fault."""
 _GRACE_S = 15.0
 _LOG_TAIL_LINES = 5
+_ROTATE_S = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -85,11 +87,15 @@ class TritonSupervisor:
                 process = await self._start()
                 # The watchdog ends with its process; it only runs again if it raised an error.
                 kill_when_broken = partial(self._kill_when_broken, process)
-                watch = asyncio.create_task(run_periodically("Triton watchdog", kill_when_broken, PROBE_INTERVAL_S))
+                watches = [
+                    asyncio.create_task(run_periodically("Triton watchdog", kill_when_broken, PROBE_INTERVAL_S)),
+                    asyncio.create_task(run_periodically("Triton log", self._rotate_log, _ROTATE_S)),
+                ]
                 try:
                     await process.wait()
                 finally:
-                    watch.cancel()
+                    for watch in watches:
+                        watch.cancel()
                 sweep(process.pid, self._shared_memory_prefix)
                 status = process.returncode or 0
                 has_failed = not self._has_lived and (status > 0 or -status in _CRASHES or self._lost_child)
@@ -157,6 +163,10 @@ class TritonSupervisor:
         log.info("Started Triton (process %d); it logs to %s.", self._process.pid, self.log_file)
         return self._process
 
+    async def _rotate_log(self) -> None:
+        if await asyncio.to_thread(rotate, self.log_file):
+            self._log_start = 0
+
     async def _kill_when_broken(self, process: asyncio.subprocess.Process) -> None:
         """Wait until Triton is broken, then kill it, because it would not end by itself."""
         client = TritonClient(self._settings.bundled_triton)
@@ -177,13 +187,14 @@ class TritonSupervisor:
         process = self._process
         if process is None:
             return
-        if process.returncode is None:
-            process.terminate()
-            try:
+        try:
+            if process.returncode is None:
+                process.terminate()
                 await asyncio.wait_for(process.wait(), _GRACE_S)
-            except asyncio.TimeoutError:
-                log.warning("Triton did not end within %.0f s and is killed.", _GRACE_S)
-        sweep(process.pid, self._shared_memory_prefix)
+        except asyncio.TimeoutError:
+            log.warning("Triton did not end within %.0f s and is killed.", _GRACE_S)
+        finally:  # also if a second Ctrl-C cancels the waiting
+            sweep(process.pid, self._shared_memory_prefix)
 
 
 def sweep(group: int, shared_memory_prefix: str) -> None:
@@ -226,9 +237,7 @@ def _ending(returncode: int | None) -> str:
 
 
 def _tail(path: Path) -> str:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    told = [line for line in lines if line.strip() and not line.startswith(("|", "+"))]  # skip Triton's tables
+    told = [
+        line for line in last_lines(path) if line.strip() and not line.startswith(("|", "+"))
+    ]  # skip Triton's tables
     return "\n".join(f"    {line}" for line in told[-_LOG_TAIL_LINES:])

@@ -138,7 +138,10 @@ def shared_memory_prefix(settings: Settings) -> str:
 
 def check_platform() -> None:
     """Raise a PipelineError with a fix if the bundled Triton cannot run on this machine."""
-    elsewhere = "run Triton elsewhere and set SENTIMENT_TRITON_URL to its gRPC address, host:port."
+    elsewhere = (
+        "use the containers, or run Triton elsewhere and set SENTIMENT_TRITON_URL to its gRPC address, host:port "
+        "(docs/machines.md)."
+    )
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise PipelineError(
             f"The bundled Triton runs on Linux x86_64, not on {platform.system()} {platform.machine()}; {elsewhere}"

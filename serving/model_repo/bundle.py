@@ -88,6 +88,10 @@ class Bundle:
     """Metrics of a simple model (TF-IDF with logistic regression) on the validation texts; empty in older bundles."""
     data: dict[str, RowCounts] = field(default_factory=dict)
     """Rows of the files `train` and `val` that the version was made from. Older bundles do not have this field."""
+    quick: bool = False
+    """True for a quick first version, which the full training is to replace. Older bundles do not have this field."""
+    packed: bool = True
+    """True if several texts may share a row of the graphs; all do in older bundles, which do not have this field."""
 
     def save(self, directory: Path) -> None:
         """Write `bundle.json` into `directory`."""

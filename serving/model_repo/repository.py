@@ -118,14 +118,9 @@ class ModelRepository:
             PipelineError: the version is not published, or not complete, or the file cannot be written.
         """
         configuration = self.configuration(version)
-        temporary = self.model / ".config.pbtxt.partial"
         try:
-            temporary.write_text(configuration, encoding="utf-8")
-            sync(temporary)
-            temporary.replace(self._config)
-            sync(self.model)
+            _replace(self._config, configuration)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise PipelineError(f"{self._config} could not be written: {error.strerror}.") from error
 
     @property
@@ -144,18 +139,16 @@ class ModelRepository:
             PipelineError: the version is not published, or not complete, or the files cannot be written.
         """
         configuration = self.configuration(version, name=CHALLENGER_NAME)
-        temporary = self._challenger / f".{secrets.token_hex(4)}"
         try:
-            # Another process may do this at the same time.
+            # Another process may do this at the same time, so only links to other versions are removed, no other file.
             self._challenger.mkdir(exist_ok=True)
             for entry in self._challenger.iterdir():
-                if entry.name not in (str(version), self._config.name):
+                if entry.name.isdecimal() and entry.name != str(version):
                     entry.unlink(missing_ok=True)
             # A link, because weights are large; relative, because other Tritons may mount the repository elsewhere.
             with suppress(FileExistsError):
                 (self._challenger / str(version)).symlink_to(Path("..", MODEL_NAME, str(version)))
-            temporary.write_text(configuration, encoding="utf-8")
-            temporary.replace(self._challenger / self._config.name)
+            _replace(self._challenger / self._config.name, configuration)
         except OSError as error:
             raise PipelineError(f"{self._challenger} could not be written: {error.strerror}.") from error
 
@@ -177,6 +170,23 @@ class ModelRepository:
             version=version,
         )
         return configuration if ticket is None else configuration + _TICKET.format(key=TICKET, ticket=ticket)
+
+
+def _replace(path: Path, content: str) -> None:
+    """Replace the file at `path` at once, durably. The temporary file's name is this call's own.
+
+    Raises:
+        OSError: the file cannot be written; the old one stays.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

@@ -61,7 +61,7 @@ def sleeping_worker(
 ) -> Iterator[MeteredEngine]:
     """On two cores."""
     monkeypatch.setattr("serving.backend.engine.load_graph", lambda *_, **__: sleeping)
-    monkeypatch.setattr("serving.backend.engine.all_shapes", lambda _: [(1, 16)])
+    monkeypatch.setattr("serving.backend.engine.all_shapes", lambda *_: [(1, 16)])
     worker = MeteredEngine(bert_bundle, REFERENCE, 2)
     sleeping.most_at_a_time = 0
     with worker.engine:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.e2e.closing_the_loop import STEPS, close_the_loop
-from tests.e2e.conftest import TUTORIAL, Pipeline, free_ports, wait_for
+from tests.e2e.conftest import TUTORIAL, Pipeline, free_ports, run_block, wait_for
 from tests.pages import PROJECT, block, blocks, check_excerpt
 
 pytestmark = pytest.mark.full
@@ -201,6 +201,28 @@ def clean(pipeline: Pipeline, commands: str) -> None:
     assert left == ["Makefile", "train_sentiment_data.csv", "triton_repo", "triton_repo/README.md"]
 
 
+def begin_anew(pipeline: Pipeline, commands: str) -> None:
+    """What the tutorial made is gone, and the whole sample data are in their place."""
+    scratch = pipeline.checkout / "tutorial-scratch"
+    (scratch / "whole").mkdir(parents=True)
+    for path in (pipeline.checkout / "whole").iterdir():
+        (scratch / "whole" / path.name).write_text("whole", encoding="utf-8")
+    for path in pipeline.checkout.iterdir():
+        if path.suffix == ".csv" or path.name == ".env":
+            (scratch / path.name).touch()
+    (scratch / ".sentiment").mkdir()
+    (scratch / "Makefile").write_bytes((pipeline.checkout / "Makefile").read_bytes())
+    run_block(commands, scratch, pipeline.environment)
+    left = sorted(str(path.relative_to(scratch)) for path in scratch.rglob("*"))
+    assert left == ["Makefile", "train_sentiment_data.csv", "val_sentiment_data.csv"]
+    assert {(scratch / name).read_text(encoding="utf-8") for name in left[1:]} == {"whole"}
+
+
+def same_as_deploying(_: Pipeline, commands: str) -> None:
+    """tests/deploy/test_docs.py runs them there."""
+    assert commands in blocks("docs/deploying.md")
+
+
 def what_contributors_run(pipeline: Pipeline, commands: str) -> None:
     assert commands == "make test"
     for target in ("test", "test-all"):
@@ -223,10 +245,11 @@ CHECKS: list[tuple[str, str, Callable[[Pipeline, str], None]]] = [
     (TUTORIAL, "python app.py check", done),
     (TUTORIAL, "python app.py models", tutorial_has_learnt),
     (TUTORIAL, "python app.py rollback", tutorial_shows),
-    (TUTORIAL, "make clean", clean),
+    (TUTORIAL, "make clean", begin_anew),
     (README, "make run", run_is_running),
     (README, "curl -i", first_calls),
     (README, "pip install", classic_way),
+    (README, "while read", same_as_deploying),
     (README, "curl localhost:8000/predict/batch", batch_and_predict),
     (README, "make test", what_contributors_run),
     (LOOP, "python app.py check", look_at_the_loop),

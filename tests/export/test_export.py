@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from torch import Tensor
 
 from common.errors import PipelineError
 from common.settings import Settings
@@ -72,8 +73,14 @@ def test_published_deployed_and_recorded_once(trained: Settings, tmp_path: Path)
 def test_a_graph_that_answers_otherwise_is_not_published(
     trained: Settings, bert_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = PackedClassifier._logits
-    monkeypatch.setattr(PackedClassifier, "_logits", lambda self, hidden: -right(self, hidden))
+    right = PackedClassifier.forward
+
+    def exchanged(
+        self: PackedClassifier, input_ids: Tensor, position_ids: Tensor, segment_ids: Tensor, first_tokens: Tensor
+    ) -> Tensor:
+        return right(self, input_ids, position_ids, segment_ids, first_tokens).flip(1)
+
+    monkeypatch.setattr(PackedClassifier, "forward", exchanged)
     shutil.copytree(bert_encoder, tmp_path / "model")
     shutil.copy(trained.model_dir / "training.json", tmp_path / "model")
     settings = trained.model_copy(
@@ -151,6 +158,7 @@ def test_a_tokenizer_that_the_engine_does_not_follow_is_not_published(tmp_path: 
         runtime="onnxruntime",
         precision="float32",
         learning_rate=5e-4,
+        epochs=2,
         batch_size=16,
         max_length=8,
     )

@@ -216,7 +216,7 @@ def test_a_key_is_its_callers_own_and_is_forgotten_after_a_week(database: Databa
 def test_feedback_of_an_older_release_stays_trusted_and_its_keys_are_known(empty_database_url: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
-    engine = _engine(empty_database_url)
+    engine = _engine(empty_database_url, lambda: 15.0)
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0004")

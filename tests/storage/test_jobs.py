@@ -169,3 +169,12 @@ def test_retrainings_that_ended_are_told_the_newest_first(database: Database) ->
     last = jobs.last_ended(database, jobs.CHECK)
     assert last is not None
     assert (last.id, last.result) == (checks[1], {"state": jobs.SUCCEEDED})
+
+
+def test_a_job_ends_whatever_characters_its_error_has(database: Database) -> None:
+    job = jobs.enqueue(database, jobs.CHECK, "by the test")
+    with database.transaction() as session:
+        jobs.end(session, job.id, jobs.Outcome(jobs.FAILED, {}, "a\0b \ud800"))
+    ended = jobs.get(database, job.id)
+    assert ended is not None
+    assert (ended.state, ended.error) == (jobs.FAILED, "a\ufffdb ?")

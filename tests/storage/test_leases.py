@@ -7,6 +7,10 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import OperationalError
 
 from storage import leases
 from storage.database import Database
@@ -74,3 +78,45 @@ def test_a_killed_holder_has_it_no_more(database: Database, database_url: str) -
     process.communicate()
     assert leases.holder_of(database, NAME) is None
     assert leases.take(database, NAME, leases.new_holder(), 30)
+
+
+def test_a_copy_of_this_machine_is_another_machine(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the same name and the same namespaces, but of its processes nothing is known here."""
+    read = Path.read_text
+
+    def read_another(path: Path) -> str:
+        return "copy" if path.name == "boot_id" else read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", read_another)
+        leases._here.cache_clear()
+        copy = leases.new_holder()
+    leases._here.cache_clear()
+    host, boot, namespace, _process, token = copy.split(" ")
+    assert boot == "copy"
+    assert leases.take(database, NAME, f"{host} {boot} {namespace} {2**22 + 1} {token}", 30)
+    assert not leases.take(database, NAME, leases.new_holder(), 30)
+    assert not leases.is_of_this_process(copy)
+
+
+def test_what_a_block_did_is_done_even_if_its_lease_cannot_be_released(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OperationalError("DELETE", {}, Exception("the database has gone away"))
+
+    monkeypatch.setattr(leases, "give_back", fail)
+    with leases.held(database, NAME, 30) as is_held:
+        assert is_held
+    assert f"The lease '{NAME}' cannot be released now; it expires in 30 s" in caplog.text
+
+
+def test_a_block_is_told_in_time_while_the_database_hangs(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost, hanging = threading.Event(), threading.Event()
+    with leases.held(database, NAME, 0.4, on_loss=lost.set):
+        monkeypatch.setattr(leases, "take", lambda *_: hanging.wait(60))
+        try:
+            assert lost.wait(20)
+            assert not hanging.is_set()
+        finally:
+            hanging.set()

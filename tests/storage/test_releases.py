@@ -74,6 +74,21 @@ def test_findings_of_all_gateways_are_summed_and_an_answer_ends_failures_in_a_ro
     }
 
 
+def test_findings_are_given_up_before_the_commit_and_only_if_it_can_follow(database: Database) -> None:
+    """A commit whose outcome is unknown may have stored them, so they must not be stored again."""
+    release = begin(database)
+    seen: list[object] = []
+    releases.add_findings(
+        database, release, {"answered": 1}, [], True, before_commit=lambda: seen.append(last(database).figures)
+    )
+    assert seen == [{}]
+    broken: list[DifferingText] = [None]  # type: ignore[list-item]
+    with pytest.raises(AttributeError):
+        releases.add_findings(database, release, {"answered": 1}, broken, True, before_commit=lambda: seen.append("no"))
+    assert seen == [{}]
+    assert last(database).figures == {"answered": 1, "failed_in_a_row": 0}
+
+
 def test_what_comes_after_the_end_is_passed_over(database: Database) -> None:
     release = begin(database)
     with database.transaction() as session:

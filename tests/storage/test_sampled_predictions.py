@@ -75,3 +75,8 @@ def test_texts_that_are_no_longer_to_be_kept_go(database: Database) -> None:
     add_sample(database, [answered("a"), answered("b")], keeps_texts=True)
     purge_sample(database, days=1, rows=10, keeps_texts=False)
     assert texts(database) == [None, None]
+
+
+def test_a_character_that_a_database_refuses_loses_nothing_else(database: Database) -> None:
+    add_sample(database, [answered("before"), answered("a\0b"), answered("after")], keeps_texts=True)
+    assert texts(database) == ["before", "a\ufffdb", "after"]

@@ -10,14 +10,27 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from common.errors import PipelineError
 from common.settings import Settings
+from serving.backend.engine import load_tokenizer
 from tests.conftest import SENTENCES, make_encoder
 from tests.pages import blocks
 from trainer.base_model import load_base_model
 
 LABELS = ("bad", "good", "so-so")
+FAMILY_TOKENIZERS = {
+    "bert": "BertTokenizer",
+    "distilbert": "DistilBertTokenizer",
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    "camembert": "CamembertTokenizer",
+    "electra": "BertTokenizer",
+    "mpnet": "MPNetTokenizer",
+    "albert": "AlbertTokenizer",
+    "deberta-v2": "DebertaV2Tokenizer",
+}
 
 
 def cut(name: str) -> Callable[[Path], object]:
@@ -68,11 +81,10 @@ def test_damaged_directory_is_named(bert_encoder: Path, tmp_path: Path, damage: 
     assert str(directory) in str(told.value)
 
 
-def test_another_architecture_is_named(bert_encoder: Path, tmp_path: Path) -> None:
+def test_a_model_with_a_decoder_is_named(bert_encoder: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(bert_encoder, tmp_path / "encoder")
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | {"model_type": "electra"}))
-    with pytest.raises(PipelineError, match=r"'electra' cannot be packed; .*: bert, distilbert, roberta"):
+    (directory / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    with pytest.raises(PipelineError, match=r"'t5' have an encoder and a decoder.*: bert, distilbert, roberta"):
         load_base_model(Settings(base_model=str(directory)), LABELS)
 
 
@@ -90,13 +102,64 @@ def test_a_model_that_no_onnx_file_holds_is_told_before_its_weights_are_read(
         load_base_model(Settings(base_model=str(directory)), LABELS)
 
 
-@pytest.mark.parametrize("architecture", ["distilbert", "roberta"])
-def test_texts_are_cut_where_the_positions_end(architecture: str, tmp_path: Path) -> None:
-    encoder = make_encoder(architecture, tmp_path / architecture)
+def test_a_family_that_transformers_has_no_classifier_for_is_named(bert_encoder: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(bert_encoder, tmp_path / "encoder")
+    (directory / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(PipelineError, match=rf"'{directory}' \(SENTIMENT_BASE_MODEL\) cannot be loaded: .*ViT"):
+        load_base_model(Settings(base_model=str(directory)), LABELS)
+
+
+def test_a_tokenizer_that_cannot_pad_is_named(bert_encoder: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(bert_encoder, tmp_path / "encoder")
+    options = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(options | {"pad_token": None}))
+    with pytest.raises(PipelineError, match=rf"{directory}' has no padding token"):
+        load_base_model(Settings(base_model=str(directory)), LABELS)
+
+
+def test_what_cannot_be_packed_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for family, options in {"deberta-v2": {"conv_kernel_size": 3}, "megatron-bert": {}, "bert": {}}.items():
+        encoder = make_encoder(family, tmp_path / family, **options)
+        caplog.clear()
+        assert load_base_model(Settings(base_model=str(encoder)), LABELS[:2]).name == str(encoder)
+        said = f"The base model {encoder} cannot be packed: " in caplog.text
+        assert said == (family != "bert")
+
+
+@pytest.mark.parametrize(
+    ("family", "positions", "tokens"),
+    [
+        *((family, 72, 72) for family in ("bert", "distilbert", "electra", "albert", "deberta-v2", "modernbert")),
+        *((family, 72, 70) for family in ("roberta", "xlm-roberta", "camembert", "mpnet")),
+        ("megatron-bert", 72, 64),  # not packed, so its rows have positions up to a multiple of 16
+    ],
+)
+def test_texts_are_cut_where_the_positions_end(family: str, positions: int, tokens: int, tmp_path: Path) -> None:
+    encoder = make_encoder(family, tmp_path / family, max_position_embeddings=positions)
     base = load_base_model(Settings(base_model=str(encoder), max_length=4096), LABELS[:2])
+    assert base.max_length == tokens
     inputs = base.tokenizer(" ".join(SENTENCES * 50), truncation=True, max_length=base.max_length, return_tensors="pt")
     assert inputs["input_ids"].shape[1] == base.max_length
     assert base.model(**inputs).logits.isfinite().all()  # one token more would have no position
+
+
+@pytest.mark.parametrize(("family", "tokenizer"), FAMILY_TOKENIZERS.items())
+def test_serving_reads_the_same_tokens_as_the_training(family: str, tokenizer: str, tmp_path: Path) -> None:
+    """`transformers` has a tokenizer of its own for each family, and serving has only `tokenizer.json`."""
+    encoder = make_encoder(family, tmp_path / family)
+    options = json.loads((encoder / "tokenizer_config.json").read_text())
+    (encoder / "tokenizer_config.json").write_text(json.dumps(options | {"tokenizer_class": tokenizer}))
+    base = load_base_model(Settings(base_model=str(encoder)), LABELS[:2])
+    assert type(base.tokenizer).__name__ == tokenizer
+    base.tokenizer.save_pretrained(tmp_path / "trained")
+    trained = AutoTokenizer.from_pretrained(tmp_path / "trained")
+    served = load_tokenizer(tmp_path / "trained" / "tokenizer.json", 20)
+    for text in [*SENTENCES, " ".join(SENTENCES), "", "  two  spaces\n"]:
+        tokens = base.tokenizer(text, truncation=True, max_length=20)["input_ids"]
+        assert trained(text, truncation=True, max_length=20)["input_ids"] == tokens
+        assert served.encode(text).ids == tokens
+        assert (tokens[0], tokens[-1]) == (base.tokenizer.cls_token_id, base.tokenizer.sep_token_id)
+    assert base.tokenizer.pad_token_id == base.model.config.pad_token_id
 
 
 def test_page_fetches_what_is_needed_by_options_that_there_are() -> None:

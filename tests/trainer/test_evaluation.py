@@ -63,13 +63,14 @@ def test_no_other_temperature_has_less_log_loss_and_no_label_changes(scale: floa
     random = np.random.default_rng(seed)
     logits = random.normal(0, scale, (50, 3))
     targets = np.where(random.random(50) < noise, random.integers(0, 3, 50), logits.argmax(axis=1))
+    logits, targets = np.tile(logits, (40, 1)), np.tile(targets, 40)  # so many texts that the prior hardly counts
 
     def log_loss(temperature: float) -> float:
-        return float(-log_softmax(logits / temperature, axis=1)[np.arange(50), targets].mean())
+        return float(-log_softmax(logits / temperature, axis=1)[np.arange(2_000), targets].mean())
 
     temperature = fit_temperature(logits, targets)
     assert 0.25 <= temperature <= 10
-    assert all(log_loss(temperature) <= log_loss(other) + 1e-4 for other in np.geomspace(0.25, 10, 30))
+    assert all(log_loss(temperature) <= log_loss(other) + 3e-3 for other in np.geomspace(0.25, 10, 30))
     assert (softmax(logits / temperature, axis=1).argmax(axis=1) == logits.argmax(axis=1)).all()
 
 
@@ -84,9 +85,16 @@ def test_f1_is_that_of_scikit_learn(rows: list[tuple[int, int]]) -> None:
     assert evaluation.accuracy == accuracy_score(targets, predicted)
 
 
+def test_few_texts_without_errors_hardly_raise_the_scores() -> None:
+    """Three held-out texts, all right, do not show that scores of 0.95 are too low; 3,000 do."""
+    logits, targets = np.array([[3.0, 0.0]] * 3), np.zeros(3, dtype=int)
+    assert fit_temperature(logits, targets) == pytest.approx(1, abs=0.1)
+    assert fit_temperature(np.tile(logits, (1_000, 1)), np.tile(targets, 1_000)) < 0.6
+
+
 def test_a_temperature_at_its_bound_is_told() -> None:
-    sure = np.array([[1.0, 0.0], [0.0, 1.0]] * 50)
-    right, wrong = np.array([0, 1] * 50), np.array([1, 0] * 50)
+    sure = np.array([[1.0, 0.0], [0.0, 1.0]] * 500)
+    right, wrong = np.array([0, 1] * 500), np.array([1, 0] * 500)
     assert "stopped at its bound 0.25" in at_bound(fit_temperature(sure, right))
     assert "stopped at its bound 10" in at_bound(fit_temperature(sure, wrong))
     assert at_bound(1.0) == ""

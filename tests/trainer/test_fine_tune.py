@@ -137,6 +137,32 @@ def test_learns_and_keeps_the_best(settings: Settings, dataset: Dataset) -> None
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
+def test_few_texts_are_learnt_to_the_end_and_of_equally_good_states_the_surest_is_kept(
+    settings: Settings, tmp_path: Path
+) -> None:
+    write_texts(tmp_path, train=20, val=10)
+    tuned = fine_tune(settings.model_copy(update={"epochs": None}), load_dataset(settings))
+    assert (tuned.steps, tuned.hyperparameters["epochs"], len(tuned.selection_targets)) == (201, 67, 4)
+    evaluations = [entry for entry in tuned.history if "eval_score" in entry]
+    best = max(entry["eval_macro_f1"] for entry in evaluations)
+    losses = [(best - entry["eval_score"]) * 1_000 for entry in evaluations if entry["eval_macro_f1"] == best]
+    assert len(losses) > 1, "nothing shows unless several states are equally good"
+    kept = torch.nn.functional.cross_entropy(
+        torch.from_numpy(tuned.selection_logits), torch.from_numpy(tuned.selection_targets)
+    )
+    assert float(kept) == pytest.approx(min(losses), abs=1e-3)
+
+
+@pytest.mark.parametrize(("flag", "rounds"), [("avx512_bf16", False), ("amx_bf16", True)])
+def test_training_is_in_bf16_only_with_amx(
+    settings: Settings, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, flag: str, rounds: bool
+) -> None:
+    monkeypatch.setattr("trainer.fine_tune.instruction_sets", lambda: frozenset({flag}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    tuned = fine_tune(settings.model_copy(update={"epochs": 1}), dataset)
+    assert tuned.hyperparameters["bf16"] == rounds
+
+
 def test_half_written_checkpoint_is_removed_and_the_one_before_is_taken(
     settings: Settings, dataset: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -30,7 +30,7 @@ MOST_LISTENERS = 64
 MOST_OF_CALLER = 8
 """Maximum streams of one caller (a key, or an address without a key)."""
 _RETRY_MS = 2_000
-STEPS = ("collecting", "training", "exporting", "trying", "promoting")
+STEPS = ("collecting", "training", "exporting", "testing", "promoting")
 """Steps of a retraining: the beginnings of the step descriptions of its job."""
 
 

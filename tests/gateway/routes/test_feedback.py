@@ -20,7 +20,7 @@ from serving.model_repo.texts import MAX_CHARACTERS
 from storage.database import Database
 from storage.feedback import is_held_out, text_hash
 from storage.tables import Feedback
-from tests.gateway.conftest import make_app, served
+from tests.gateway.conftest import ADMIN_KEY, make_app, served
 from tests.gateway.fake_triton import FakeTriton
 from tests.gateway.routes.test_wrong_requests import ANY_JSON, BLANK, assert_problem, bounded, post
 from tests.lifecycle.conftest import Served, publish
@@ -331,3 +331,20 @@ def test_any_json_is_kept_or_gets_a_problem(gateway: Gateway, value: Any) -> Non
         FeedbackRequest.model_validate_json(body, strict=True)
     else:
         assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_large_bodies_without_a_key_are_bounded_before_they_are_read(
+    fake_triton: FakeTriton, bert_bundle: Path, tmp_path: Path
+) -> None:
+    rows = [{"text": f"{number} {'a' * 3_900}", "label": "Positive"} for number in range(700)]  # 2.7 MiB
+    with gateway_with_models(fake_triton, tmp_path, bert_bundle) as gateway:
+        first = gateway.http.post(FEEDBACK, json={"feedback": rows})
+        assert first.status_code == 201
+        again = gateway.http.post(FEEDBACK, json={"feedback": rows})
+        problem = assert_problem(again, 429, "feedback-quota")
+        assert problem["detail"].startswith("Without a key, at most 4,096 KiB in 10 seconds of feedback are read.")
+        assert 1 <= int(again.headers["retry-after"]) <= 10
+        assert gateway.http.post(FEEDBACK, json=ROW).status_code == 201  # there is room for a small one
+        keyed = gateway.http.post(FEEDBACK, json={"feedback": rows}, headers={"X-API-Key": ADMIN_KEY})
+        assert keyed.status_code == 201
+        assert len(gateway.kept()) == 1_401

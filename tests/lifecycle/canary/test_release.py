@@ -34,7 +34,7 @@ from storage.tables import Release
 from tests.callers import Callers
 from tests.conftest import SENTENCES, make_bundle
 from tests.e2e.conftest import PROJECT, wait_for
-from tests.lifecycle.conftest import Served, make_served, publish, serving
+from tests.lifecycle.conftest import ADMIN_KEY, Served, make_served, publish, serving
 from tests.lifecycle.deployment.test_promotion import Load, kill
 from tests.pages import blocks
 
@@ -260,6 +260,9 @@ def test_a_challenger_that_dies_is_taken_back_and_neither_a_request_nor_triton_i
 
 def test_commands_of_the_page_do_what_they_say(running: Served) -> None:
     told = []
+    key_file = running.directory / ".sentiment" / "admin_key"
+    key_file.parent.mkdir()
+    key_file.write_text(ADMIN_KEY, encoding="utf-8")
     for command in [line for block in blocks("docs/releases.md") for line in block.splitlines()]:
         own = command.replace("python app.py", f"{sys.executable} {PROJECT / 'app.py'}").replace(
             "localhost:8000", f"127.0.0.1:{running.port}"

@@ -16,7 +16,6 @@ from lifecycle.jobs import job_process
 from storage import jobs
 from storage.database import Database
 from storage.jobs import Outcome
-from storage.tables import Job
 from tests.lifecycle.conftest import hollow_bundle, make_served
 
 FIGURES = {
@@ -59,7 +58,6 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     for name, value in desk.served.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(commands, "_set_alias", lambda *_: None)  # MLflow knows none of these versions
-    monkeypatch.setattr(job_process, "_be_modest", lambda: None)  # the tests go on in this process
     yield desk
     logging.getLogger("lifecycle.jobs.check").setLevel(logging.NOTSET)  # the command was this process
 
@@ -76,7 +74,7 @@ def database(desk: Desk) -> Iterator[Database]:
 def ends_with(monkeypatch: pytest.MonkeyPatch, **result: object) -> None:
     """Have the job of the command end with this result."""
 
-    def do(_settings: Settings, _database: Database, _job: Job) -> Outcome:
+    def do(*_: object) -> Outcome:
         return Outcome(jobs.SUCCEEDED, {"version": 1, "problems": [], "drift": {}, **result})
 
     monkeypatch.setattr(job_process, "_do", do)

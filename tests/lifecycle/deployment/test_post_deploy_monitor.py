@@ -247,3 +247,31 @@ def _checked(database: Database, version: int, accuracy: float) -> None:
     result = {"version": version, "stale": bool(problems), "problems": problems, "validation": figures}
     with database.transaction() as session:
         jobs.end(session, job.id, jobs.Outcome(jobs.SUCCEEDED, result))
+
+
+def test_what_was_seen_in_an_earlier_term_says_nothing_about_a_later_one(
+    served: Served, database: Database, statistics: CallStatistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither failed calls, even if the clock is set meanwhile, nor a probe that failed."""
+    probings: list[Probing] = []
+
+    def confirm(probing: Probing, _addresses: object) -> str:
+        probings.append(probing)
+        return ""
+
+    monkeypatch.setattr(Probing, "confirm", confirm)
+    watch = PostDeployMonitor(served.settings, statistics)
+    promotion.promote(served.settings, database, 2, "by the test")
+    watch.look(database)
+    for _ in range(200):
+        statistics.failed(2)
+    # Between two looks, it was rolled back and promoted again.
+    promotion.roll_back(served.settings, database, "by the test")
+    promotion.promote(served.settings, database, 2, "by the test")
+    watch.look(database)
+    monkeypatch.setattr(post_deploy_monitor, "now", lambda session: now(session) + timedelta(minutes=20))
+    watch.look(database)
+    first, second, third = probings
+    assert first is not second
+    assert second is third
+    assert "suspected" not in kinds(database)

@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from export.packed_graph import INPUT_NAMES
+from export.graph import INPUT_NAMES
 from lifecycle.gates.evaluation_data import EvaluationData
 from lifecycle.gates.run_gates import MOST_DIFFERING, run_gates, slices
 from serving.backend.cpu import arithmetic

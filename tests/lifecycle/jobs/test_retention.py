@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from lifecycle.deployment import promotion
 from lifecycle.jobs.retention import remove_old_versions
 from serving.model_repo.bundle import Bundle
-from storage import deployments, events
+from storage import deployments, events, leases
 from storage.database import Database
 from storage.tables import Version
 from storage.versions import GateVerdict, add_verdicts, add_version
@@ -103,3 +104,18 @@ def test_a_removed_version_leaves_nothing_on_the_disk_and_is_known_still(served:
     found = events.newest(database, 10)
     assert [(event.kind, event.version) for event in found] == [("version-removed", 1), ("version-removed", 9)]
     assert events.due_mails(database) == []
+
+
+def test_nothing_goes_while_another_process_deploys(
+    served: Served, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be about to record that it needs a version."""
+    monkeypatch.setattr(promotion, "LEASE_WAIT_S", 0.1)
+    _prepare(served, database, Case(keep=2, stay=set()))
+    settings = served.settings.model_copy(update={"keep_versions": 2})
+    deploying = leases.new_holder()
+    assert leases.take(database, leases.DEPLOYING, deploying, 60)
+    assert remove_old_versions(settings, database, set()) == []
+    assert len(served.repository.published()) == VERSIONS
+    leases.give_back(database, leases.DEPLOYING, deploying)
+    assert len(remove_old_versions(settings, database, set())) == VERSIONS - 2

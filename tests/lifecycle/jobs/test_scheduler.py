@@ -235,3 +235,23 @@ def test_the_scheduler_outlives_what_any_part_of_it_raises(
     assert type(error).__name__ in told
     assert not scheduler._thread.is_alive()
     assert periodic.failing_tasks() == []
+
+
+def test_a_job_outlives_a_change_of_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler starts again then; the threads of the first one, which started the job, end."""
+    job = tmp_path / "job.py"
+    job.write_text("import time; time.sleep(600)")
+    monkeypatch.setattr(lifecycle.jobs.scheduler, "_APP", job)
+    settings = Settings(state_dir=tmp_path / "state", model_repository=tmp_path / "triton_repo", access="open")
+    storage = Storage(settings)
+    jobs.enqueue(storage.open(), jobs.CHECK, "by the test")
+    with running_scheduler(settings, storage) as scheduler:
+        wait_for(lambda: jobs.CHECK in scheduler._children, 30, "the job to start")
+        child = scheduler._children[jobs.CHECK]
+        first = scheduler._running
+        before = clock._ahead_s()
+        monkeypatch.setattr(clock, "_ahead_s", lambda: before + 7_200)
+        wait_for(lambda: scheduler._running not in (first, None), 30, "the scheduler to run again")
+        time.sleep(2)  # for the threads to end
+        assert child.poll() is None
+    assert child.poll() is not None

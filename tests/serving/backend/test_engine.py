@@ -18,7 +18,7 @@ import serving.backend.engine
 from common.errors import PipelineError
 from serving.backend.engine import Engine
 from serving.backend.packing import PackedRows
-from serving.backend.requests import DroppedError, Probabilities, TextError
+from serving.backend.requests import DroppedError, Probabilities, Request, TextError
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.protocol import NOBODY_WAITS, TIME_HAS_PASSED
 from serving.model_repo.texts import CHARACTERS_PER_TOKEN, MAX_CHARACTERS
@@ -378,3 +378,33 @@ def test_a_graph_of_other_labels_is_refused(bert_bundle: Path, tmp_path: Path) -
     replace(Bundle.load(directory), labels=(*LABELS, "Neutral")).save(directory)
     with pytest.raises(PipelineError, match=r"gives 2 probabilities .* names 3 labels"):
         Engine(directory, REFERENCE, CORES)
+
+
+def test_a_client_that_cannot_be_asked_about_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no engine thread ends with it: as many requests as there are threads would else end the engine."""
+    monkeypatch.setattr(serving.backend.engine, "LOOK_S", 0.0)
+
+    def is_wanted() -> bool:
+        raise KeyError("unexpected")
+
+    held = HeldGraph(engine)
+    busy = occupy(engine, held)
+    bad = [engine.submit(["good"], is_wanted=is_wanted) for _ in range(2 * CORES)]
+    held.may_run.release(100)
+    for answer in bad:
+        with pytest.raises(KeyError, match="unexpected"):
+            answer.result(20)
+    for answer in busy:
+        answer.result(20)
+    assert all(thread.is_alive() for thread in engine._threads)
+    assert engine.submit(["good"]).result(20).values.shape == (1, 2)
+
+
+def test_a_long_request_that_cannot_be_queued_is_told_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("too much")
+
+    monkeypatch.setattr(Request, "queue", fail)
+    answer = engine.submit(["good " * 4_000] * 30)  # tokenized in another thread
+    with pytest.raises(MemoryError, match="too much"):
+        answer.result(20)

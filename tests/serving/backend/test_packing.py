@@ -29,11 +29,13 @@ def texts_of(lengths: list[int]) -> list[list[int]]:
     return [[1 + text * 1000 + position for position in range(length)] for text, length in enumerate(lengths)]
 
 
-def runs_of(texts: list[list[int]], budget: int = TOKENS_PER_RUN) -> list[tuple[list[list[int]], PackedRows]]:
+def runs_of(
+    texts: list[list[int]], budget: int = TOKENS_PER_RUN, packed: bool = True
+) -> list[tuple[list[list[int]], PackedRows]]:
     """Run after run until no text waits: the texts that each was chosen from, and its input."""
     runs = []
     while texts:
-        rows = choose_rows(list(map(len, texts)), budget)
+        rows = choose_rows(list(map(len, texts)), budget, packed)
         chosen = [text for row in rows for text in row.texts]
         assert chosen.count(0) == 1, "the most urgent text always runs"
         assert len(set(chosen)) == len(chosen)
@@ -57,11 +59,11 @@ def read_back(rows: PackedRows) -> dict[int, list[int]]:
     return found
 
 
-@given(st.one_of(lengths, short_lengths), budgets)
-def test_every_text_can_be_read_back_exactly_once(lengths: list[int], budget: int) -> None:
+@given(st.one_of(lengths, short_lengths), budgets, st.booleans())
+def test_every_text_can_be_read_back_exactly_once(lengths: list[int], budget: int, packed: bool) -> None:
     texts = texts_of(lengths)
     seen = []
-    for waiting, rows in runs_of(texts, budget):
+    for waiting, rows in runs_of(texts, budget, packed):
         for index, tokens in read_back(rows).items():
             assert tokens == waiting[index]
             seen.append(tokens)
@@ -71,10 +73,10 @@ def test_every_text_can_be_read_back_exactly_once(lengths: list[int], budget: in
     assert sorted(seen) == sorted(texts)
 
 
-@given(st.one_of(lengths, short_lengths), budgets)
-def test_only_shapes_that_are_warmed_up_occur(lengths: list[int], budget: int) -> None:
-    known = set(all_shapes(MAX_LENGTH))
-    assert {rows.input_ids.shape for _, rows in runs_of(texts_of(lengths), budget)} <= known
+@given(st.one_of(lengths, short_lengths), budgets, st.booleans())
+def test_only_shapes_that_are_warmed_up_occur(lengths: list[int], budget: int, packed: bool) -> None:
+    known = set(all_shapes(MAX_LENGTH, packed))
+    assert {rows.input_ids.shape for _, rows in runs_of(texts_of(lengths), budget, packed)} <= known
 
 
 @given(st.one_of(lengths, short_lengths), budgets)
@@ -83,9 +85,13 @@ def test_no_run_exceeds_its_budget_unless_one_text_does(lengths: list[int], budg
         assert rows.input_ids.size <= budget or len(rows.texts) == 1
 
 
-@given(st.lists(st.integers(ROW_LENGTH + 1, MAX_LENGTH), min_size=1, max_size=20))
-def test_long_texts_have_rows_of_their_own_with_next_to_no_padding(lengths: list[int]) -> None:
-    for _, rows in runs_of(texts_of(lengths)):
+@given(st.lists(st.integers(1, MAX_LENGTH), min_size=1, max_size=40), st.booleans())
+def test_long_and_unpacked_texts_have_rows_of_their_own_with_next_to_no_padding(
+    lengths: list[int], packed: bool
+) -> None:
+    if packed:
+        lengths = [length + ROW_LENGTH for length in lengths if length + ROW_LENGTH <= MAX_LENGTH]
+    for _, rows in runs_of(texts_of(lengths), packed=packed):
         assert len(rows.texts) == len(rows.input_ids)
         assert ((rows.segment_ids == 0).sum(axis=1) < 16).all()
 

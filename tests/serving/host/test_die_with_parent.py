@@ -99,3 +99,32 @@ def test_command_does_not_begin_after_its_parent_is_gone(leftovers: list[psutil.
         with contextlib.suppress(psutil.NoSuchProcess):  # gone already, as it should be
             leftovers.append(psutil.Process(int(parent.stdout.readline())))
     assert all(ends_within(child, 5) for child in leftovers)
+
+
+def test_command_outlives_the_thread_that_started_it_but_not_the_process(leftovers: list[psutil.Process]) -> None:
+    """The kernel's signal follows the thread, and threads of a pool end while the pipeline runs."""
+    code = (
+        "import threading; from serving.host.die_with_parent import start_dying_with_parent\n"
+        "def work():\n"
+        "    print(start_dying_with_parent(['sleep', '60']).pid, flush=True)\n"
+        "    input()\n"
+        "thread = threading.Thread(target=work); thread.start(); thread.join(); print('ended', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdin
+        assert parent.stdout
+        child = psutil.Process(int(parent.stdout.readline()))
+        leftovers.append(child)
+        deadline = time.monotonic() + 60
+        while child.name() != "sleep":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+        assert parent.stdout.readline() == "ended\n"
+        time.sleep(0.5)  # for a signal
+        assert runs(child)
+        parent.kill()
+        assert ends_within(child, 10)

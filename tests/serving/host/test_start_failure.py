@@ -14,6 +14,7 @@ from common.settings import Settings
 from serving.client.triton_client import TritonClient
 from serving.host import supervisor as supervisor_module
 from serving.host import triton
+from serving.host.log_file import last_lines, rotate
 from serving.host.start_failure import why_not_started
 from serving.host.supervisor import LEAST_FAILED_STARTS, TritonSupervisor
 from serving.host.watchdog import CHILD_DIED
@@ -238,3 +239,28 @@ def test_reason_is_found_in_the_log_of_the_last_start(log: str, reason: str, tmp
     before = "error: of an earlier start\n"
     file.write_text(before + log, encoding="utf-8")
     assert why_not_started(file, len(before)) == reason
+
+
+def test_of_a_log_only_the_end_is_read(tmp_path: Path) -> None:
+    log_file = tmp_path / "triton.log"
+    lines = [f"line {number:06d}" for number in range(50_000)]
+    log_file.write_text("\n".join(lines))
+    read = last_lines(log_file)
+    assert read[-1] == lines[-1]
+    assert len(read) < len(lines)
+    assert last_lines(log_file, start=10**9) == []
+    assert last_lines(tmp_path / "none.log") == []
+
+
+def test_a_log_that_grows_is_rotated_while_it_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.host.log_file.MOST_BYTES", 100)
+    log_file = tmp_path / "triton.log"
+    assert not rotate(log_file)
+    with log_file.open("ab", buffering=0) as output:
+        output.write(b"old\n" * 10)
+        assert not rotate(log_file)
+        output.write(b"old\n" * 20)
+        assert rotate(log_file)
+        output.write(b"new\n")
+    assert log_file.read_text() == "new\n"
+    assert (tmp_path / "triton.log.1").read_text() == "old\n" * 30

@@ -22,7 +22,7 @@ from serving.host import supervisor as supervisor_module
 from serving.host import triton
 from serving.host.supervisor import TritonSupervisor, close_to_others, sweep
 from serving.model_repo.repository import ModelRepository
-from tests.e2e.conftest import PROJECT, free_ports
+from tests.e2e.conftest import PROJECT, free_ports, wait_for
 
 
 def deployed_settings(bundle: Path, directory: Path) -> Settings:
@@ -344,3 +344,58 @@ def test_a_watchdog_that_raised_watches_on(
     asyncio.run(scenario())
     assert caplog.text.count("The task 'Triton watchdog' failed") == 1
     assert tritons(settings) == []
+
+
+def test_a_second_signal_leaves_no_process_of_triton(
+    bert_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one waits for Triton to end in order, which this one does not do."""
+    ready = tmp_path / "ready"
+    code = (
+        "import pathlib, signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+        f"pathlib.Path({str(ready)!r}).write_text(str(child.pid)); time.sleep(600)"
+    )
+    monkeypatch.setattr(triton, "command", lambda _settings: [sys.executable, "-c", code])
+    settings = deployed_settings(bert_bundle, tmp_path)
+    supervisor = TritonSupervisor(settings)
+    (settings.state_dir / "triton").mkdir(parents=True, exist_ok=True)
+
+    async def scenario() -> list[psutil.Process]:
+        supervising = asyncio.create_task(supervisor.run())
+        await asyncio.to_thread(wait_for, lambda: ready.exists() and ready.read_text() != "", 60, "the child")
+        assert supervisor._process is not None
+        processes = [psutil.Process(supervisor._process.pid), psutil.Process(int(ready.read_text()))]
+        supervising.cancel()
+        await asyncio.sleep(0.3)
+        assert processes[0].is_running()
+        supervising.cancel()
+        await asyncio.gather(supervising, return_exceptions=True)
+        await asyncio.wait_for(supervisor._process.wait(), 20)  # otherwise its transport stays open
+        return processes
+
+    _, alive = psutil.wait_procs(asyncio.run(scenario()), timeout=20)
+    assert alive == []
+
+
+@pytest.mark.full
+def test_strings_of_all_lengths_from_many_clients_are_all_answered(bert_bundle: Path, tmp_path: Path) -> None:
+    """Triton's Python backend has an open report of random hangs with string tensors, from about 100 kB per tensor.
+
+    https://github.com/triton-inference-server/server/issues/6841. If it hangs, the watchdog restarts it.
+    """
+    settings = deployed_settings(bert_bundle, tmp_path)
+
+    async def call(client: TritonClient, number: int) -> None:
+        for count in range(40):
+            texts = ["good " * (20_000 // (1 + (number + count + place) % 7) ** 3) for place in range(1 + count % 9)]
+            answer = await client.classify([f"{text}{number}" for text in texts], 60)
+            assert len(answer.labels) == len(texts)
+
+    async def scenario() -> None:
+        async with running(settings) as client:
+            (before,) = tritons(settings)
+            await asyncio.gather(*(call(client, number) for number in range(8)))
+            assert tritons(settings) == [before]
+
+    asyncio.run(scenario())

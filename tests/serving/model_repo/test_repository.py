@@ -1,6 +1,8 @@
 """The model repository: a version is whole or not there, and what is deployed is on disk."""
 
+import errno
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,37 @@ def test_what_an_interrupted_export_left_is_cleared_away(tmp_path: Path) -> None
     (repository.staging_directory(1) / "model.onnx").write_bytes(b"half")
     assert repository.published() == set()
     assert list(repository.staging_directory(1).iterdir()) == []
+
+
+def test_processes_that_lay_the_same_candidate_leave_each_others_files_alone(bert_bundle: Path, tmp_path: Path) -> None:
+    repository = ModelRepository(tmp_path)
+    for version in (1, 2):
+        repository.publish(stage(repository, bert_bundle, version), version)
+    repository.lay_challenger(1)
+    half_written = tmp_path / "sentiment_challenger" / ".config.pbtxt.another.partial"
+    half_written.touch()
+    repository.lay_challenger(2)
+    assert half_written.exists()
+    assert repository.has_challenger_of(2)
+    assert not repository.has_challenger_of(1)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: repository.lay_challenger(2), range(400)))
+    assert sorted(path.name for path in half_written.parent.iterdir()) == [half_written.name, "2", "config.pbtxt"]
+
+
+def test_a_deployment_that_fails_keeps_the_record_and_leaves_no_file(
+    bert_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = ModelRepository(tmp_path)
+    for version in (1, 2):
+        repository.publish(stage(repository, bert_bundle, version), version)
+    repository.deploy(1)
+
+    def fail(_path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("serving.model_repo.repository.sync", fail)
+    with pytest.raises(PipelineError, match="could not be written: No space left"):
+        repository.deploy(2)
+    assert repository.deployed() == 1
+    assert sorted(path.name for path in repository.model.iterdir()) == ["1", "2", "config.pbtxt"]
