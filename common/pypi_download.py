@@ -82,7 +82,7 @@ NUMPY_1_SOURCE = Artifact(
     filename="numpy-1.26.4.tar.gz",
     sha256="2a02aba9ed12e4ac4eb3ea9421c420301a0c6460d9830d74a9df87efa4912010",
     source=True,
-    # Without the variants of loops for each instruction set, which take most of the time and the backend does not need.
+    # Without variants of loops for each instruction set, whose speed the backend does not need: about 3 min of a core.
     build_settings=("setup-args=-Ddisable-optimization=true",),
 )
 """The source of this NumPy, for Python 3.13, for which it has no wheel."""

@@ -26,7 +26,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends libexpat1 && rm
     && groupadd --gid 10001 sentiment && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data sentiment \
     && install -d -o sentiment -g sentiment /data /models /mlflow
 COPY --from=build /opt/venv /opt/venv
-COPY app.py serve.py /app/
+COPY app.py serve.py deploy/images/is_up.py /app/
 COPY common /app/common
 COPY export /app/export
 COPY gateway /app/gateway
@@ -50,6 +50,6 @@ USER 10001:10001
 WORKDIR /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "import http.client; c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=4); c.request('GET', '/health/ready'); exit(c.getresponse().status != 200)"]
+    CMD ["python", "/app/is_up.py", "http://127.0.0.1:8000/health/ready"]
 ENTRYPOINT ["python", "/app/app.py"]
 CMD ["gateway"]
