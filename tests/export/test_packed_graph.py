@@ -36,8 +36,6 @@ NAMES = [
 VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, {}) for family in PACKED_FAMILIES},
     "albert, two groups of layers": ("albert", {"num_hidden_layers": 5, "num_hidden_groups": 2, "inner_group_num": 2}),
-    "deberta-v2, absolute positions": ("deberta-v2", {"relative_attention": False, "position_biased_input": True}),
-    "deberta-v2, token types": ("deberta-v2", {"type_vocab_size": 2, "share_att_key": False}),
     "modernbert, mean of the tokens": ("modernbert", {"classifier_pooling": "mean"}),
     # What cannot be packed.
     "deberta-v2, convolution": ("deberta-v2", {"conv_kernel_size": 3, "conv_act": "gelu"}),
