@@ -48,8 +48,13 @@ async def post_feedback(request: Request) -> Response:
 
     What is answered with 201 is on the disk. The source is the API key; `SENTIMENT_TRUSTED_SOURCES` says whom to trust.
     """
-    _bound_keyless(request)
-    rows = labelled_texts(await read_body(request))
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal():
+        _bound_keyless(request, int(declared))
+    body = await read_body(request)
+    if not declared.isdecimal():
+        _bound_keyless(request, len(body))
+    rows = labelled_texts(body)
     key = request.headers.get(IDEMPOTENCY_HEADER, "")
     if len(key) > MOST_KEY_CHARACTERS:
         raise InvalidFieldsError(
@@ -64,17 +69,15 @@ async def post_feedback(request: Request) -> Response:
     return Response(orjson.dumps({"accepted": len(rows)}), 201, media_type="application/json")
 
 
-def _bound_keyless(request: Request) -> None:
-    """Count the size of a request without a key, before its body is read.
+def _bound_keyless(request: Request, size: int) -> None:
+    """Count the bytes of a request without a key, before its body is read if it declares them.
 
     Raises:
         FeedbackQuotaError: it exceeds `KEYLESS_FEEDBACK_KIB`.
     """
     if request.scope["state"]["caller"] != ANONYMOUS_NAME:
         return
-    declared = request.headers.get("content-length", "")
-    size = min(int(declared), MAX_BODY_BYTES) if declared.isdecimal() else MAX_BODY_BYTES
-    retry_after_s = get_context(request).keyless_feedback.hit("", -(-size // 1024))
+    retry_after_s = get_context(request).keyless_feedback.hit("", -(-min(size, MAX_BODY_BYTES) // 1024))
     if retry_after_s is not None:
         most = f"{KEYLESS_FEEDBACK_KIB.amount:,} KiB in {KEYLESS_FEEDBACK_KIB.multiples} seconds"
         detail = f"Without a key, at most {most} of feedback are read. Send it later, or with a key."
