@@ -20,6 +20,7 @@ from serving.client.errors import TritonTimeoutError, TritonUnavailableError
 from serving.client.triton_client import TritonClient
 from serving.host import triton
 from serving.host.die_with_parent import command_dying_with_parent
+from serving.host.log_file import last_lines
 from serving.host.supervisor import sweep
 from serving.model_repo.protocol import MAX_BATCH_SIZE
 from serving.model_repo.repository import ModelRepository
@@ -84,7 +85,7 @@ def trial(settings: Settings, source: ModelRepository, version: int, directory: 
         )
     try:
         if not asyncio.run(_becomes_ready(own.triton_address, process)):
-            tail = log_file.read_text(encoding="utf-8", errors="replace")[-1_000:]
+            tail = "\n".join(last_lines(log_file))[-1_000:]
             raise PipelineError(f"A Triton of its own does not serve version {version}. The end of its log:\n{tail}")
         yield Trial(own.triton_address, process)
     finally:
