@@ -9,6 +9,12 @@ MIN_TRAIN_ROWS = 10
 MIN_VAL_ROWS = 5
 """Minimum validation texts per label. With fewer, one text changes the label's recall by more than 20 points."""
 
+MIN_ROWS_ALONE = 10
+"""Minimum texts per label if the validation texts are held out of the training file."""
+
+MIN_TRAIN_ROWS_ALONE = 7
+"""How many of them are left for training."""
+
 MAX_LABELS = 1000
 """Maximum number of labels. A file with more has texts in its label column."""
 
@@ -28,8 +34,8 @@ def leave_out_small_classes(train: FileRows, val: FileRows | None, numbers: Labe
         needed = f"at least {MIN_TRAIN_ROWS} texts in {train.path} and {MIN_VAL_ROWS} in {val.path}"
         large = [n for n in found if learned.get(n, 0) >= MIN_TRAIN_ROWS and judged.get(n, 0) >= MIN_VAL_ROWS]
     else:
-        needed = f"at least {MIN_TRAIN_ROWS + MIN_VAL_ROWS} texts, {MIN_VAL_ROWS} of them for validation"
-        large = [n for n in found if learned[n] >= MIN_TRAIN_ROWS + MIN_VAL_ROWS]
+        needed = f"at least {MIN_ROWS_ALONE} texts, {MIN_ROWS_ALONE - MIN_TRAIN_ROWS_ALONE} of them for validation"
+        large = [n for n in found if learned[n] >= MIN_ROWS_ALONE]
     sizes = {
         number: f"{shown(numbers.name(number))} has {count(learned.get(number, 0), 'text')}"
         + (f" in {train.path} and {judged.get(number, 0):,} in {val.path}" if val else f" in {train.path}")

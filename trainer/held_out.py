@@ -16,7 +16,8 @@ def held_out(texts: Mapping[str, int], labels: Sequence[int], least: int, remain
     A hash of the text decides, so a text stays on its side when rows are added, removed or moved. Texts that differ
     only in letter case or blanks are on one side. About a tenth of each label is held out: at least `least` texts,
     and so few that `remaining` stay for training. A label with fewer than `least` in its tenth gives those with the
-    lowest hashes; as it grows, such texts may return to the training, but no training text is held out later.
+    lowest hashes; as it grows, such texts may return to the training. Once it has `least` and `remaining` texts, no
+    training text is held out later.
     """
     hashes = array("Q", map(_hash, texts))
     by_label: defaultdict[int, array[int]] = defaultdict(lambda: array("Q"))
