@@ -291,17 +291,16 @@ def _prepare(settings: Settings, _: argparse.Namespace) -> None:
     # Each step runs in its own process, so that its memory is free again when the model is served.
     if _is_trained(settings, fingerprint):
         log.info("%s is already trained on these data; it is exported next.", settings.model_dir)
+    elif settings.first_version == "quick" and _is_trained(quick(settings), fingerprint, quick=True):
+        log.info("The quick version is already trained; it is exported next.")
     elif settings.first_version == "quick" and fetch_encoder():
         log.info(
-            "First, a quick version is trained (about two minutes) and served. The full training with %s then runs in "
-            "the background, and its version takes over when it passes the gates. SENTIMENT_FIRST_VERSION=full trains "
-            "that one before anything is served.",
+            "First, a quick version is trained, in about two minutes. While it is served, the full training with %s "
+            "runs in the background, and its version takes over when it passes the gates. SENTIMENT_FIRST_VERSION=full "
+            "trains that one before anything is served.",
             settings.base_model,
         )
-        if _is_trained(quick(settings), fingerprint, quick=True):
-            log.info("The quick version is already trained; it is exported next.")
-        else:
-            _run_step("train", "--quick")
+        _run_step("train", "--quick")
     else:
         log.info("Training the first version with %s.", settings.base_model)
         _run_step("train")
@@ -333,6 +332,8 @@ def _train(settings: Settings, options: argparse.Namespace) -> None:
     from trainer.train import take_part, train
 
     if options.quick:
+        if Processes.started().count > 1:
+            raise PipelineError("`train --quick` trains in one process. Start it without torchrun.")
         train(quick(settings), quick=True)
     elif Processes.started().is_first:
         train(settings)

@@ -31,6 +31,7 @@ from trainer.architectures import why_unpacked
 from trainer.base_model import silence_loading
 from trainer.dataset import Dataset, load_dataset
 from trainer.evaluation import evaluate, under_thresholds
+from trainer.first_version import sampled
 from trainer.kept_data import keep
 from trainer.record import TrainingRecord
 from trainer.tracking import Tracking
@@ -87,6 +88,9 @@ def _load_trained(model_dir: Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
 
 def _publish(settings: Settings, record: TrainingRecord, repository: ModelRepository, tracking: Tracking) -> None:
     dataset = load_dataset(settings)
+    kept = dataset  # all of it
+    if record.quick:
+        dataset = sampled(dataset)
     if dataset.fingerprint != record.data_fingerprint:
         raise PipelineError(
             f"{settings.train_data} or {settings.val_data} has changed since the model in {settings.model_dir} was "
@@ -101,7 +105,7 @@ def _publish(settings: Settings, record: TrainingRecord, repository: ModelReposi
             tracking.record_export(record.run_id, record.version, asdict(bundle))
             repository.publish(staging, record.version)
             if repository.deployed() is None:  # then this version is deployed next
-                keep(settings, record.version, dataset)
+                keep(settings, record.version, kept)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:

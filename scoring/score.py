@@ -33,6 +33,12 @@ def score(settings: Settings, options: argparse.Namespace) -> None:
     repository = ModelRepository(settings.model_repository.absolute())
     job = _job(repository, options)
     directory = repository.version_directory(job.version)
+    if Bundle.load(directory).quick:
+        log.warning(
+            "Version %d is a quick first version. Scores get better when the full training, which runs while the "
+            "pipeline serves, has replaced it.",
+            job.version,
+        )
     wanted = Wanted(settings.runtime, settings.precision)
     for file in job.inputs:
         for note in check_input(file, job.columns):

@@ -1,6 +1,7 @@
 """Jobs: checks and retrainings, from the request to the result."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 from sqlalchemy import func, select, update
@@ -162,10 +163,11 @@ def ended_retrainings(database: Database) -> list[Job]:
         return list(session.scalars(query))
 
 
-def any_retraining(database: Database) -> bool:
-    """Return whether a retraining was ever requested."""
+def has_retraining_since(database: Database, since: datetime) -> bool:
+    """Return whether a retraining was requested since then that has not failed."""
     with database.reading() as session:
-        return session.scalar(select(Job.id).where(Job.kind == RETRAIN).limit(1)) is not None
+        query = select(Job.id).where(Job.kind == RETRAIN, Job.state != FAILED, Job.created_at >= since)
+        return session.scalar(query.limit(1)) is not None
 
 
 def cancelled_retraining(database: Database, fingerprint: str) -> Job | None:

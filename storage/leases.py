@@ -29,6 +29,9 @@ DEPLOYING = "deploying"
 RELEASING = "releasing"
 """Lease of the process that steers shadow and canary releases."""
 
+KEEPER = "lease"
+"""Beginning of the names of the threads that keep leases."""
+
 log = logging.getLogger(__name__)
 
 
@@ -157,5 +160,6 @@ def _keep(
 def _started_timer(seconds: float, call: Callable[[], None]) -> threading.Timer:
     timer = threading.Timer(seconds, call)
     timer.daemon = True
+    timer.name = f"{KEEPER} expiry"
     timer.start()
     return timer

@@ -3,17 +3,14 @@
 from trainer.labels import Labels, count, nearest, shown
 from trainer.rows import SMALL_CLASS, FileRows
 
-MIN_TRAIN_ROWS = 10
+MIN_TRAIN_ROWS = 7
 """Minimum training texts per label. A smaller class is memorised, not learned: few batches of 32 contain any of it."""
 
-MIN_VAL_ROWS = 5
-"""Minimum validation texts per label. With fewer, one text changes the label's recall by more than 20 points."""
+MIN_VAL_ROWS = 3
+"""Minimum validation texts per label. With fewer, one text changes the label's recall by half."""
 
-MIN_ROWS_ALONE = 10
-"""Minimum texts per label if the validation texts are held out of the training file."""
-
-MIN_TRAIN_ROWS_ALONE = 7
-"""How many of them are left for training."""
+HELD_OUT_ROWS = 5
+"""Minimum texts per label that are held out for validation if the training file has enough."""
 
 MAX_LABELS = 1000
 """Maximum number of labels. A file with more has texts in its label column."""
@@ -34,8 +31,8 @@ def leave_out_small_classes(train: FileRows, val: FileRows | None, numbers: Labe
         needed = f"at least {MIN_TRAIN_ROWS} texts in {train.path} and {MIN_VAL_ROWS} in {val.path}"
         large = [n for n in found if learned.get(n, 0) >= MIN_TRAIN_ROWS and judged.get(n, 0) >= MIN_VAL_ROWS]
     else:
-        needed = f"at least {MIN_ROWS_ALONE} texts, {MIN_ROWS_ALONE - MIN_TRAIN_ROWS_ALONE} of them for validation"
-        large = [n for n in found if learned[n] >= MIN_ROWS_ALONE]
+        needed = f"at least {MIN_TRAIN_ROWS + MIN_VAL_ROWS} texts, {MIN_VAL_ROWS} of them for validation"
+        large = [n for n in found if learned[n] >= MIN_TRAIN_ROWS + MIN_VAL_ROWS]
     sizes = {
         number: f"{shown(numbers.name(number))} has {count(learned.get(number, 0), 'text')}"
         + (f" in {train.path} and {judged.get(number, 0):,} in {val.path}" if val else f" in {train.path}")

@@ -13,7 +13,7 @@ from common.label_names import parse_label_names
 from common.settings import Settings
 from serving.model_repo.bundle import RowCounts
 from tables.labelled import LabelledRow
-from trainer.classes import MAX_LABELS, MIN_TRAIN_ROWS_ALONE, MIN_VAL_ROWS, leave_out_small_classes
+from trainer.classes import HELD_OUT_ROWS, MAX_LABELS, MIN_TRAIN_ROWS, leave_out_small_classes
 from trainer.file_changes import read_unchanged
 from trainer.held_out import held_out
 from trainer.labels import Labels, count, nearest, shown
@@ -224,7 +224,7 @@ def _check(settings: Settings, rejected: RejectedRows, path: Path) -> DataCheck:
         val_texts = _hold_out(train)
         notes.append(
             f"There is no validation file ({val.path}): held out {count(len(val_texts), 'text')} of {train.path}, "
-            f"about a tenth of each label and at least {MIN_VAL_ROWS} if there are enough, chosen by a hash of the text"
+            f"about a tenth of each label and at least {HELD_OUT_ROWS} if there are enough, chosen by the text's hash"
         )
     learned, judged = _labelled_texts(train.texts, train, numbers), _labelled_texts(val_texts, source, numbers)
     used = {*learned.labels, *judged.labels}
@@ -251,7 +251,7 @@ def _check(settings: Settings, rejected: RejectedRows, path: Path) -> DataCheck:
 
 def _hold_out(train: FileRows) -> dict[str, int]:
     """Remove the texts that are held out from the training file; return them, each with its index there."""
-    chosen = held_out(train.texts, train.labels, MIN_VAL_ROWS, MIN_TRAIN_ROWS_ALONE)
+    chosen = held_out(train.texts, train.labels, HELD_OUT_ROWS, MIN_TRAIN_ROWS)
     return {text: train.texts.pop(text) for text in [text for text in train.texts if text in chosen]}
 
 

@@ -42,6 +42,8 @@ from trainer.progress import ProgressLine
 from trainer.selection import hold_out
 from trainer.step_budget import affordable_steps
 
+PAD_TO = 8
+"""Rows are padded to a multiple of so many tokens."""
 PATIENCE = 2
 """Consecutive evaluations without a better score after which training stops: one epoch, if there are up to four."""
 TIE_BREAK = 1e-3
@@ -122,11 +124,11 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
         **({"quick": True} if quick else {}),
     }
     checkpoints = settings.state_dir / "training" / _key(dataset.fingerprint, hyperparameters)
-    collator = DataCollatorWithPadding(base.tokenizer, pad_to_multiple_of=8)
+    collator = DataCollatorWithPadding(base.tokenizer, pad_to_multiple_of=PAD_TO)
     if quick:
         _stop_dropout(base.model)
         affordable = affordable_steps(
-            checkpoints, base.model, train, chosen.batch_size, settings.seed, collator, _bf16(), TRAINING_S
+            checkpoints, base.model, train, chosen.batch_size, settings.seed, collator, PAD_TO, _bf16(), TRAINING_S
         )
         chosen = replace(chosen, steps=min(affordable, chosen.steps))
         hyperparameters["max_steps"] = chosen.steps

@@ -27,20 +27,22 @@ def affordable_steps(
     batch_size: int,
     seed: int,
     collate: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
+    pad_to: int,
     bf16: bool,
     seconds: float,
 ) -> int:
     """Return how many steps of `batch_size` texts fit in `seconds`; at least 1.
 
-    A few batches are timed. The result is kept in `directory`, because a training that resumes needs the same number:
-    the learning rate decays to 0 at the last step.
+    A few batches are timed, which `collate` pads to a multiple of `pad_to` tokens. The result is kept in `directory`,
+    because a training that resumes needs the same number: the learning rate decays to 0 at the last step.
     """
     kept = directory / _STEPS
     if kept.exists() and (number := kept.read_text(encoding="ascii")).isdecimal():  # a kill may have left it empty
         return int(number)
     sampler = EpochSampler(batch_size, texts.lengths, seed, Processes.started())
     batches = list(islice(DataLoader(texts, batch_size, sampler=sampler, collate_fn=collate), _WARM_UP + _TIMED))
-    device = model.device
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)  # type: ignore[arg-type]
     model.train()
     taken_s = 0.0
     tokens = 0
@@ -55,7 +57,8 @@ def affordable_steps(
             taken_s += time.perf_counter() - started
             tokens += batch["input_ids"].numel()
     model.zero_grad()
-    step_tokens = batch_size * sum(texts.lengths) / len(texts.lengths)
+    # Padded as the timed batches are.
+    step_tokens = batch_size * sum(-(-length // pad_to) * pad_to for length in texts.lengths) / len(texts.lengths)
     steps = max(1, int(_SHARE_OF_STEPS * seconds * tokens / taken_s / step_tokens))
     directory.mkdir(parents=True, exist_ok=True)
     kept.write_text(str(steps), encoding="ascii")

@@ -24,6 +24,7 @@ from trainer.data_report import DataReport, data_report
 from trainer.dataset import DatasetError, check_data, load_dataset
 from trainer.evaluation import at_bound, calibrated, evaluate, fit_temperature, under_thresholds
 from trainer.fine_tune import FineTuned, fine_tune
+from trainer.first_version import sampled
 from trainer.hyperparameters import usual_learning_rate
 from trainer.record import TrainingRecord, training_key
 from trainer.suspects import SuspectList, write_suspects
@@ -57,7 +58,7 @@ def train(
     found = check_data(settings)
     if found.dataset is None:
         raise DatasetError(found.problems)
-    dataset = found.dataset
+    dataset = sampled(found.dataset) if quick else found.dataset
     base = load_base_tokenizer(settings)
     report = data_report(found, base)
     _log(report)

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from common.errors import PipelineError
 from common.settings import Settings
 from lifecycle.deployment.probe import TEXTS
-from lifecycle.gates.trial import trial, within_budget
+from lifecycle.gates.trial import base_model_change, trial, within_budget
 from serving.model_repo.repository import ModelRepository
 from storage import versions
 from storage.database import Database
@@ -24,8 +24,11 @@ log = logging.getLogger(__name__)
 def why_slower(settings: Settings, database: Database, version: int, reference: int, largest: float) -> str | None:
     """Return how much longer than `reference` the version takes, in words, if the ratio is over `largest`.
 
-    Returns an empty string if it is not, or is within the noise, and None if it cannot be measured here.
+    Returns an empty string if it is not, or is within the noise, and None if it cannot be measured here. If the base
+    model has changed, no ratio is too large: what another encoder costs is what was asked for.
     """
+    if base_model_change(ModelRepository(settings.model_repository), reference, version):
+        return ""
     figures = _measured_by_gate(database, version, reference) or _measure(settings, version, reference)
     if figures is None:
         return None

@@ -14,7 +14,7 @@ from lifecycle.gates.batch_predict import Answers, batch_predict
 from lifecycle.gates.behaviour import behaves, shares_that_hold
 from lifecycle.gates.comparison import PairedAnswers, not_worse, not_worse_on_slices
 from lifecycle.gates.evaluation_data import EvaluationData, results, shortfalls
-from lifecycle.gates.trial import Trial, trial, within_budget
+from lifecycle.gates.trial import Trial, base_model_change, trial, within_budget
 from serving.model_repo.bundle import Bundle, Proof
 from serving.model_repo.repository import ModelRepository
 from storage.tables import Figures
@@ -57,8 +57,8 @@ def run_gates(
         verdicts.append(not_worse(paired))
         verdicts.append(not_worse_on_slices(paired, data.labels, slices(data)))
         verdicts.append(behaves(_behaviour(reference), _behaviour(tried)))
-        old, new = (Bundle.load(repository.version_directory(version)).base_model for version in (champion, candidate))
-        verdicts.append(within_budget(reference, tried, data.texts, "" if old == new else f"{old} became {new}"))
+        change = base_model_change(repository, champion, candidate)
+        verdicts.append(within_budget(reference, tried, data.texts, change))
     return [_told(verdict) for verdict in verdicts]
 
 

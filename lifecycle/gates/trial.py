@@ -22,6 +22,7 @@ from serving.host import triton
 from serving.host.die_with_parent import command_dying_with_parent
 from serving.host.log_file import last_lines
 from serving.host.supervisor import sweep
+from serving.model_repo.bundle import Bundle
 from serving.model_repo.protocol import MAX_BATCH_SIZE
 from serving.model_repo.repository import ModelRepository
 from storage.tables import Figures
@@ -94,6 +95,14 @@ def trial(settings: Settings, source: ModelRepository, version: int, directory: 
             process.wait(15)
         sweep(process.pid, triton.shared_memory_prefix(own))
         process.wait()
+
+
+def base_model_change(repository: ModelRepository, before: int, after: int) -> str:
+    """Return in words how the base models of two versions differ; empty if they do not, or if one is unreadable."""
+    with suppress(PipelineError):
+        old, new = (Bundle.load(repository.version_directory(version)).base_model for version in (before, after))
+        return "" if old == new else f"{old} became {new}"
+    return ""
 
 
 def within_budget(champion: Trial, candidate: Trial, texts: Sequence[str], change: str = "") -> GateVerdict:

@@ -131,10 +131,13 @@ def _ask_for_retraining(settings: Settings, database: Database, fingerprint: str
 
 def learnt_before(settings: Settings, database: Database, key: str) -> str:
     """Return which job or version has trained on the same data with the same settings; empty if none has."""
-    for job in jobs.ended_retrainings(database):
-        if job.fingerprint == key and job.state != jobs.FAILED:
-            return f"job {job.id} ({job.state}) trained on the same data with the same settings"
     repository = ModelRepository(settings.model_repository)
+    published = repository.published()
+    for job in jobs.ended_retrainings(database):
+        # What a job has made may be gone, as after a start with a new model repository.
+        is_lost = job.state == jobs.SUCCEEDED and job.result.get("version") not in published
+        if job.fingerprint == key and job.state != jobs.FAILED and not is_lost:
+            return f"job {job.id} ({job.state}) trained on the same data with the same settings"
     with suppress(PipelineError):  # a damaged version is reported where it is loaded
         deployed = repository.deployed()
         # The first version was trained without a job.

@@ -24,6 +24,7 @@ import psutil
 from common.periodic import run_until
 from serving.backend.cpu import usable_cores
 from serving.host.supervisor import NICENESS
+from storage import leases
 
 _LOOK_S = 1.0
 _WINDOW_S = 10.0
@@ -90,10 +91,12 @@ class _Governor:
         began, used_before = self._used[0]
         is_short = self._used[-1][1] - used_before < self._cores * (now - began)
         policy = os.SCHED_BATCH if is_short else os.SCHED_IDLE
-        keeper = threading.get_native_id()
+        # These must be in time, whatever the job does.
+        punctual = {thread.native_id for thread in threading.enumerate() if thread.name.startswith(leases.KEEPER)}
+        punctual |= {threading.get_native_id()} | self._others
         for process in processes:
             for thread in _threads(process.pid):
-                if thread not in self._others and thread != keeper:
+                if thread not in punctual:
                     with suppress(OSError):  # it has just ended
                         if os.sched_getscheduler(thread) != policy:
                             os.sched_setscheduler(thread, policy, os.sched_param(0))

@@ -4,7 +4,7 @@ from common.errors import PipelineError
 from common.settings import Settings
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
-from storage import jobs
+from storage import deployments, jobs
 from storage.database import Database
 
 
@@ -21,9 +21,14 @@ def reason_for_full_training(settings: Settings) -> str:
 
 
 def request_full_training(settings: Settings, database: Database) -> None:
-    """Enqueue the full training after a quick first version, unless a retraining was requested before.
+    """Enqueue the full training if a quick first version is deployed, and none was requested since it is.
 
-    If that one ends without a new version, the checks decide when to try again.
+    A failed one is requested again, because this is called at each start, and what failed may be mended. While the
+    pipeline runs, the checks decide when to try again.
     """
-    if (reason := reason_for_full_training(settings)) and not jobs.any_retraining(database):
+    if not (reason := reason_for_full_training(settings)):
+        return
+    with database.reading() as session:
+        deployment = deployments.serving(session)
+    if deployment is not None and not jobs.has_retraining_since(database, deployment.started_at):
         jobs.enqueue(database, jobs.RETRAIN, reason)

@@ -137,12 +137,12 @@ class Scheduler:
         try:
             scheduler.start(paused=True)
             self._add_jobs(scheduler, database)
+            request_full_training(self._settings, database)
             scheduler.resume()
         except Exception:
             scheduler.shutdown(wait=False)
             raise
         self._running = scheduler
-        request_full_training(self._settings, database)
         log.info(
             "The scheduler runs here; the next check is at %s.", f"{scheduler.get_job('check').next_run_time:%H:%M} UTC"
         )

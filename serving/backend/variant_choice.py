@@ -41,11 +41,14 @@ def choose_variant(bundle: Bundle, wanted: Wanted) -> Choice:
 
     int8 and bfloat16 round differently on processors with other instruction sets, so a proof only holds for the same
     sets. Without a proof, a float graph is used: float32, which gives the same results everywhere, unless `wanted`
-    names another variant. If no variant that `wanted` allows can be used, another proven one is.
+    names another variant. If no variant that `wanted` allows can be used, another proven one is. A quick first version
+    is proven in float32 alone, and always uses that.
 
     Raises:
         PipelineError: no variant that `wanted` allows can be used, and no other is proven on this processor.
     """
+    if bundle.quick:
+        return Choice(Variant(ONNXRUNTIME, FLOAT32), "a quick first version has no other")
     if has_cuda() and wanted.allows(cuda := Variant(ONNXRUNTIME, FLOAT32)):
         return Choice(cuda, "on the GPU")
     tried = [proof for proof in bundle.proofs if proof.arithmetic == arithmetic()]

@@ -14,8 +14,8 @@ from trainer.classes import MIN_TRAIN_ROWS, MIN_VAL_ROWS
 from trainer.dataset import DatasetError, LabelledTexts, load_dataset, read_labelled_texts
 
 LABELS = ("Negative", "Positive")
-TRAIN_ROWS = [(f"training text {i}", LABELS[i % 2]) for i in range(2 * MIN_TRAIN_ROWS + 20)]
-VAL_ROWS = [(f"validation text {i}", LABELS[i % 2]) for i in range(2 * MIN_VAL_ROWS)]
+TRAIN_ROWS = [(f"training text {i}", LABELS[i % 2]) for i in range(40)]
+VAL_ROWS = [(f"validation text {i}", LABELS[i % 2]) for i in range(10)]
 
 
 def lines(rows: list[tuple[str, str]]) -> str:
@@ -156,8 +156,8 @@ def test_a_class_too_small_to_judge_is_left_out_of_both_files(settings: Settings
     assert dataset.counts["train"].rejected == {"class too small": 12}
     assert dataset.counts["val"].rejected == {"class too small": 1}
     assert (
-        "The label 'Neutral' has 12 texts in train.csv and 1 in val.csv, and is left out: a label needs at least 10 "
-        "texts in train.csv and 5 in val.csv" in dataset.notes
+        "The label 'Neutral' has 12 texts in train.csv and 1 in val.csv, and is left out: a label needs at least 7 "
+        "texts in train.csv and 3 in val.csv" in dataset.notes
     )
 
 
@@ -169,7 +169,7 @@ def test_the_note_on_a_label_in_one_file_says_what_was_meant(settings: Settings)
 def test_one_label_cannot_be_learned(settings: Settings) -> None:
     settings.train_data.write_text(HEADER + lines([(text, "Positive") for text, _ in TRAIN_ROWS]) + "bad,Negative\n")
     assert problems_of(settings) == [
-        "train.csv and val.csv: two labels are needed, each with at least 10 texts in train.csv and 5 in val.csv. "
+        "train.csv and val.csv: two labels are needed, each with at least 7 texts in train.csv and 3 in val.csv. "
         "'Negative' has 1 text in train.csv and 5 in val.csv; 'Positive' has 40 texts in train.csv and 5 in val.csv"
     ]
     assert rejected(settings) == []
@@ -323,7 +323,7 @@ def test_a_tenth_of_one_file_is_held_out(settings: Settings) -> None:
         assert 0.07 * whole < dataset.val.labels.count(label) < 0.13 * whole
     assert dataset.notes == [
         f"There is no validation file (val_sentiment_data.csv): held out {len(dataset.val.texts)} texts of train.csv, "
-        "about a tenth of each label and at least 5 if there are enough, chosen by a hash of the text"
+        "about a tenth of each label and at least 5 if there are enough, chosen by the text's hash"
     ]
 
 

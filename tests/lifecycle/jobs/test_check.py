@@ -25,7 +25,6 @@ from storage.database import Database, now
 from storage.feedback import LabelledText, add_feedback
 from storage.sampled_predictions import AnsweredText, add_sample
 from storage.tables import Job, SampledPrediction
-from trainer.classes import MIN_TRAIN_ROWS
 from trainer.dataset import load_dataset
 from trainer.evaluation import Evaluation
 from trainer.record import training_key
@@ -36,7 +35,7 @@ LABELS = ("Negative", "Positive")
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     rows = {
-        name: "".join(f"{name} text {number},{LABELS[number % 2]}\n" for number in range(2 * MIN_TRAIN_ROWS))
+        name: "".join(f"{name} text {number},{LABELS[number % 2]}\n" for number in range(20))
         for name in ("train", "val")
     }
     for name, content in rows.items():

@@ -21,14 +21,13 @@ from storage import events, jobs
 from storage.database import Database
 from storage.sampled_predictions import AnsweredText, add_sample
 from trainer import file_changes, kept_data
-from trainer.classes import MIN_TRAIN_ROWS
 from trainer.dataset import DatasetError, load_dataset
 from trainer.rows import FileRows
 
 LABELS = ("Negative", "Positive")
 
 
-def rows(name: str, count: int = 4 * MIN_TRAIN_ROWS) -> str:
+def rows(name: str, count: int = 40) -> str:
     return "text,label\n" + "".join(f"{name} text {number},{LABELS[number % 2]}\n" for number in range(count))
 
 
