@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,13 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _same_priority(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that a test runs in its own process would leave all later tests at idle priority."""
+def _same_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A job or a command that a test runs in its own process changes neither priority nor umask of all later tests."""
     monkeypatch.setattr(job_process, "modest", lambda _share: nullcontext())
+    umask = os.umask(0o022)
+    os.umask(umask)
+    yield
+    os.umask(umask)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -135,7 +135,7 @@ def learnt_before(settings: Settings, database: Database, key: str) -> str:
     published = repository.published()
     for job in jobs.ended_retrainings(database):
         # What a job has made may be gone, as after a start with a new model repository.
-        is_lost = job.state == jobs.SUCCEEDED and job.result.get("version") not in published
+        is_lost = job.state == jobs.SUCCEEDED and job.result.get("version") not in {None, *published}
         if job.fingerprint == key and job.state != jobs.FAILED and not is_lost:
             return f"job {job.id} ({job.state}) trained on the same data with the same settings"
     with suppress(PipelineError):  # a damaged version is reported where it is loaded
