@@ -143,17 +143,16 @@ def test_slow_triton_is_a_timeout(http: httpx.Client, triton: FakeTriton, path: 
 
 
 @each_route
-def test_unexpected_error_tells_no_internals(
-    triton: FakeTriton, tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A gateway of its own, which looks once: the error is to meet the request, not a sign of life before it.
-    monkeypatch.setattr(gateway.inference.deployed_model, "WATCH_INTERVAL_S", 60.0)
+def test_unexpected_error_tells_no_internals(triton: FakeTriton, tmp_path: Path, path: str) -> None:
+    def fail(_texts: list[str]) -> None:
+        triton.inference_error = grpc.StatusCode.DATA_LOSS
+
     with (
         served(make_app(triton, tmp_path)) as port,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http,
     ):
         until(lambda: is_ready(http))
-        triton.error = grpc.StatusCode.DATA_LOSS
+        triton.before_answer = fail  # the error is to meet the request, not a sign of life before it
         response = http.post(path, json=BODIES[path])
     assert response.status_code == 500
     assert response.json() == {
