@@ -183,6 +183,7 @@ def _build(
     )
     bundle = replace(bundle, metrics=evaluation.metrics())
     for problem in under_thresholds(settings, bundle.metrics, "validation"):
-        log.warning("Version %d is under a threshold: %s. Each check will report it.", record.version, problem)
+        follows = "The full training follows" if record.quick else "Each check will report it"
+        log.warning("Version %d is under a threshold: %s. %s.", record.version, problem, follows)
     bundle.save(directory)
     return bundle

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
+    TrainerCallback,
     TrainerControl,
     TrainingArguments,
     set_seed,
@@ -44,6 +46,7 @@ from trainer.step_budget import affordable_steps
 
 PAD_TO = 8
 """Rows are padded to a multiple of so many tokens."""
+SAVE_EVERY_S = 120.0
 PATIENCE = 2
 """Consecutive evaluations without a better score after which training stops: one epoch, if there are up to four."""
 TIE_BREAK = 1e-3
@@ -133,14 +136,14 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
         chosen = replace(chosen, steps=min(affordable, chosen.steps))
         hyperparameters["max_steps"] = chosen.steps
     log.info(
-        "Fine-tuning %s (%.1fM parameters) on %d texts, with %d for choosing the best state, for %d epochs (%d steps), "
+        "Fine-tuning %s (%.1fM parameters) on %d texts, with %d for choosing the best state, for %d steps (%g epochs), "
         "with a learning rate of %g, %d threads%s, in %s.",
         base.name,
         base.model.num_parameters() / 1e6,
         len(train),
         len(selection),
-        chosen.epochs,
         chosen.steps,
+        round(chosen.steps / chosen.steps_per_epoch, 2),
         chosen.learning_rate,
         torch.get_num_threads(),
         f" in each of {processes.count} processes" if processes.count > 1 else "",
@@ -195,6 +198,24 @@ class _EarlyStopping(EarlyStoppingCallback):
         if self.early_stopping_patience_counter >= self.early_stopping_patience:
             control: TrainerControl = arguments[2]
             control.should_training_stop = True
+
+
+class _SaveInTime(TrainerCallback):
+    """Saves a checkpoint every `SAVE_EVERY_S` seconds, also between evaluations, so that a kill loses little."""
+
+    def __init__(self) -> None:
+        """Wait for the first step."""
+        self._saved_at = time.monotonic()
+
+    def on_step_end(self, *arguments: Any, **_: Any) -> None:
+        """Request a checkpoint if the last one is old."""
+        control: TrainerControl = arguments[2]
+        if time.monotonic() - self._saved_at >= SAVE_EVERY_S:
+            control.should_save = True
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        """Record the time of a checkpoint."""
+        self._saved_at = time.monotonic()
 
 
 class _ResumableTrainer(Trainer):
@@ -314,7 +335,9 @@ def _trainer(
         data_collator=collator,
         compute_metrics=metrics,
         callbacks=[_EarlyStopping(PATIENCE, LEAST_GAIN)] * chosen.may_stop_early
-        + [ProgressLine()] * processes.is_first,
+        + [ProgressLine()] * processes.is_first
+        # Of several processes, each would decide by its own clock.
+        + [_SaveInTime()] * (processes.count == 1),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -85,7 +85,7 @@ def train(
         evaluation.calibration_error,
         temperature,
     )
-    if warning := at_bound(temperature):
+    if (warning := at_bound(temperature)) and not quick:
         log.warning("%s (calibration error %.3f on the validation texts).", warning, evaluation.calibration_error)
     facts = TrainingFacts(
         texts=len(dataset.train.texts),
@@ -97,7 +97,7 @@ def train(
     warning = near_chance(evaluation, baseline, facts) or not_better(evaluation.metrics(), baseline.metrics(), facts)
     if warning and not quick:
         log.warning("%s", warning)
-    for problem in under_thresholds(settings, evaluation.metrics(), "validation"):
+    for problem in [] if quick else under_thresholds(settings, evaluation.metrics(), "validation"):
         log.warning(
             "The model misses a threshold of the checks: %s. More or better data help, or another encoder. If this is "
             "good enough, lower SENTIMENT_MIN_ACCURACY or SENTIMENT_MIN_MACRO_F1.",
@@ -178,6 +178,9 @@ def _list_suspects(
     except Exception as error:  # the list is only advice: nothing about it may fail a training
         log.warning("Labels that are probably wrong cannot be listed: %s: %s", type(error).__name__, error)
         return None
+    if not listed.rows:
+        log.info("No label is probably wrong.")
+        return listed
     log.info(
         "Labels that are probably wrong: %d. %s lists them, the most suspicious first. No row was removed: correct the "
         "data files where the list is right.",

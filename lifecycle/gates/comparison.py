@@ -138,5 +138,7 @@ def not_worse_on_slices(
     message = (
         f"Worse on {'; '.join(failed)}." if failed else f"Worse on none of {len(found)} slices ({', '.join(found)})."
     )
+    if not found:
+        message = f"No slice has {LEAST_SLICE_TEXTS} texts, so none is compared."
     figures: Figures = {name: {"texts": int(chosen[name].sum()), **item.figures()} for name, item in found.items()}
     return GateVerdict("slices", not failed, message, figures)

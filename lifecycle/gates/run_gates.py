@@ -98,7 +98,7 @@ def _tried(data: EvaluationData, champion: Answers, candidate: Answers) -> GateV
             for place in shown
         ],
     }
-    return GateVerdict("trial", True, f"A Triton of its own answered {len(data.texts)} texts by it.", figures)
+    return GateVerdict("trial", True, f"A separate Triton loaded it and classified {len(data.texts)} texts.", figures)
 
 
 def meets_thresholds(settings: Settings, data: EvaluationData, champion: Answers, candidate: Answers) -> GateVerdict:

@@ -17,7 +17,7 @@ def reason_for_full_training(settings: Settings) -> str:
             return ""
     except PipelineError:  # a damaged version is reported where it is loaded
         return ""
-    return f"version {deployed} is a quick first version; this is the full training with {settings.base_model}"
+    return f"version {deployed} is a quick first version; this is the full training"
 
 
 def request_full_training(settings: Settings, database: Database) -> None:

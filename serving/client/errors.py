@@ -65,7 +65,7 @@ def details_of(error: grpc.aio.AioRpcError) -> str:
     """Return the error message of Triton, or "Triton is down" instead of an internal socket path."""
     details = error.details() or error.code().name
     if error.code() is grpc.StatusCode.UNAVAILABLE and sockets.HELD in details:
-        return "Triton is down, starting or restarting; try again."
+        return "Triton is down, starting or restarting; try again"
     return str(details)
 
 

@@ -66,9 +66,11 @@ def test_a_quick_version_serves_first_and_the_full_one_takes_over(tmp_path: Path
     write_data(tmp_path)
     served = make_served(tmp_path, tmp_path, 0, **learning_settings(tmp_path), SENTIMENT_FIRST_VERSION="quick")
 
+    state = served.settings.state_dir / "training"
+
     first = Start(served, 1)
     first.wait_for("First, a quick version is trained")
-    first.wait_for("epoch 1.0 of")  # so there is a checkpoint
+    wait_for(lambda: any(state.glob("*/checkpoint-*/trainer_state.json")), 300, "a checkpoint")
     first.kill()
 
     second = Start(served, 2)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from transformers import (
 from common.errors import PipelineError
 from common.settings import Settings
 from tests.conftest import ENCODERS
+from trainer import fine_tune as fine_tune_module
 from trainer.dataset import Dataset, load_dataset
+from trainer.evaluation import calibrated, evaluate
 from trainer.fine_tune import FineTuned, fine_tune
 from trainer.progress import ProgressLine
 
@@ -224,3 +227,22 @@ def test_other_data_start_a_training_of_their_own(
     assert not any("Resuming" in message for message in caplog.messages)
     assert len(tuned.val_targets) == 81
     assert len(list((settings.state_dir / "training").iterdir())) == 2
+
+
+def test_a_checkpoint_is_saved_in_time_also_between_evaluations(
+    settings: Settings, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = fine_tune_module._ResumableTrainer._save_checkpoint
+
+    def count(trainer: fine_tune_module._ResumableTrainer, *arguments: Any, **named: Any) -> None:
+        saved.append(trainer.state.global_step)
+        save(trainer, *arguments, **named)
+
+    monkeypatch.setattr(fine_tune_module._ResumableTrainer, "_save_checkpoint", count)
+    monkeypatch.setattr(fine_tune_module, "SAVE_EVERY_S", 0.0)
+    tuned = fine_tune(settings, dataset)
+    assert saved == list(range(1, tuned.steps + 1))
+    best = max((entry for entry in tuned.history if "eval_score" in entry), key=lambda entry: entry["eval_score"])
+    figures = evaluate(calibrated(tuned.selection_logits, 1.0), tuned.selection_targets, dataset.labels)
+    assert figures.macro_f1 == pytest.approx(best["eval_macro_f1"])
