@@ -27,8 +27,9 @@ from storage.events import EventKind
 from storage.tables import Deployment, Figures
 from storage.versions import add_version
 
-LEASE_S = 15.0
-LEASE_WAIT_S = 20.0
+LEASE_S = 30.0
+LEASE_WAIT_S = 35.0
+"""A job promotes at low priority, so it may be slow to renew its lease."""
 
 log = logging.getLogger(__name__)
 

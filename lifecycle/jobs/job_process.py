@@ -23,8 +23,9 @@ from storage.database import Database
 from storage.events import EventKind
 from storage.tables import Job
 
-LEASE_S = 20.0
-"""Duration of the lease. The job of a killed process can go on after this time at the latest."""
+LEASE_S = 60.0
+"""Duration of the lease. It is long, because a job at low priority beside a saturated service may take many seconds to
+renew it. The job of a killed process goes on at once on the same host, and after this time on another."""
 LEASE_WAIT_S = 2.0
 _CANCEL_POLL_S = 1.0
 _PROGRESS_S = 5.0
