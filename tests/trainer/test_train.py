@@ -258,8 +258,8 @@ def test_a_disk_that_is_full_after_the_training_is_told_and_the_next_run_goes_on
     settings = settings.model_copy(update={"epochs": 1})
     with contextlib.ExitStack() as disk:
 
-        def fill_the_disk(*arguments: Any) -> FineTuned:
-            tuned = fine_tune(*arguments)
+        def fill_the_disk(*arguments: Any, **named: Any) -> FineTuned:
+            tuned = fine_tune(*arguments, **named)
             disk.enter_context(largest_file(100_000))
             return tuned
 
