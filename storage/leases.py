@@ -29,9 +29,6 @@ DEPLOYING = "deploying"
 RELEASING = "releasing"
 """Lease of the process that steers shadow and canary releases."""
 
-KEEPER = "lease"
-"""Beginning of the names of the threads that keep leases."""
-
 log = logging.getLogger(__name__)
 
 
@@ -160,6 +157,5 @@ def _keep(
 def _started_timer(seconds: float, call: Callable[[], None]) -> threading.Timer:
     timer = threading.Timer(seconds, call)
     timer.daemon = True
-    timer.name = f"{KEEPER} expiry"
     timer.start()
     return timer

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 
@@ -74,38 +73,3 @@ def _share_of_job(guaranteed: float, seconds: float) -> float:
 def test_beside_a_busy_service_a_job_gets_about_its_share() -> None:
     assert SHARE / 2 < _share_of_job(SHARE, 20) < 3 * SHARE
     assert _share_of_job(0, 10) < SHARE / 2
-
-
-@linux
-@pytest.mark.skipif(not cpu_share._can_leave_idle(), reason="this account cannot leave SCHED_IDLE")
-def test_a_job_competes_only_while_it_has_less_than_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = [0.0]
-    monkeypatch.setattr(cpu_share, "_cpu_s", lambda _process: used[0])
-    monkeypatch.setattr(psutil.Process, "children", lambda *_, **__: [])  # other tests' servers
-    ended, ready = threading.Event(), threading.Event()
-    governors: list[cpu_share._Governor] = []
-    found: list[int] = []
-
-    def job() -> None:
-        governors.append(cpu_share._Governor(SHARE))
-        found.append(threading.get_native_id())
-        ready.set()
-        ended.wait(60)
-
-    own = os.sched_getscheduler(0)
-    thread = threading.Thread(target=job)
-    thread.start()
-    try:
-        assert ready.wait(20)
-        (governor,), (native,) = governors, found
-        governor.look()
-        time.sleep(0.1)
-        governor.look()
-        assert os.sched_getscheduler(native) == os.SCHED_BATCH
-        used[0] += 10 * usable_cores()
-        governor.look()
-        assert os.sched_getscheduler(native) == os.SCHED_IDLE
-        assert os.sched_getscheduler(0) == own  # this thread is no part of the job
-    finally:
-        ended.set()
-        thread.join()
