@@ -181,7 +181,7 @@ def fleet(tmp_path: Path, bert_bundle: Path, postgres_url: str) -> Iterator[Flee
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if nginx is None:
         pytest.skip("nginx is not installed (Debian and Ubuntu: apt-get install nginx)")
-    assert LINES[0] == "export SENTIMENT_TRITON_KEY=$(openssl rand -hex 24)"
+    assert LINES[0] == 'echo "SENTIMENT_TRITON_KEY=$(openssl rand -hex 24)" >> .env'
     served = make_served(
         tmp_path, bert_bundle, versions=4, SENTIMENT_DATABASE_URL=postgres_url, SENTIMENT_TRITON_KEY=CONTROL_KEY
     )
