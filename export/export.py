@@ -39,7 +39,7 @@ from trainer.tracking import Tracking
 MOST_TEXTS = 2_000
 """Maximum validation texts for trying variants; a random sample if there are more."""
 MOST_QUICK_TEXTS = 500
-"""The same for a quick first version."""
+"""Maximum validation texts for trying the one variant of a quick first version; a random sample if there are more."""
 
 log = logging.getLogger(__name__)
 

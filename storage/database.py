@@ -25,9 +25,10 @@ _WAIT_S = 10.0
 _SILENCE_S = 15.0
 """Maximum seconds in which PostgreSQL may be silent during a statement. Requests are refused then anyway."""
 _MIGRATION_SILENCE_S = 900.0
-"""The same for a migration, which may have to wait for that of another process, or change a large table."""
+"""Maximum seconds in which PostgreSQL may be silent during a migration, which may have to wait for that of another
+process, or change a large table."""
 _LAST_SILENCE_S = 2.0
-"""The same while this process shuts down."""
+"""Maximum seconds in which PostgreSQL may be silent while this process shuts down."""
 
 
 class Database:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from common.settings import Settings
+from lifecycle.deployment import promotion
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.repository import ModelRepository
 from serving.model_repo.variants import FLOAT_GRAPH
@@ -119,11 +120,18 @@ class Served:
 
 def publish(served: Served, bundle: Path, version: int) -> None:
     """The small model as another version."""
-    staging = served.repository.staging_directory(version)
+    publish_as(served.repository, bundle, version)
+
+
+def publish_as(repository: ModelRepository, bundle: Path, version: int, **changed: Any) -> Bundle:
+    """Publish a bundle as a version whose description has other values of some fields."""
+    staging = repository.staging_directory(version)
     for file in bundle.iterdir():
         (staging / file.name).write_bytes(file.read_bytes())
-    replace(Bundle.load(staging), version=version).save(staging)
-    served.repository.publish(staging, version)
+    description = replace(Bundle.load(staging), version=version, **changed)
+    description.save(staging)
+    repository.publish(staging, version)
+    return description
 
 
 def hollow_bundle(directory: Path) -> Path:
@@ -184,3 +192,14 @@ def served(tmp_path: Path, bert_bundle: Path) -> Served:
 def running(served: Served) -> Iterator[Served]:
     with serving(served):
         yield served
+
+
+@contextmanager
+def reconciled(served: Served) -> Iterator[Database]:
+    """The database, which knows what is deployed, as once the pipeline has started."""
+    database = served.database()
+    try:
+        promotion.reconcile(served.settings, database)
+        yield database
+    finally:
+        database.close()

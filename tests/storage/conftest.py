@@ -60,19 +60,26 @@ def find_postgres() -> Path | None:
     return found[-1] if found else None
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """The URL of a fresh PostgreSQL server, but for the database's name."""
+@contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    """A fresh PostgreSQL server during the block; the test is skipped where none is installed."""
     binaries = find_postgres()
     if binaries is None:
         pytest.skip("no PostgreSQL server is installed (Debian and Ubuntu: apt-get install postgresql)")
     server = PostgresServer(binaries)
     server.start()
     try:
-        yield server.url
+        yield server
     finally:
         server.stop()
         server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a fresh PostgreSQL server, but for the database's name."""
+    with running_postgres() as server:
+        yield server.url
 
 
 @contextmanager

@@ -17,23 +17,15 @@ from storage import leases
 from storage.database import Database
 from tests.e2e.conftest import wait_for
 from tests.lifecycle.conftest import make_served
-from tests.storage.conftest import PostgresServer, find_postgres
+from tests.storage.conftest import PostgresServer, running_postgres
 
 pytestmark = pytest.mark.full
 
 
 @pytest.fixture
 def server() -> Iterator[PostgresServer]:
-    binaries = find_postgres()
-    if binaries is None:
-        pytest.skip("no PostgreSQL server is installed (Debian and Ubuntu: apt-get install postgresql)")
-    server = PostgresServer(binaries)
-    server.start()
-    try:
+    with running_postgres() as server:
         yield server
-    finally:
-        server.stop()
-        server.remove()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from storage import events, leases, releases
 from storage.database import Database, now
 from storage.releases import CANARY, SHADOW
 from storage.tables import Figures, Release
-from tests.lifecycle.conftest import Served, hollow_bundle, make_served
+from tests.lifecycle.conftest import Served, hollow_bundle, make_served, reconciled
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +38,8 @@ def served(tmp_path: Path) -> Served:
 
 @pytest.fixture
 def database(served: Served) -> Iterator[Database]:
-    opened = served.database()
-    promotion.reconcile(served.settings, opened)
-    yield opened
-    opened.close()
+    with reconciled(served) as opened:
+        yield opened
 
 
 @pytest.fixture(autouse=True)

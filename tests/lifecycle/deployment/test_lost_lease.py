@@ -11,7 +11,7 @@ from lifecycle.deployment import promotion, rollout
 from lifecycle.deployment.promotion import DeploymentError
 from storage import deployments, leases
 from storage.database import Database
-from tests.lifecycle.conftest import Served, hollow_bundle, make_served
+from tests.lifecycle.conftest import Served, hollow_bundle, make_served, reconciled
 
 
 @pytest.fixture
@@ -22,10 +22,8 @@ def served(tmp_path: Path) -> Served:
 
 @pytest.fixture
 def database(served: Served) -> Iterator[Database]:
-    opened = served.database()
-    promotion.reconcile(served.settings, opened)
-    yield opened
-    opened.close()
+    with reconciled(served) as opened:
+        yield opened
 
 
 def fail(*_: object) -> None:

@@ -23,7 +23,7 @@ from serving.client.call_statistics import CallStatistics, VersionStatistics
 from storage import deployments, events, jobs
 from storage.database import Database, now
 from storage.tables import Deployment
-from tests.lifecycle.conftest import Served, hollow_bundle, make_served
+from tests.lifecycle.conftest import Served, hollow_bundle, make_served, reconciled
 
 BEFORE = VersionStatistics(answered=1_000, failed=0, lone_calls=LEAST_CALLS, lone_ms=4.0)
 BEFORE_TOO_FEW = VersionStatistics(answered=1_000, failed=0, lone_calls=LEAST_CALLS - 1, lone_ms=4.0)
@@ -37,10 +37,8 @@ def served(tmp_path: Path) -> Served:
 
 @pytest.fixture
 def database(served: Served) -> Iterator[Database]:
-    opened = served.database()
-    promotion.reconcile(served.settings, opened)
-    yield opened
-    opened.close()
+    with reconciled(served) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A quick first version is replaced by the full training, which is requested once, and again after a failed one."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,23 +10,12 @@ from lifecycle.deployment.promotion import reconcile
 from lifecycle.deployment.speed import why_slower
 from lifecycle.jobs.check import learnt_before
 from lifecycle.jobs.full_training import reason_for_full_training, request_full_training
-from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
 from storage import jobs
 from storage.database import Database
 from storage.tables import Job
 from storage.versions import GateVerdict, add_verdicts, add_version
-from tests.lifecycle.conftest import hollow_bundle
-
-
-def publish(repository: ModelRepository, bundle: Path, version: int, **fields: object) -> Bundle:
-    staging = repository.staging_directory(version)
-    for file in bundle.iterdir():
-        (staging / file.name).write_bytes(file.read_bytes())
-    changed = replace(Bundle.load(staging), version=version, **fields)  # type: ignore[arg-type]
-    changed.save(staging)
-    repository.publish(staging, version)
-    return changed
+from tests.lifecycle.conftest import hollow_bundle, publish_as
 
 
 @pytest.fixture
@@ -35,7 +23,7 @@ def settings(tmp_path: Path) -> Settings:
     settings = Settings(state_dir=tmp_path / "state", model_repository=tmp_path / "triton_repo")
     settings.state_dir.mkdir()
     repository = ModelRepository(settings.model_repository)
-    publish(repository, hollow_bundle(tmp_path), 1, quick=True, base_model="small")
+    publish_as(repository, hollow_bundle(tmp_path), 1, quick=True, base_model="small")
     repository.deploy(1)
     return settings
 
@@ -87,7 +75,7 @@ def test_a_job_whose_version_is_gone_is_no_reason_against_it(settings: Settings)
 def test_no_other_version_asks_for_it(settings: Settings, tmp_path: Path) -> None:
     repository = ModelRepository(settings.model_repository)
     assert reason_for_full_training(settings).startswith("version 1 is a quick first version; ")
-    publish(repository, tmp_path / "bundle", 2)
+    publish_as(repository, tmp_path / "bundle", 2)
     repository.deploy(2)
     assert reason_for_full_training(settings) == ""
 
@@ -97,7 +85,7 @@ def test_what_another_encoder_costs_is_no_fault(
     settings: Settings, tmp_path: Path, base_model: str, is_slow: bool
 ) -> None:
     repository = ModelRepository(settings.model_repository)
-    bundle = publish(repository, tmp_path / "bundle", 2, base_model=base_model)
+    bundle = publish_as(repository, tmp_path / "bundle", 2, base_model=base_model)
     database = Database(settings.database)
     try:
         with database.transaction() as session:
