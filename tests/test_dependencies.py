@@ -14,12 +14,15 @@ from common.pypi_download import NUMPY_1_WHEELS
 from tests.pages import PAGES, PROJECT
 
 PYTHONS = ("3.11", "3.12", "3.13")
+CLIENT = tomllib.loads((PROJECT / "client/pyproject.toml").read_text(encoding="utf-8"))["project"]
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_the_claimed_pythons_are_the_same_everywhere() -> None:
     assert PYPROJECT["project"]["requires-python"] == ">=3.11,<3.14"
+    assert CLIENT["requires-python"] == f">={PYTHONS[0]}"
+    assert CLIENT["version"] == PYPROJECT["project"]["version"]
     assert PYPROJECT["tool"]["mypy"]["python_version"] == PYTHONS[0]
     assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py{PYTHONS[0].replace('.', '')}"
     claims = {

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.client_package import python_with_client
 from tests.e2e.closing_the_loop import STEPS, close_the_loop
 from tests.e2e.conftest import TUTORIAL, Pipeline, free_ports, run_block, wait_for
 from tests.pages import PROJECT, block, blocks, check_excerpt
@@ -285,16 +286,17 @@ def test_commands(pipeline: Pipeline, page: str, beginning: str, check: Callable
     check(pipeline, block(page, beginning))
 
 
-def test_python_example(pipeline: Pipeline) -> None:
+def test_python_example(pipeline: Pipeline, tmp_path: Path) -> None:
     (example,) = blocks(README, "python")
     completed = subprocess.run(
-        [sys.executable, "-c", example.replace("127.0.0.1:8001", f"127.0.0.1:{pipeline.port + 1}")],
+        [python_with_client(tmp_path), "-c", example.replace("127.0.0.1:8001", f"127.0.0.1:{pipeline.port + 1}")],
+        cwd=tmp_path / "environment",
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert completed.returncode == 0, completed.stderr
-    assert re.fullmatch(r"\[b'Positive' b'Negative'\] \[0\.\d+ +0\.\d+ *\] 1", completed.stdout.strip())
+    assert re.fullmatch(r"\['Positive', 'Negative'\] \[0\.\d+, 0\.\d+\] 1", completed.stdout.strip())
 
 
 def test_waiting_is_bounded() -> None:
