@@ -11,7 +11,7 @@ from scipy.stats import binom
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from serving.model_repo.texts import readable
-from serving.model_repo.variants import BFLOAT16, FLOAT32, INT8, Precision
+from serving.model_repo.variants import BFLOAT16, FLOAT16, FLOAT32, INT8, Precision
 
 MIXED_TEXTS = 200
 """Number of texts that are also tried in other batches than in their order."""
@@ -22,9 +22,9 @@ CONFIDENT = 0.9
 """Minimum calibrated probability for the reference to count as confident."""
 STEADY = 0.05
 """A prediction is steady if its probabilities differ by at most this, whichever texts share its batch."""
-RESOLUTION: dict[Precision, float] = {FLOAT32: 0.005, BFLOAT16: 0.02, INT8: 0.02}
+RESOLUTION: dict[Precision, float] = {FLOAT32: 0.005, FLOAT16: 0.005, BFLOAT16: 0.02, INT8: 0.02}
 """A label that differs is a near tie if the reference's probabilities of both labels are at most so far apart. bfloat16
-and int8 keep 8 bits of a number; a GPU multiplies float32 numbers with 11 bits (TF32)."""
+and int8 keep 8 bits of a number, float16 11; a GPU multiplies float32 numbers with 11 bits (TF32)."""
 CHANCE = 0.01
 """A share is too low only if chance alone explains the count in at most this share of cases. Five mixes are tested, so
 a variant that just reaches the minimum is refused by chance in at most one of twenty exports."""

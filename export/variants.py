@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import PipelineError
+from export.float16 import halve
 from export.int8 import Inputs, quantize
 from export.parity import FloatArray, check_parity
-from serving.backend.cpu import arithmetic, usable_cores
+from serving.backend.cpu import usable_cores
 from serving.backend.engine import Engine
-from serving.backend.runtime import float_variants, int8_variants
-from serving.backend.variant_choice import Wanted
+from serving.backend.runtime import float_variants, gpu_variants, int8_variants
+from serving.backend.variant_choice import Wanted, arithmetic_of
 from serving.model_repo.bundle import Proof
 from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, INT8, OPENVINO, Variant
 from trainer.evaluation import evaluate
@@ -59,7 +60,7 @@ class Validation:
 def prove_variants(
     directory: Path, validation: Validation, calibration: Sequence[Inputs], wanted: Wanted
 ) -> tuple[Proof, ...]:
-    """Try the wanted variants of the bundle in `directory`, and add the accepted int8 graphs to it.
+    """Try the wanted variants of the bundle in `directory`, and add the accepted int8 and float16 graphs to it.
 
     A variant that fails is refused, and the others are tried. float32 in ONNX Runtime is always tried, because it shows
     that the graph itself is correct; float32 in OpenVINO is tried in place of a refused variant.
@@ -88,6 +89,10 @@ def prove_variants(
                 "The version is not published, because the exported graph does not agree with the trained model. "
                 f"{reasons}. Set SENTIMENT_BASE_MODEL to another encoder and train again."
             )
+        for variant in filter(wanted.allows, gpu_variants()):
+            log.info("Making the float16 graph.")
+            make = partial(halve, directory)
+            proofs.append(_try(directory, variant, validation, validation.reference, stack, engines, make)[0])
         for variant in filter(wanted.allows, int8_variants()):
             log.info("Making the int8 graph for %s.", variant.runtime)
             make = partial(quantize, variant, directory / FLOAT_GRAPH, calibration, directory)
@@ -102,7 +107,7 @@ def prove_variants(
     ]
     for proof in checked:
         _log(proof)
-        if proof.refused and proof.precision == INT8:
+        if proof.refused and proof.variant.graph != FLOAT_GRAPH:
             for file in directory.glob(f"{Path(proof.variant.graph).stem}.*"):
                 file.unlink()
     return tuple(checked)
@@ -176,7 +181,7 @@ def unmeasured_proof(variant: Variant, refused: str = "", tokens_per_s: float = 
     return Proof(
         runtime=variant.runtime,
         precision=variant.precision,
-        arithmetic=arithmetic(),
+        arithmetic=arithmetic_of(variant),
         texts=0,
         mixes=0,
         label_agreement=0.0,

@@ -1,5 +1,7 @@
 """The two inference runtimes: ONNX Runtime everywhere, OpenVINO where it is faster."""
 
+import logging
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -7,9 +9,20 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from common.errors import PipelineError
 from serving.backend.cpu import has_bf16, has_vnni
 from serving.backend.packing import PackedRows
-from serving.model_repo.variants import BFLOAT16, FLOAT32, INT8, ONNXRUNTIME, OPENVINO, Precision, Variant
+from serving.model_repo.variants import BFLOAT16, FLOAT16, FLOAT32, INT8, ONNXRUNTIME, OPENVINO, Precision, Variant
+
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+_IDENTITY = (
+    b'\x08\x08\x12\x00:6\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x00Z\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
+"""An ONNX model that returns its input."""
+
+log = logging.getLogger(__name__)
 
 
 class Graph(Protocol):
@@ -38,11 +51,30 @@ def int8_variants() -> list[Variant]:
     return [Variant(OPENVINO, INT8), Variant(ONNXRUNTIME, INT8)] if has_vnni() else [Variant(ONNXRUNTIME, INT8)]
 
 
+def gpu_variants() -> list[Variant]:
+    """Return the variants that may be faster than float32 on this machine's GPU; none without one."""
+    return [Variant(ONNXRUNTIME, FLOAT16)] if has_cuda() else []
+
+
+@cache
 def has_cuda() -> bool:
-    """Return whether this build of ONNX Runtime offers CUDA."""
+    """Return whether ONNX Runtime can run graphs on CUDA here; a warning says so if only its build can.
+
+    A session decides. The list of providers only says what ONNX Runtime was built with. If their libraries or the
+    driver are missing, a session runs on the processor, without an error.
+    """
     import onnxruntime
 
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if _CUDA not in onnxruntime.get_available_providers():
+        return False
+    onnxruntime.preload_dlls()  # from NVIDIA's packages, which are on no path of the dynamic linker
+    if _CUDA in onnxruntime.InferenceSession(_IDENTITY, providers=[_CUDA, _CPU]).get_providers():
+        return True
+    log.warning(
+        "ONNX Runtime was built for CUDA but cannot use it here, so graphs run on the processor. Its own message above "
+        "names the library or driver that is missing (docs/how-to-gpu.md)."
+    )
+    return False
 
 
 def load_graph(directory: Path, variant: Variant, streams: int, threads: int) -> Graph:
@@ -53,7 +85,7 @@ def load_graph(directory: Path, variant: Variant, streams: int, threads: int) ->
 
 
 class _OnnxRuntimeGraph:
-    """A graph in ONNX Runtime, on CUDA if this build has it."""
+    """A graph in ONNX Runtime, on CUDA if it can be used here."""
 
     prepares_each_shape = False
 
@@ -66,8 +98,13 @@ class _OnnxRuntimeGraph:
         options.log_severity_level = 3
         # Spinning threads would take CPU time from the gateway.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if has_cuda() else ["CPUExecutionProvider"]
+        providers = [_CUDA, _CPU] if has_cuda() else [_CPU]
         self._session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
+        if self._session.get_providers() != providers:
+            raise PipelineError(
+                f"{graph} cannot be loaded on the GPU, though ONNX Runtime can use it. Free memory on the GPU, or set "
+                "SENTIMENT_RUNTIME=openvino."
+            )
 
     def run(self, rows: PackedRows) -> npt.NDArray[np.float32]:
         (probabilities,) = self._session.run(None, feed(rows))

@@ -7,9 +7,10 @@ from common.errors import PipelineError
 from serving.backend.cpu import arithmetic
 from serving.backend.runtime import float_variants, has_cuda
 from serving.model_repo.bundle import Bundle, Proof
-from serving.model_repo.variants import FLOAT32, INT8, ONNXRUNTIME, OPENVINO, Variant
+from serving.model_repo.variants import FLOAT16, FLOAT32, INT8, ONNXRUNTIME, OPENVINO, Variant
 
 AUTO = "auto"
+_ON_GPU = "cuda"
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,21 @@ def choose_variant(bundle: Bundle, wanted: Wanted) -> Choice:
 
     int8 and bfloat16 round differently on processors with other instruction sets, so a proof only holds for the same
     sets. Without a proof, a float graph is used: float32, which gives the same results everywhere, unless `wanted`
-    names another variant. If no variant that `wanted` allows can be used, another proven one is. A quick first version
-    is proven in float32 alone, and always uses that.
+    names another variant. On a GPU it is float32 or a proven float16, whichever is faster. If no variant that `wanted`
+    allows can be used, another proven one is. A quick first version is proven in float32 alone, and always uses that.
 
     Raises:
         PipelineError: no variant that `wanted` allows can be used, and no other is proven on this processor.
     """
     if bundle.quick:
         return Choice(Variant(ONNXRUNTIME, FLOAT32), "a quick first version has no other")
-    if has_cuda() and wanted.allows(cuda := Variant(ONNXRUNTIME, FLOAT32)):
-        return Choice(cuda, "on the GPU")
-    tried = [proof for proof in bundle.proofs if proof.arithmetic == arithmetic()]
+    tried = [proof for proof in bundle.proofs if proof.arithmetic == arithmetic_of(proof.variant)]
+    if has_cuda():
+        on_gpu = [Variant(ONNXRUNTIME, FLOAT16), Variant(ONNXRUNTIME, FLOAT32)]
+        if choice := _fastest([proof for proof in tried if proof.variant in on_gpu and wanted.allows(proof.variant)]):
+            return Choice(choice.variant, f"on the GPU, {choice.reason}")
+        if wanted.allows(on_gpu[-1]):
+            return Choice(on_gpu[-1], "on the GPU")
     here = [proof for proof in tried if wanted.allows(proof.variant)]
     if choice := _fastest(here):
         return choice
@@ -74,6 +79,11 @@ def choose_variant(bundle: Bundle, wanted: Wanted) -> Choice:
             f"{' '.join(refused) or 'None was proven on such a one; export again on this machine.'}"
         )
     raise PipelineError(f"{wanted} cannot run version {bundle.version} here. {' '.join(refused)}".strip())
+
+
+def arithmetic_of(variant: Variant) -> str:
+    """Return what a proof of `variant` that is made on this machine holds for: this processor's arithmetic, or GPUs."""
+    return _ON_GPU if variant.runtime == ONNXRUNTIME and has_cuda() else arithmetic()
 
 
 def _fastest(proofs: Sequence[Proof]) -> Choice | None:

@@ -1,9 +1,17 @@
 """The libraries that run the graph, as several threads use them."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
+import pytest
+
+from common.errors import PipelineError
+from serving.backend import runtime
+from serving.backend.runtime import has_cuda, load_graph
+from serving.model_repo.variants import FLOAT32, ONNXRUNTIME, Variant
 from tests.e2e.conftest import PROJECT
 
 _FIRST_RUNS = """
@@ -40,3 +48,26 @@ def test_threads_that_use_openvino_first_at_once_do_not_wait_for_each_other_for_
         check=True,
     )
     assert ended.stdout == f"{[1] * 8}\n"
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider'")
+def test_a_build_for_cuda_that_cannot_use_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where a library of CUDA is missing: it is listed, and sessions run on the processor without an error."""
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    has_cuda.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert not has_cuda()
+    finally:
+        has_cuda.cache_clear()
+    assert "built for CUDA but cannot use it here" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider'")
+def test_a_graph_that_does_not_get_the_gpu_is_refused(bert_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "has_cuda", lambda: True)
+    with pytest.raises(PipelineError, match="cannot be loaded on the GPU"):
+        load_graph(bert_bundle, Variant(ONNXRUNTIME, FLOAT32), streams=1, threads=1)

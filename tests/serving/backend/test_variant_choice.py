@@ -10,7 +10,7 @@ from serving.backend import cpu, variant_choice
 from serving.backend.cpu import arithmetic
 from serving.backend.variant_choice import Wanted, choose_variant
 from serving.model_repo.bundle import Bundle, Proof
-from serving.model_repo.variants import INT8, ONNXRUNTIME, OPENVINO, Precision, RuntimeName, Variant
+from serving.model_repo.variants import FLOAT16, INT8, ONNXRUNTIME, OPENVINO, Precision, RuntimeName, Variant
 from tests.conftest import REFERENCE
 
 
@@ -84,6 +84,22 @@ def test_a_gpu_is_used_unless_something_else_is_asked_for(bundle: Bundle, monkey
     monkeypatch.setattr(variant_choice, "has_cuda", lambda: True)
     assert choose_variant(bundle, Wanted()).reason == "on the GPU"
     assert choose_variant(bundle, Wanted(precision=INT8)).variant == Variant(OPENVINO, INT8)
+
+
+def test_on_a_gpu_float16_is_used_where_it_was_proven_there_and_is_faster(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, fast = (replace(proof(ONNXRUNTIME, FLOAT16, rate), arithmetic="cuda") for rate in (500, 5000))
+    on_gpu = replace(FLOAT, arithmetic="cuda")
+    half = Variant(ONNXRUNTIME, FLOAT16)
+    assert choose_variant(replace(bundle, proofs=(on_gpu, fast, FASTER)), Wanted()).variant == FASTER.variant
+    monkeypatch.setattr(variant_choice, "has_cuda", lambda: True)
+    assert choose_variant(replace(bundle, proofs=(on_gpu, fast, FASTER)), Wanted()).variant == half
+    assert choose_variant(replace(bundle, proofs=(on_gpu, slow)), Wanted()).variant == REFERENCE
+    assert choose_variant(replace(bundle, proofs=(on_gpu, slow)), Wanted(precision=FLOAT16)).variant == half
+    refused = replace(fast, refused="its labels differ")
+    assert choose_variant(replace(bundle, proofs=(on_gpu, refused)), Wanted()).variant == REFERENCE
+    assert choose_variant(replace(bundle, proofs=(on_gpu, fast)), Wanted(precision="float32")).variant == REFERENCE
 
 
 def test_bfloat16_is_not_served_where_the_processor_has_none(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
