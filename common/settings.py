@@ -172,8 +172,7 @@ class Settings(BaseSettings):
     """Runtime of the graph. `auto` uses the fastest variant that export proved on this kind of processor."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
-    """Precision of the graph. `auto` uses the fastest variant that export proved on this kind of processor. `float16`
-    runs only on GPUs."""
+    """Precision of the graph. `auto`: the fastest that export proved on this kind of CPU. `float16`: GPUs only."""
 
     max_length: Annotated[int, Field(ge=8)] = 512
     """Maximum tokens per text. Longer texts are cut."""
