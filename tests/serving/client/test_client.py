@@ -194,7 +194,7 @@ def test_time_is_up_with_the_last_reason(
     triton: FakeTriton, client: Client, status: grpc.StatusCode, error: type[Exception]
 ) -> None:
     triton.error = status
-    with pytest.raises(error, match=f"no answer in time; last asked was {address(triton)}: secret"):
+    with pytest.raises(error, match=f"no answer in time from {address(triton)}: secret"):
         client.predict(["good"], timeout_s=1)
     # It was tried again, with longer and longer pauses in between.
     assert 2 <= len(triton.calls) < 40
