@@ -63,6 +63,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
     """
     reconcile(settings, database)
     repository = ModelRepository(settings.model_repository)
+    repository.require_deployed()  # known before the training, which takes long
     dataset = load_dataset(settings)
     dataset.log_notes()
     directory = _directory(settings, job)
@@ -91,9 +92,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
     counts = {name: RowCounts(**rows) for name, rows in started.get(_DATA, {}).items()}
     step("training")
     record = _train(own, counts, {*dataset.train.pairs(), *dataset.val.pairs()})
-    champion = repository.deployed()
-    if champion is None:
-        raise PipelineError("No model is deployed; run `python app.py` to train and deploy one.")
+    champion = repository.require_deployed()
     if champion != record.version:
         step(f"exporting version {record.version}")
         verdicts = _publish(own, database, repository, record.version)
