@@ -81,7 +81,7 @@ def test_sample_data_are_made_where_none_are_given(tmp_path: Path) -> None:
     ended = app(tmp_path, "data")
     assert ended.returncode == 0, ended.stderr
     assert "No data files found; made sample data" in ended.stderr
-    assert "Data check passed: 11741 training texts, 1305 validation texts" in ended.stderr
+    assert "Data check passed: 11,741 training texts, 1,305 validation texts" in ended.stderr
     assert "No data files found" not in app(tmp_path, "data").stderr
 
 

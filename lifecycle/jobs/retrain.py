@@ -165,7 +165,7 @@ def _begin(settings: Settings, database: Database, job: Job, dataset: Dataset, d
     }
     with database.transaction() as session:
         message = (
-            f"Retraining started (job {job.id}) on {figures['texts']} texts, {figures['feedback']} of them feedback"
+            f"Retraining started (job {job.id}) on {figures['texts']:,} texts, {figures['feedback']:,} of them feedback"
             f"{_from_sources(merged.by_source)}: {job.reason}."
         )
         events.record(session, EventKind.RETRAINING_STARTED, message, figures, job_id=job.id)
