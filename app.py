@@ -351,11 +351,11 @@ def _serve(settings: Settings, _: argparse.Namespace) -> None:
     import uvloop
 
     from serve import serve
-    from serving.model_repo.repository import ModelRepository
+    from serving.model_repo.repository import NOT_DEPLOYED, ModelRepository
 
     _check_machine(settings)
     if settings.triton_url is None and not ModelRepository(settings.model_repository).has_record:
-        raise PipelineError("No model is deployed; run `python app.py` to train, export and serve one.")
+        raise PipelineError(NOT_DEPLOYED)
     uvloop.run(serve(settings))
 
 
@@ -367,8 +367,7 @@ def _triton(settings: Settings, _: argparse.Namespace) -> None:
     own = settings.model_copy(update={"triton_url": None})
     check_ports(own, gateway=False)
     check_platform()
-    if ModelRepository(settings.model_repository).deployed() is None:
-        raise PipelineError("No model is deployed; run `python app.py` to train, export and serve one.")
+    ModelRepository(settings.model_repository).require_deployed()
     asyncio.run(serve_triton(own))
 
 
@@ -426,8 +425,11 @@ def _score(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def _predict(settings: Settings, options: argparse.Namespace) -> None:
+    from lifecycle.cli.running import require_running
     from serving.client.errors import KeyRefusedError, TextRefusedError, TritonTimeoutError, TritonUnavailableError
     from serving.client.replicas import Replicas
+
+    require_running(settings)
 
     async def classify() -> None:
         client = Replicas(settings.triton_address)
@@ -435,7 +437,7 @@ def _predict(settings: Settings, options: argparse.Namespace) -> None:
             answer = await client.classify([options.text], timeout_s=10)
         except (TritonUnavailableError, TritonTimeoutError) as error:
             raise PipelineError(
-                f"No response from Triton at {settings.triton_address}: {error}. Start it with `python app.py`."
+                f"Triton does not respond at {settings.triton_address}: {error}. Try again when it is ready."
             ) from error
         except (TextRefusedError, KeyRefusedError) as error:
             raise PipelineError(str(error)) from error

@@ -149,7 +149,7 @@ def _build(
     most = MOST_QUICK_TEXTS if record.quick else MOST_TEXTS
     sample = random.Random(0).sample(range(len(dataset.val.texts)), min(len(dataset.val.texts), most))
     texts = [dataset.val.texts[index] for index in sample]
-    log.info("Comparing the graphs' predictions with torch's on %d texts.", len(texts))
+    log.info("Comparing the graphs' predictions with torch's on %s texts.", f"{len(texts):,}")
     validation = Validation(
         texts=texts,
         targets=np.array([record.labels.index(dataset.val.labels[index]) for index in sample]),

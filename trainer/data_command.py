@@ -43,10 +43,10 @@ def _check(settings: Settings) -> DataCheck:
     if not named and not settings.train_data.exists() and not settings.val_data.exists():
         counts = write_sample_data(settings.train_data, settings.val_data, settings.seed)
         log.info(
-            "No data files found; made sample data (film and product reviews, MIT licence): %d texts in %s, %d in %s.",
-            sum(counts.train.values()),
+            "No data files found; made sample data (film and product reviews, MIT licence): %s texts in %s, %s in %s.",
+            f"{sum(counts.train.values()):,}",
             settings.train_data,
-            sum(counts.val.values()),
+            f"{sum(counts.val.values()):,}",
             settings.val_data,
         )
     return check_data(settings)
@@ -56,9 +56,9 @@ def _finish(found: DataCheck) -> str:
     if found.dataset is None:
         raise DatasetError(found.problems)
     log.info(
-        "Data check passed: %d training texts, %d validation texts, labels %s.",
-        len(found.dataset.train.texts),
-        len(found.dataset.val.texts),
+        "Data check passed: %s training texts, %s validation texts, labels %s.",
+        f"{len(found.dataset.train.texts):,}",
+        f"{len(found.dataset.val.texts):,}",
         ", ".join(found.dataset.labels),
     )
     return found.dataset.fingerprint

@@ -136,13 +136,13 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
         chosen = replace(chosen, steps=min(affordable, chosen.steps))
         hyperparameters["max_steps"] = chosen.steps
     log.info(
-        "Fine-tuning %s (%.1fM parameters) on %d texts, with %d for choosing the best state, for %d steps (%g epochs), "
+        "Fine-tuning %s (%.1fM parameters) on %s texts, with %s for choosing the best state, for %s steps (%g epochs), "
         "with a learning rate of %g, %d threads%s, in %s.",
         base.name,
         base.model.num_parameters() / 1e6,
-        len(train),
-        len(selection),
-        chosen.steps,
+        f"{len(train):,}",
+        f"{len(selection):,}",
+        f"{chosen.steps:,}",
         round(chosen.steps / chosen.steps_per_epoch, 2),
         chosen.learning_rate,
         torch.get_num_threads(),

@@ -126,6 +126,8 @@ def _ask_for_retraining(settings: Settings, database: Database, fingerprint: str
     if reason:
         return f"No retraining: {reason}."
     job = jobs.enqueue(database, jobs.RETRAIN, "; ".join(reasons), key)
+    if job.state == jobs.RUNNING:  # an earlier one, of data that may have changed since
+        return f"A retraining is running already: job {job.id}."
     return f"A retraining was requested: job {job.id}."
 
 

@@ -170,7 +170,9 @@ def test_what_is_stale_is_told_once_and_asks_for_a_retraining(
     assert asked is not None
     assert first.result["decision"] == f"A retraining was requested: job {asked.id}."
     assert _check(settings, database).result["decision"] == first.result["decision"]
-    assert [event.kind for event in events.newest(database, 10)] == ["checked", "stale", "checked"]
+    jobs.begin(database, asked.id)
+    assert _check(settings, database).result["decision"] == f"A retraining is running already: job {asked.id}."
+    assert [event.kind for event in events.newest(database, 10)] == ["checked", "checked", "stale", "checked"]
     told = events.newest(database, 1)[0].message
     assert told.startswith("Version 1 was checked: validation accuracy 0.5000, ")
     assert told.endswith("It is under a threshold.")
