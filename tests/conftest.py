@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -24,6 +25,14 @@ from trainer.architectures import why_unpacked
 
 # As app.py does: tests call servers on this machine.
 prepare_proxies(os.environ)
+
+# Hypothesis' limits on time would fail tests on a busy machine; all examples of a test may share its fixtures.
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("tests")
 
 REFERENCE = Variant(ONNXRUNTIME, FLOAT32)
 """What every processor runs, with the same answers."""
