@@ -148,7 +148,7 @@ class Settings(BaseSettings):
     """Deadline of a batch, and of the requests in progress at shutdown, in seconds."""
 
     caller_limit: Annotated[str, Field(pattern=r"^([1-9]\d{0,8}/(second|minute|hour|day))?$")] = ""
-    """Rate limit in texts per caller (key or address), such as `100/second`, `/minute`, `/hour`, `/day`. Unset: none."""
+    """Rate limit in texts per caller, such as `100/second`; also `/minute`, `/hour`, `/day`. If unset: none."""
 
     triton_url: str | None = None
     """gRPC addresses of external Tritons: `host:port,…` or `dns:///name:port`. If unset, the bundled Triton runs."""

@@ -163,11 +163,10 @@ def ended_retrainings(database: Database) -> list[Job]:
         return list(session.scalars(query))
 
 
-def has_retraining_since(database: Database, since: datetime) -> bool:
-    """Return whether a retraining was requested since then that has not failed."""
+def retrainings_since(database: Database, since: datetime) -> list[Job]:
+    """Return the retrainings that were requested since then."""
     with database.reading() as session:
-        query = select(Job.id).where(Job.kind == RETRAIN, Job.state != FAILED, Job.created_at >= since)
-        return session.scalar(query.limit(1)) is not None
+        return list(session.scalars(select(Job).where(Job.kind == RETRAIN, Job.created_at >= since)))
 
 
 def cancelled_retraining(database: Database, fingerprint: str) -> Job | None:

@@ -59,7 +59,7 @@ def test_all_wrong_values_are_told_at_once_with_what_is_allowed(monkeypatch: pyt
         ("first_version", "fast", "not allowed. Allowed: `quick`, `full`."),
         ("port", "http", "not allowed. Allowed: whole number, from 1 to 65532."),
         ("docs", "maybe", "not allowed. Allowed: `true`, `false`."),
-        ("caller_limit", "5/s", "not allowed. Rate limit in texts per caller (key or address), such as `100/second`, "),
+        ("caller_limit", "5/s", "not allowed. Rate limit in texts per caller, such as `100/second`; also `/minute`, "),
         ("epochs", "0", "not allowed. Allowed: whole number, from 1."),
         ("min_accuracy", "nan", "not allowed. Allowed: number, from 0 to 1."),
         ("monitor_minutes", "inf", "not allowed. Allowed: number, from 0."),

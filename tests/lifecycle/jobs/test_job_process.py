@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 import lifecycle.jobs.retrain
+from common.errors import PipelineError
 from common.progress import StatusLine
 from common.settings import Settings
 from lifecycle.jobs import job_process
+from lifecycle.jobs.circumstances import other_circumstances, other_settings
 from storage import jobs
 from storage.database import Database
 from storage.tables import Job
@@ -52,6 +54,16 @@ def run_retraining(
     ended = job_process.run_job(settings, database, jobs.enqueue(database, jobs.RETRAIN, "by the test").id)
     database.close()
     return ended
+
+
+def test_a_retraining_in_vain_keeps_what_it_depended_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def retrain(*_: object) -> None:
+        raise PipelineError("the base model cannot be loaded")
+
+    ended = run_retraining(tmp_path, monkeypatch, retrain)
+    assert ended.state == jobs.FAILED
+    assert not other_circumstances(Settings(state_dir=tmp_path), ended)
+    assert other_settings(Settings(state_dir=tmp_path, base_model="another"), ended)
 
 
 def test_a_job_that_promotes_finishes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
