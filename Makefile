@@ -1,9 +1,9 @@
 # `make run` and `make test` do their own set-up; a second call starts at once.
 
 # A Python for which everything has a wheel goes first: for 3.13, NumPy 1 must be compiled.
-SUITS = -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
+SUITS = -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
 CHECK = -m serving.host.backend_python
-PYTHON ?= $(or $(shell for python in python3 python3.12 python3.11 python3.10; do \
+PYTHON ?= $(or $(shell for python in python3 python3.12 python3.11; do \
 	$$python $(SUITS) && $$python $(CHECK) && echo $$python && break; done 2> /dev/null),python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -70,8 +70,8 @@ fuzz: $(VENV)/.installed-fuzz
 # Torch comes first and alone, so that only it is looked for in PyTorch's own index of builds without CUDA;
 # the other packages come from where pip is set up to find them.
 $(VENV)/.installed: requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
-		|| { echo "error: Python 3.10 to 3.13 is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "error: Python 3.11 to 3.13 is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) $(CHECK)
 	@$(PYTHON) -m venv $(VENV) \
 		|| { echo "error: no virtual environment could be made; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
@@ -93,11 +93,11 @@ $(VENV)/.installed-fuzz: pyproject.toml $(VENV)/.installed-dev
 	@$(BIN)/python -m pip install --quiet "$$(grep -o 'atheris==[0-9.]*' $<)"
 	@touch $@
 
-# Pins every dependency for Python 3.10 to 3.13; [tool.uv] in pyproject.toml leaves the CUDA packages out.
+# Pins every dependency for Python 3.11 to 3.13; [tool.uv] in pyproject.toml leaves the CUDA packages out.
 lock:
-	uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --group dev pyproject.toml -o requirements-dev.lock
-	uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate -c requirements-dev.lock pyproject.toml -o requirements.lock
-	uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate -c requirements-dev.lock --group bench pyproject.toml -o requirements-bench.lock
+	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --group dev pyproject.toml -o requirements-dev.lock
+	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate -c requirements-dev.lock pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate -c requirements-dev.lock --group bench pyproject.toml -o requirements-bench.lock
 	sed -i "/sys_platform == 'never'/d" requirements.lock requirements-dev.lock requirements-bench.lock
 
 # Everything that was learnt and recorded goes; the data files stay.

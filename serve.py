@@ -341,6 +341,6 @@ class _Server(uvicorn.Server):
     async def _end_in_order(self) -> None:
         try:
             await asyncio.wait_for(self._under_way.end(), self._longest_s)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             log.warning("%d requests did not finish in time and are dropped.", self._under_way.count)
         self.should_exit = True

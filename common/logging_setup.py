@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from common import tracing
@@ -73,7 +73,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line. Values without a JSON form become strings, because logging must not fail."""
-        time = datetime.fromtimestamp(record.created, timezone.utc)
+        time = datetime.fromtimestamp(record.created, UTC)
         line: dict[str, Any] = {
             "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),

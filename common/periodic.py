@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from prometheus_client import Counter
 
@@ -95,7 +95,7 @@ class PeriodicTask:
         before, error_type = self.failure, type(error).__name__
         # Only the first line: the others in SQLAlchemy's messages contain statements and their parameters.
         message = f"{error_type}: {str(error).partition(chr(10))[0]}".removesuffix(": ")
-        since = before.since if before else datetime.now(timezone.utc)
+        since = before.since if before else datetime.now(UTC)
         self.failure = Failure(self._name, since, before.in_a_row + 1 if before else 1, error_type, message)
         self._resumes_at = time.monotonic() + self.pause_s
         if before is None or before.error_type != error_type:
@@ -130,7 +130,7 @@ async def try_once(work: Callable[[], Awaitable[object]], within_s: float, faile
     """Await `work()` for at most `within_s` seconds; if it fails or is too slow, log `failed` and the reason."""
     try:
         await asyncio.wait_for(work(), within_s)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         log.warning("%s: it took over %.0f s", failed, within_s)
     except Exception as error:
         log.warning("%s: %s", failed, str(error).partition("\n")[0])

@@ -70,7 +70,6 @@ NUMPY_1_WHEELS = {
         sha256=sha256,
     )
     for python, tag, sha256 in (
-        ("3.10", "310", "ffa75af20b44f8dba823498024771d5ac50620e6915abac414251bd971b4529f"),
         ("3.11", "311", "666dbfb6ec68962c033a450943ded891bed2d54e6755e35e5835d63f4f6931d5"),
         ("3.12", "312", "675d61ffbfa78604709862923189bad94014bef562cc35cf61d3a07bba02a7ed"),
     )

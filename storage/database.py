@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,8 @@ def now(session: Session) -> datetime:
     """Return the time of the database's clock, which is the same for all hosts."""
     if session.get_bind().dialect.name == "postgresql":
         told: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
-        return told.astimezone(timezone.utc)
-    return datetime.now(timezone.utc)
+        return told.astimezone(UTC)
+    return datetime.now(UTC)
 
 
 def _engine(url: str, silence_s: Callable[[], float]) -> Engine:

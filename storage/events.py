@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from datetime import timedelta
-from enum import Enum
+from enum import StrEnum
 
 from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
@@ -15,7 +15,7 @@ LONGEST_PAUSE_S = 3_600.0
 """Maximum seconds between attempts to send a mail; the pause doubles after each failure."""
 
 
-class EventKind(str, Enum):
+class EventKind(StrEnum):
     """The kinds of events."""
 
     CHECKED = "checked"

@@ -1,6 +1,6 @@
 """The tables for feedback, versions, deployments, jobs, events, mails, API keys and the rest."""
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -32,14 +32,14 @@ class UtcDateTime(TypeDecorator[datetime]):
         """Convert to UTC, without a time zone if the database has none."""
         if value is None:
             return None
-        utc = value.astimezone(timezone.utc)
+        utc = value.astimezone(UTC)
         return utc if dialect.name == "postgresql" else utc.replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         """Return the time with the time zone UTC."""
         if value is None:
             return None
-        return value.astimezone(timezone.utc) if value.tzinfo else value.replace(tzinfo=timezone.utc)
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 class StorableText(TypeDecorator[str]):

@@ -2,13 +2,13 @@
 
 import re
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 
 from tables.errors import TableError
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """Format of a file."""
 
     CSV = "csv"

@@ -14,7 +14,7 @@ import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 from itsdangerous import BadData, Signer, URLSafeTimedSerializer
 
@@ -58,7 +58,7 @@ class Sessions:
             secret, salt="action of the console", digest_method=hashlib.sha256, key_derivation="hmac"
         )
         self._is_https = is_https
-        self._started = datetime.now(timezone.utc).replace(microsecond=0)
+        self._started = datetime.now(UTC).replace(microsecond=0)
         self._ended_here: dict[str, datetime] = {}
         # The port is in the name because cookies are shared by all ports, and two pipelines on one machine must not end
         # each other's sessions. The prefix makes browsers refuse this cookie from other hosts.
@@ -101,7 +101,7 @@ class Sessions:
 
     def end(self, session: Session) -> None:
         """End a session on this gateway. Other gateways end it once the database has it."""
-        now = datetime.now(timezone.utc)
+        now = datetime.now(UTC)
         self._ended_here = {id_: ends_at for id_, ends_at in self._ended_here.items() if ends_at > now}
         self._ended_here[session.id] = session.ends_at
 

@@ -1,6 +1,5 @@
 """Access control of the gRPC port: as over HTTP beside a gateway, by the control key if Triton runs alone."""
 
-import asyncio
 import hmac
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -98,7 +97,7 @@ class GatewayGuard(Guard):
             async with AsyncExitStack() as stack:
                 try:
                     await stack.enter_async_context(self._turns.turn(name, len(lengths), time_s))
-                except asyncio.TimeoutError as error:
+                except TimeoutError as error:
                     raise RefusedCallError(
                         grpc.StatusCode.DEADLINE_EXCEEDED,
                         "The deadline passed while the texts waited in the queue; try again later.",

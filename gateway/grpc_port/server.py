@@ -209,7 +209,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]
                 request += _BULK_PARAMETER if turn.is_bulk else b""
                 try:
                     answer = await self._calls.infer(request, model, time_s, passed)
-                except asyncio.TimeoutError:
+                except TimeoutError:
                     raise RefusedCallError(grpc.StatusCode.DEADLINE_EXCEEDED, TIME_HAS_PASSED) from None
                 turn.is_done = True
                 return answer

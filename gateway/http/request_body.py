@@ -67,7 +67,7 @@ async def read_body(
             if within_s
             else await _receive(request, most_bytes)
         )
-    except asyncio.TimeoutError as error:
+    except TimeoutError as error:
         raise RequestTimeoutError(f"The body was not complete within {within_s:.0f} s.") from error
 
 

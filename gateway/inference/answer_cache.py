@@ -14,7 +14,7 @@ ones."""
 
 _ENTRY_BYTES = 304
 """Bytes of an entry without its text and probabilities: the prediction, its score, the dictionary's slot and link.
-On CPython 3.10 to 3.13 they are 180 to 280, depending on whether the dictionary is full or has just grown."""
+On CPython 3.11 to 3.13 they are 180 to 280, depending on whether the dictionary is full or has just grown."""
 
 
 class AnswerCache:

@@ -149,7 +149,7 @@ async def _before(deadline: float, answering: Coroutine[Any, Any, Answer]) -> An
     """
     try:
         return await asyncio.wait_for(answering, deadline - asyncio.get_running_loop().time())
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise TritonTimeoutError("no response before the deadline") from None
 
 

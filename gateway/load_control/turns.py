@@ -64,7 +64,7 @@ class Turns:
             if not turn.done():
                 await asyncio.wait([turn], timeout=within_s)
             if not turn.done():
-                raise asyncio.TimeoutError
+                raise TimeoutError
         except BaseException:
             self._withdraw(places, turn)
             raise

@@ -38,13 +38,13 @@ class DatabaseWork:
         """
         try:
             await asyncio.wait_for(self._free.acquire(), LONGEST_QUEUE_S)
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise StorageUnavailableError("The database is too slow, and nothing was stored; send it again.") from error
         doing = asyncio.ensure_future(asyncio.to_thread(work))
         doing.add_done_callback(self._end)
         try:
             return await asyncio.wait_for(asyncio.shield(doing), LONGEST_WORK_S)
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             detail = "The database does not respond. Send it again; with the same Idempotency-Key it is stored once."
             raise StorageUnavailableError(detail) from error
         except (PipelineError, SQLAlchemyError) as error:

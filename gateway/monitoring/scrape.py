@@ -50,7 +50,7 @@ class Scrape:
             self._look = asyncio.ensure_future(asyncio.to_thread(self._read))
         try:
             families = await asyncio.wait_for(asyncio.shield(self._look), DATABASE_WAIT_S)
-        except (asyncio.TimeoutError, PipelineError, SQLAlchemyError) as error:
+        except (TimeoutError, PipelineError, SQLAlchemyError) as error:
             log.debug("The metrics cannot be read from the database: %s", str(error).partition("\n")[0])
             families = []
         return [*families, _up("sentiment_database_up", "1 if the database responded.", bool(families))]

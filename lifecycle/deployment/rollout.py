@@ -146,7 +146,7 @@ class _Rollout:
         try:
             try:
                 await asyncio.wait_for(self._prepare(), LOAD_TIMEOUT_S)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 late = [triton.message("it is still loading") for triton in self._running if not self._is_ready(triton)]
                 raise RolloutError(f"{'; '.join(late)} after {LOAD_TIMEOUT_S:.0f} s") from None
             beating.cancel()

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ class Scheduler:
         # Only the time of the stored check is kept: an older release pickled its function under another module's name.
         due = _stored_time(database)
         # If it is due in more than one interval, the clock was set back.
-        keeps = due is not None and due <= datetime.now(timezone.utc) + interval.interval
+        keeps = due is not None and due <= datetime.now(UTC) + interval.interval
         when = {"next_run_time": due} if keeps else {}
         scheduler.add_job(request_check, interval, id="check", jobstore=_PERSISTENT, replace_existing=True, **when)
         for name, seconds, look in (
@@ -258,7 +258,7 @@ def _stored_time(database: Database) -> datetime | None:
     """Return when the stored check is due, or None if there is none."""
     with database.engine.connect() as connection:
         seconds = connection.scalar(text(f"SELECT next_run_time FROM {_TABLE} WHERE id = 'check'"))
-    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def _start(*arguments: str) -> "subprocess.Popen[bytes]":

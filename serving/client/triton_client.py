@@ -1,6 +1,5 @@
 """A gRPC client for one model of one Triton, with as little work per call as the protocol allows."""
 
-import asyncio
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -125,7 +124,7 @@ class TritonClient:
             metadata = (*tracing.headers().items(), *self._keys)
             request = _request(self._model, texts, timeout_s, is_bulk).SerializeToString()
             response = await self._infer(request, self._model, timeout_s, metadata)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise TritonTimeoutError(TIME_HAS_PASSED) from None
         except grpc.aio.AioRpcError as error:
             raise translated(error) from error

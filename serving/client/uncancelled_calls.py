@@ -77,7 +77,7 @@ def _end(ended: "asyncio.Future[None]", _: object) -> None:
 
 def _expire(ended: "asyncio.Future[None]") -> None:
     if not ended.done():
-        ended.set_exception(asyncio.TimeoutError())
+        ended.set_exception(TimeoutError())
 
 
 def encoded_parameter(name: str, value: service_pb2.InferParameter) -> bytes:

@@ -35,7 +35,7 @@ def check_python() -> None:
     if missing:
         raise PipelineError(
             f"Triton's Python backend needs NumPy 1, which must be compiled for Python {PYTHON}, and "
-            f"{' and '.join(missing)} cannot be found. Use Python 3.10, 3.11 or 3.12 in a new virtual environment "
+            f"{' and '.join(missing)} cannot be found. Use Python 3.11 or 3.12 in a new virtual environment "
             "(`make install VENV=.venv-3.12 PYTHON=python3.12`), which need no compiler; or install what is missing "
             f"(Debian and Ubuntu: apt-get install build-essential python{PYTHON}-dev)."
         )

@@ -191,7 +191,7 @@ class TritonSupervisor:
             if process.returncode is None:
                 process.terminate()
                 await asyncio.wait_for(process.wait(), _GRACE_S)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             log.warning("Triton did not end within %.0f s and is killed.", _GRACE_S)
         finally:  # also if a second Ctrl-C cancels the waiting
             sweep(process.pid, self._shared_memory_prefix)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -50,7 +50,7 @@ def test_the_newest_row_of_a_text_counts_whatever_its_letter_case_and_white_spac
 def test_rows_are_bound_by_the_time_of_the_newest_and_by_their_ids(database: Database) -> None:
     assert last_feedback_id(database) == 0
     add_feedback(database, [LabelledText(FIRST, "Negative"), LabelledText(SECOND, "Negative")], "admin")
-    then = datetime.now(timezone.utc) - timedelta(days=1)
+    then = datetime.now(UTC) - timedelta(days=1)
     with database.transaction() as session:
         session.execute(update(Feedback).values(received_at=then - timedelta(days=1)))
     assert _told(newest_feedback(database, held_out=False, trusted=TRUSTED, since=then)) == []

@@ -1,7 +1,7 @@
 """The sample of what is asked: what is kept of an answer, for how long, and how much of it."""
 
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_what_is_known_of_an_answer_is_kept(database: Database) -> None:
     assert first.probabilities == [0.25, 0.75]
     assert (first.characters, first.words, first.text_hash) == (10, 3, text_hash("not bad 🙂"))
     assert second.truncated
-    age_s = (datetime.now(timezone.utc) - first.at).total_seconds()
+    age_s = (datetime.now(UTC) - first.at).total_seconds()
     assert age_s == pytest.approx(30, abs=20)
     assert (second.at - first.at).total_seconds() == pytest.approx(30, abs=5)
 
@@ -52,7 +52,7 @@ def test_of_a_very_long_text_the_beginning_is_kept(database: Database) -> None:
 def test_the_newest_are_found_by_number_time_and_version(database: Database) -> None:
     add_sample(database, [answered(f"old {number}", 1, seconds_ago=7_200) for number in range(3)], keeps_texts=True)
     add_sample(database, [answered(f"new {number}", 1 + number % 2) for number in range(4)], keeps_texts=True)
-    hour_ago = datetime.now(timezone.utc) - timedelta(hours=1)
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
     assert [row.text for row in newest_sample(database, 2)] == ["new 2", "new 3"]
     assert [row.text for row in newest_sample(database, 9, since=hour_ago)] == [f"new {number}" for number in range(4)]
     assert [row.text for row in newest_sample(database, 9, since=hour_ago, version=2)] == ["new 1", "new 3"]
@@ -61,7 +61,7 @@ def test_the_newest_are_found_by_number_time_and_version(database: Database) -> 
 def test_what_is_old_or_too_much_goes(database: Database) -> None:
     add_sample(database, [answered(f"text {number}") for number in range(10)], keeps_texts=True)
     with database.transaction() as session:
-        long_ago = datetime.now(timezone.utc) - timedelta(days=2)
+        long_ago = datetime.now(UTC) - timedelta(days=2)
         session.execute(update(SampledPrediction).where(SampledPrediction.id <= 3).values(at=long_ago))
     purge_sample(database, days=3, rows=10, keeps_texts=True)
     assert len(texts(database)) == 10

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import pytest
 from alembic import command
@@ -65,7 +65,7 @@ def _copy(source: Engine, target: Engine) -> None:
                 continue
             rows = [
                 {
-                    name: value.replace(tzinfo=timezone.utc) if isinstance(value, datetime) else value
+                    name: value.replace(tzinfo=UTC) if isinstance(value, datetime) else value
                     for name, value in row.items()
                 }
                 for row in reading.execute(select(before.tables[table.name])).mappings()

@@ -5,7 +5,7 @@ import sqlite3
 import time
 from contextlib import closing
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -50,7 +50,7 @@ def test_the_state_of_an_older_release_serves_checks_and_rolls_back(old_state: O
         assert answer.json()["predictions"]["label"] == {"0": "Positive"}, answer.text
         assert answer.headers["X-Model-Version"] == "2"
         wait_for(lambda: "The scheduler runs here" in old_state.log, 30, "the scheduler")
-        assert f"the next check is at {datetime.fromtimestamp(due, timezone.utc):%H:%M} UTC" in old_state.log
+        assert f"the next check is at {datetime.fromtimestamp(due, UTC):%H:%M} UTC" in old_state.log
         assert old_state.due() == due
         assert "WARNING SENTIMENT_TRITON_HTTP is no " in old_state.log
         for name in (".sentiment", ".env", "model", "triton_repo"):

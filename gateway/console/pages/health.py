@@ -41,7 +41,7 @@ async def show(page_request: PageRequest) -> Response:
     read = page_request.app.work.run(partial(_deployed, page_request.app))
     try:
         deployed, database_is_up = await asyncio.wait_for(read, DATABASE_WAIT_S), True
-    except (asyncio.TimeoutError, StorageUnavailableError):
+    except (TimeoutError, StorageUnavailableError):
         deployed, database_is_up = None, False
     history = page_request.app.pulse.history()
     context = {

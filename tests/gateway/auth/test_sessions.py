@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -183,10 +183,10 @@ def test_signing_out_while_the_database_is_down_says_what_that_means(
 
 def test_ended_sessions_are_forgotten_once_they_are_over(closed: Gateway) -> None:
     for days in (1, -1):
-        end_session(closed.database, f"session{days}", datetime.now(timezone.utc) + timedelta(days=days))
+        end_session(closed.database, f"session{days}", datetime.now(UTC) + timedelta(days=days))
     assert ended_sessions(closed.database) == {"session1", "session-1"}
     for _ in range(2):
-        end_session(closed.database, "another", datetime.now(timezone.utc) + timedelta(days=1))
+        end_session(closed.database, "another", datetime.now(UTC) + timedelta(days=1))
     assert ended_sessions(closed.database) == {"session1", "another"}
 
 

@@ -116,7 +116,7 @@ def spoil(bundle: Path, directory: Path, nodes: Callable[[onnx.GraphProto], str]
         node.output[:] = [f"{name}_before" if name == output else name for name in node.output]
         node.input[:] = [f"{name}_before" if name == output else name for name in node.input]
     scalar = nodes(graph)
-    graph.initializer.append(numpy_helper.from_array(np.float32(0), "nothing"))
+    graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "nothing"))
     graph.node.append(helper.make_node("Mul", [scalar, "nothing"], ["nothing_more"]))
     graph.node.append(helper.make_node("Add", [f"{output}_before", "nothing_more"], [output]))
     onnx.save(model, str(directory / FLOAT_GRAPH))

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +127,15 @@ def test_a_clock_that_is_set_back_stops_nothing(
         first = scheduler._running
         # As if everything had been planned two hours ahead of the clock as it is now.
         for name in due_times(scheduler):
-            first.get_job(name).modify(next_run_time=datetime.now(timezone.utc) + timedelta(hours=2))  # type: ignore[union-attr]
+            first.get_job(name).modify(next_run_time=datetime.now(UTC) + timedelta(hours=2))  # type: ignore[union-attr]
         before = clock._ahead_s()
         monkeypatch.setattr(clock, "_ahead_s", lambda: before - 7_200)
         wait_for(lambda: scheduler._running not in (first, None), 20, "the scheduler to notice")
         wait_for(lambda: len(due_times(scheduler)) >= 6, 20, "the scheduler to run again")
         due = due_times(scheduler)
-        assert due.pop("check") <= datetime.now(timezone.utc) + timedelta(minutes=served.settings.check_minutes)
+        assert due.pop("check") <= datetime.now(UTC) + timedelta(minutes=served.settings.check_minutes)
         assert due
-        assert max(due.values()) < datetime.now(timezone.utc) + timedelta(minutes=1)
+        assert max(due.values()) < datetime.now(UTC) + timedelta(minutes=1)
         assert "The clock was changed by -7200 s" in caplog.text
 
 

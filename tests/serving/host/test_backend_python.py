@@ -97,7 +97,7 @@ def test_the_check_needs_nothing_but_the_standard_library() -> None:
         ({"python3": SUITABLE, "python3.12": SUITABLE}, "python3"),
         ({"python3": TOO_NEW, "python3.12": SUITABLE, "python3.11": SUITABLE}, "python3.12"),
         ({"python3": TOO_NEW, "python3.12": "exit 1", "python3.11": SUITABLE}, "python3.11"),
-        ({"python3": TOO_NEW, "python3.12": "exit 1", "python3.11": "exit 1", "python3.10": "exit 1"}, "python3"),
+        ({"python3": TOO_NEW, "python3.12": "exit 1", "python3.11": "exit 1"}, "python3"),
     ],
 )
 def test_make_chooses_a_python_that_has_wheels(commands: dict[str, str], chosen: str, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_make_chooses_a_python_that_has_wheels(commands: dict[str, str], chosen:
 
 @pytest.mark.parametrize("named", [(), ("PYTHON=python3.13",)])
 def test_make_installs_nothing_for_a_python_that_cannot_serve(named: tuple[str, ...], tmp_path: Path) -> None:
-    scripts = dict.fromkeys(("python3.12", "python3.11", "python3.10"), "exit 1") | {
+    scripts = dict.fromkeys(("python3.12", "python3.11"), "exit 1") | {
         "python3": TOO_NEW,
         "python3.13": TOO_NEW,
     }
