@@ -9,12 +9,16 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH_CPU_INDEX = https://download.pytorch.org/whl/cpu
 
+# GPU=1 installs the builds of torch and ONNX Runtime with CUDA; later calls keep them, with or without it.
+GPU ?= $(wildcard $(VENV)/.installed-gpu)
+INSTALLED = $(VENV)/.installed$(if $(GPU),-gpu)
+
 .PHONY: install run check test test-all chaos soak bench bench-poisoning overload strangers fuzz lock clean
 
-install: $(VENV)/.installed
+install: $(INSTALLED)
 	@echo "The dependencies are in $(VENV)."
 
-run: $(VENV)/.installed
+run: $(INSTALLED)
 	@$(BIN)/python app.py
 
 check: $(VENV)/.installed-dev
@@ -38,7 +42,7 @@ test-all: check
 	$(PYTEST) --again -m alone
 
 # Three times what this machine can serve is offered for a minute.
-overload: $(VENV)/.installed
+overload: $(INSTALLED)
 	$(BIN)/python -m benchmarks --model packaged --only overload --seconds 60 --repeats 1 --out benchmarks/results/overload
 
 # Faults on the real pipeline under load; some need mounts of their own (root or user namespaces) or PostgreSQL.
@@ -55,7 +59,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks --model bert-base
 
 # What turned labels of one sender do to the next model, and which senders are put into quarantine.
-bench-poisoning: $(VENV)/.installed
+bench-poisoning: $(INSTALLED)
 	$(BIN)/python -m benchmarks.poisoning
 
 # Every test that SECURITY.md names; those of another account of the machine need root. Prints what strangers get, as a table.
@@ -67,25 +71,39 @@ fuzz: SECONDS ?= 600
 fuzz: $(VENV)/.installed-fuzz
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
-# Torch comes first and alone, so that only it is looked for in PyTorch's own index of builds without CUDA;
-# the other packages come from where pip is set up to find them.
-$(VENV)/.installed: requirements.lock
+define ENVIRONMENT
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo "error: Python 3.11 to 3.13 is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) $(CHECK)
 	@$(PYTHON) -m venv $(VENV) \
 		|| { echo "error: no virtual environment could be made; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+endef
+
+# Torch comes first and alone, so that only it is looked for in PyTorch's own index of builds without CUDA;
+# the other packages come from where pip is set up to find them.
+$(VENV)/.installed: requirements.lock
+	$(ENVIRONMENT)
 	@echo "Installing the dependencies into $(VENV); this takes some minutes, once."
 	@$(BIN)/python -m pip install --quiet --no-deps --retries 1 --extra-index-url $(TORCH_CPU_INDEX) "$$(grep '^torch==' $<)"
 	@$(BIN)/python -m pip install --quiet -r $<
 	@$(BIN)/python $(CHECK) build
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
+# `torch===VERSION` accepts no other build of it, such as VERSION+cpu. ONNX Runtime's two builds have the same files.
+$(VENV)/.installed-gpu: requirements-gpu.lock
+	$(ENVIRONMENT)
+	@echo "Installing the dependencies with CUDA into $(VENV); this downloads about 3 GB, once."
+	@$(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	@$(BIN)/python -m pip install --quiet -r $<
+	@$(BIN)/python $(CHECK) build
+	@touch $@
+
+# This lock and the next have no build of ONNX Runtime, and accept every build of torch.
+$(VENV)/.installed-dev: requirements-dev.lock $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet -r $<
 	@touch $@
 
-$(VENV)/.installed-bench: requirements-bench.lock $(VENV)/.installed
+$(VENV)/.installed-bench: requirements-bench.lock $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet -r $<
 	@touch $@
 
@@ -93,12 +111,16 @@ $(VENV)/.installed-fuzz: pyproject.toml $(VENV)/.installed-dev
 	@$(BIN)/python -m pip install --quiet "$$(grep -o 'atheris==[0-9.]*' $<)"
 	@touch $@
 
-# Pins every dependency for Python 3.11 to 3.13; [tool.uv] in pyproject.toml leaves the CUDA packages out.
+# Pins every dependency for Python 3.11 to 3.13; [tool.uv] in pyproject.toml leaves the CUDA packages out, except for GPUs.
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate pyproject.toml
 lock:
-	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --group dev pyproject.toml -o requirements-dev.lock
-	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate -c requirements-dev.lock pyproject.toml -o requirements.lock
-	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate -c requirements-dev.lock --group bench pyproject.toml -o requirements-bench.lock
+	$(COMPILE) --group dev -o requirements-dev.lock
+	$(COMPILE) -c requirements-dev.lock --extra cpu -o requirements.lock
+	$(COMPILE) -c requirements-dev.lock --group bench -o requirements-bench.lock
 	sed -i "/sys_platform == 'never'/d" requirements.lock requirements-dev.lock requirements-bench.lock
+	sed -i 's/^torch===/torch==/' requirements-gpu.lock
+	$(COMPILE) --no-config -c requirements-dev.lock --extra gpu -o requirements-gpu.lock
+	sed -i 's/^torch==/torch===/' requirements-gpu.lock
 
 # Everything that was learnt and recorded goes; the data files stay.
 clean:

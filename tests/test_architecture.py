@@ -16,7 +16,7 @@ TABLE = {
     for folder, imported in re.findall(r"^\| `([\w/]+)/` \| (.+) \|$", PAGE, flags=re.MULTILINE)
 }
 """By folder, the other folders that it imports: of a sub-folder, those of the same folder."""
-NOT_THE_PRODUCT = {"benchmarks", "deploy", "docs", "tests"}
+NOT_THE_PRODUCT = {"benchmarks", "client", "deploy", "docs", "tests"}
 
 
 def product() -> list[Path]:

@@ -1,7 +1,7 @@
 """A high-throughput client: classifies any number of texts over Triton's gRPC, at one or several endpoints.
 
-`docs/client-and-scoring.md` has examples. Besides modules of this project it needs `grpcio`, `tritonclient` and
-`numpy`.
+`client/setup.py` makes it a package of its own, with the modules that it imports. `docs/client-and-scoring.md` has
+examples.
 """
 
 import asyncio

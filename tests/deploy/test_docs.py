@@ -110,14 +110,12 @@ def test_costs_are_as_the_formula_says() -> None:
     assert "cached texts 9,390" in PAGES["README.md"]
 
 
-def test_packages_for_a_gpu_are_those_of_the_install_and_of_the_image() -> None:
-    torch, uninstalled, runtime = map(shlex.split, blocks("docs/how-to-gpu.md")[0].splitlines())
-    locked = (PROJECT / "requirements.lock").read_text().splitlines()
-    assert torch[2] in locked
-    assert any(line.startswith(f"{uninstalled[-1]}==") for line in locked)
-    compose = (PROJECT / "docker-compose.yml").read_text()
-    assert runtime[-1] in PAGES["docs/deploying.md"]
-    assert runtime[-1] in compose
+def test_the_image_for_a_gpu_has_the_runtime_of_the_install() -> None:
+    assert blocks("docs/how-to-gpu.md")[0] == "make install GPU=1"  # tests/test_dependencies.py looks at what it does
+    locked = (PROJECT / "requirements-gpu.lock").read_text().splitlines()
+    (runtime,) = (line for line in locked if line.startswith("onnxruntime-gpu=="))
+    assert runtime in PAGES["docs/deploying.md"]
+    assert runtime in (PROJECT / "docker-compose.yml").read_text()
 
 
 def test_the_page_on_newer_tritons_names_the_image_and_what_is_there() -> None:

@@ -6,12 +6,15 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
+from common.tracing import INSTALL
+from tests.client_package import python_with_client
 from tests.e2e.closing_the_loop import STEPS, close_the_loop
 from tests.e2e.conftest import TUTORIAL, Pipeline, free_ports, run_block, wait_for
 from tests.pages import PROJECT, block, blocks, check_excerpt
@@ -231,9 +234,10 @@ def what_contributors_run(pipeline: Pipeline, commands: str) -> None:
 
 
 def what_traces_need(_: Pipeline, commands: str) -> None:
-    """It is in the project's own list, and so in no lock of the default install."""
-    package = commands.split()[-1]
-    assert f'tracing = ["{package}>=' in (PROJECT / "pyproject.toml").read_text()
+    """tests/test_dependencies.py resolves it."""
+    assert commands == 'pip install ".[tracing]"'
+    (needed,) = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["tracing"]
+    assert INSTALL.split()[-1] == needed.partition(">=")[0]
 
 
 CHECKS: list[tuple[str, str, Callable[[Pipeline, str], None]]] = [
@@ -263,7 +267,7 @@ CHECKS: list[tuple[str, str, Callable[[Pipeline, str], None]]] = [
     (LOOP, "python app.py feedback sources", list_sources),
     (OWN_DATA, "python app.py data", check_data),
     (OWN_DATA, "python app.py train", step_by_step),
-    (OPERATIONS, "pip install opentelemetry", what_traces_need),
+    (OPERATIONS, "pip install", what_traces_need),
     (OPERATIONS, "mlflow ui", mlflow_ui),
     (OPERATIONS, "make clean", clean),
 ]
@@ -285,16 +289,17 @@ def test_commands(pipeline: Pipeline, page: str, beginning: str, check: Callable
     check(pipeline, block(page, beginning))
 
 
-def test_python_example(pipeline: Pipeline) -> None:
+def test_python_example(pipeline: Pipeline, tmp_path: Path) -> None:
     (example,) = blocks(README, "python")
     completed = subprocess.run(
-        [sys.executable, "-c", example.replace("127.0.0.1:8001", f"127.0.0.1:{pipeline.port + 1}")],
+        [python_with_client(tmp_path), "-c", example.replace("127.0.0.1:8001", f"127.0.0.1:{pipeline.port + 1}")],
+        cwd=tmp_path / "environment",
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert completed.returncode == 0, completed.stderr
-    assert re.fullmatch(r"\[b'Positive' b'Negative'\] \[0\.\d+ +0\.\d+ *\] 1", completed.stdout.strip())
+    assert re.fullmatch(r"\['Positive', 'Negative'\] \[0\.\d+, 0\.\d+\] 1", completed.stdout.strip())
 
 
 def test_waiting_is_bounded() -> None:

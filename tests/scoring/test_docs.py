@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from serving.model_repo.protocol import MODEL_NAME
-from tests.lifecycle.conftest import Served, make_served, serving
+from tests.client_package import python_with_client
+from tests.lifecycle.conftest import make_served, serving
 from tests.pages import PROJECT, blocks
 from tests.scoring.conftest import Desk, rows_of, write_rows
 
@@ -18,23 +19,33 @@ pytestmark = pytest.mark.full
 PAGE = "docs/client-and-scoring.md"
 
 
-def python(served: Served, code: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", code.replace("127.0.0.1:8001", f"127.0.0.1:{served.port + 1}")],
-        cwd=PROJECT,
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    ).stdout
+def run(command: list[str | Path], directory: Path) -> str:
+    ended = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
 
 
 def test_client_against_the_real_triton(tmp_path: Path, bert_bundle: Path) -> None:
-    with serving(make_served(tmp_path, bert_bundle)) as served:
-        one, several = (python(served, code) for code in blocks(PAGE, "python"))
+    """From a directory that has nothing of the project, in an environment that has only the client."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    python = python_with_client(tmp_path / "package")
+    with serving(make_served(tmp_path / "served", bert_bundle)) as served:
+        one, several, plain = (
+            run([python, "-c", code.replace("127.0.0.1:8001", f"127.0.0.1:{served.port + 1}")], tmp_path / "elsewhere")
+            for code in blocks(PAGE, "python")
+        )
     label = "(Positive|Negative)"
     assert re.fullmatch(rf"1000 \['{label}', '{label}'\] 1\n", one)
     assert re.fullmatch(rf"({label} 1\n){{4}}", several)
+    assert re.fullmatch(rf"\[b'{label}' b'{label}'\] \[0\.\d+ +0\.\d+ *\] 1\n", plain)
+    packages = run([python, "-m", "pip", "list", "--format=freeze"], tmp_path / "elsewhere")
+    assert not re.search(r"^(torch|transformers|fastapi|mlflow|sqlalchemy)==", packages, flags=re.MULTILINE)
+
+    program = tmp_path / "elsewhere" / "program.py"
+    program.write_text("from sentiment_client import Client\n\nreveal_type(Client('').predict([]).labels)\n")
+    checking = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, program]
+    assert 'Revealed type is "list[str]"' in run(checking, tmp_path / "elsewhere").replace("builtins.", "")
 
 
 def test_commands(desk: Desk) -> None:
