@@ -295,7 +295,7 @@ def _prepare(settings: Settings, _: argparse.Namespace) -> None:
         log.info("The quick version is already trained; it is exported next.")
     elif settings.first_version == "quick" and fetch_encoder():
         log.info(
-            "First, a quick version is trained, in about two minutes. While it is served, the full training with %s "
+            "First, a quick version is trained; it is served in about three minutes. Then the full training with %s "
             "runs in the background, and its version takes over when it passes the gates. SENTIMENT_FIRST_VERSION=full "
             "trains that one before anything is served.",
             settings.base_model,

@@ -64,7 +64,7 @@ class Dataset:
     notes: list[str]
     """What was assumed, unified, left out and rejected, in words."""
     counts: dict[str, RowCounts] = field(default_factory=dict)
-    """Rows of the files `train` and `val`."""
+    """Rows of the files `train` and `val`; without a validation file, the texts `held_out` of `train`."""
     is_held_out: bool = False
     """True if there is no validation file: `val` is then a part of the training file."""
 
@@ -230,16 +230,16 @@ def _check(settings: Settings, rejected: RejectedRows, path: Path) -> DataCheck:
     used = {*learned.labels, *judged.labels}
     notes += numbers.notes(number for number in range(len(numbers)) if numbers.name(number) in used)
     notes += [note for file in files for note in _rejections(file, path)]
-    counts = {"train": train.counts(), "val": RowCounts(len(val_texts), len(val_texts), 0, {})}
-    if not is_held_out:
-        counts["val"] = val.counts()
+    learned_rows = train.counts()
+    judged_rows = RowCounts(len(val_texts), len(val_texts), 0, {}) if is_held_out else val.counts()
+    counts = {"train": learned_rows, "held_out" if is_held_out else "val": judged_rows}
     dataset = None
     if not problems:
         labels = tuple(sorted(set(judged.labels)))
         dataset = Dataset(learned, judged, labels, fingerprint(learned, judged), notes, counts, is_held_out)
     return DataCheck(
-        FileFacts(train.path, counts["train"], _by_label(learned), train.encoding, train.delimiter),
-        FileFacts(source.path, counts["val"], _by_label(judged), source.encoding, source.delimiter),
+        FileFacts(train.path, learned_rows, _by_label(learned), train.encoding, train.delimiter),
+        FileFacts(source.path, judged_rows, _by_label(judged), source.encoding, source.delimiter),
         is_held_out,
         overlap,
         notes,

@@ -321,6 +321,9 @@ def test_a_tenth_of_one_file_is_held_out(settings: Settings) -> None:
     } == dict(rows)
     for label, whole in (("Negative", 1_000), ("Neutral", 1_000), ("Positive", 2_000)):
         assert 0.07 * whole < dataset.val.labels.count(label) < 0.13 * whole
+    assert dataset.counts["train"].kept == 4_000
+    assert dataset.counts["held_out"].kept == len(dataset.val.texts), "they are no rows of a file of their own"
+    assert dataset.counts.keys() == {"train", "held_out"}
     assert dataset.notes == [
         f"There is no validation file (val_sentiment_data.csv): held out {len(dataset.val.texts)} texts of train.csv, "
         "about a tenth of each label and at least 5 if there are enough, chosen by the text's hash"

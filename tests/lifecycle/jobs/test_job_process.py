@@ -106,4 +106,4 @@ def test_the_step_of_a_job_says_how_far_it_is(tmp_path: Path, monkeypatch: pytes
         steps.append(found.step)
 
     run_retraining(tmp_path, monkeypatch, retrain)
-    assert steps == ["training: step 38 of 734 12 min 05 s left"]
+    assert steps == ["training: step 38 of 734, 12 min 05 s left"]
