@@ -21,6 +21,7 @@ from common.errors import PipelineError
 from common.logging_setup import set_up_logging
 from common.private_files import PRIVATE_UMASK, close_to_other_accounts
 from common.proxies import prepare_proxies
+from common.pypi_download import use_state_directory
 from common.settings import Settings, former_names, load_settings
 from common.tracing import set_up_tracing
 from serving.host.die_with_parent import command_dying_with_parent
@@ -89,6 +90,7 @@ def _main(arguments: list[str]) -> int:
         settings = load_settings()
         without_secrets = settings.without_secrets
         complete_account(settings.state_dir / "home")
+        use_state_directory(settings.state_dir)
         set_up_logging(settings)
         for warning in former_names():
             log.warning("%s", warning)
@@ -295,9 +297,9 @@ def _prepare(settings: Settings, _: argparse.Namespace) -> None:
         log.info("The quick version is already trained; it is exported next.")
     elif settings.first_version == "quick" and fetch_encoder():
         log.info(
-            "First, a quick version is trained; it is served in about three minutes. Then the full training with %s "
-            "runs in the background, and its version takes over when it passes the gates. SENTIMENT_FIRST_VERSION=full "
-            "trains that one before anything is served.",
+            "First, a quick version is trained; it is served in about three minutes. The full training with %s follows "
+            "in the background, where `python app.py` or its scheduler runs, and its version takes over when it passes "
+            "the gates. SENTIMENT_FIRST_VERSION=full trains that one before anything is served.",
             settings.base_model,
         )
         _run_step("train", "--quick")

@@ -18,7 +18,7 @@ from transformers import (
 from common.errors import PipelineError
 from common.settings import Settings
 from export.graph import export_graph
-from export.int8 import CALIBRATION_TEXTS, calibration_inputs
+from export.int8 import CALIBRATION_TEXTS, Inputs, calibration_inputs
 from export.parity import reference_probabilities
 from export.variants import Validation, prove_variants
 from serving.backend.cpu import usable_cores
@@ -156,14 +156,13 @@ def _build(
         labels=record.labels,
         reference=reference_probabilities(model, tokenizer, texts, record.max_length, record.temperature),
     )
-    calibration = calibration_inputs(
-        random.Random(1).sample(dataset.train.texts, min(len(dataset.train.texts), CALIBRATION_TEXTS)),
-        directory / TOKENIZER,
-        bundle,
-    )
     # Of a quick version, float32 is proven, and nothing else is tried.
     wanted = Wanted(ONNXRUNTIME, FLOAT32) if record.quick else Wanted(settings.runtime, settings.precision)
-    bundle = replace(bundle, proofs=prove_variants(directory, validation, list(calibration), wanted))
+    calibration: list[Inputs] = []
+    if not record.quick:  # only int8 is calibrated
+        chosen = random.Random(1).sample(dataset.train.texts, min(len(dataset.train.texts), CALIBRATION_TEXTS))
+        calibration = list(calibration_inputs(chosen, directory / TOKENIZER, bundle))
+    bundle = replace(bundle, proofs=prove_variants(directory, validation, calibration, wanted))
     bundle.save(directory)
     choice = choose_variant(bundle, wanted)
     log.log(

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from common.home import HOME
+from common.once import LOGGED
 from common.proxies import prepare_proxies
 from export.graph import export_graph
 from lifecycle.jobs import job_process
@@ -107,7 +108,8 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def _same_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A job or a command that a test runs in its own process changes neither priority nor umask of all later tests."""
+    """A job or a command that a test runs in its own process changes nothing for later tests: priority, umask, log."""
+    monkeypatch.setenv(LOGGED, "")
     monkeypatch.setattr(job_process, "modest", lambda _share: nullcontext())
     umask = os.umask(0o022)
     os.umask(umask)

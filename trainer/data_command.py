@@ -22,7 +22,8 @@ def data(settings: Settings, options: argparse.Namespace) -> None:
     """
     found = _check(settings)
     report = data_report(found, load_base_tokenizer(settings) if found.dataset else None, last_suspects(settings))
-    print(json.dumps(report.as_json(), indent=2, ensure_ascii=False) if options.json else report.as_text())
+    if told := json.dumps(report.as_json(), indent=2, ensure_ascii=False) if options.json else report.as_text():
+        print(told)
     _finish(found)
 
 

@@ -90,7 +90,9 @@ def cancel(settings: Settings, options: argparse.Namespace) -> None:
     job = jobs.request_cancel(_open(settings), options.job)
     if job is None:
         raise PipelineError(f"There is no job {options.job}.")
-    ends = "is being cancelled" if job.state == jobs.RUNNING else f"is {job.state}"
+    ends = "is being cancelled" if job.cancel_requested else "deploys its version and can no longer be cancelled"
+    if job.ended_at is not None:
+        ends = f"is {job.state}"
     print(f"Job {job.id} ({job.kind}) {ends}.")
 
 
