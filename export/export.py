@@ -181,8 +181,8 @@ def _build(
         evaluation.macro_f1,
     )
     bundle = replace(bundle, metrics=evaluation.metrics())
-    for problem in under_thresholds(settings, bundle.metrics, "validation"):
+    if problems := under_thresholds(settings, bundle.metrics, "validation"):
         follows = "The full training follows" if record.quick else "Each check will report it"
-        log.warning("Version %d is under a threshold: %s. %s.", record.version, problem, follows)
+        log.warning("Version %d is under a threshold: %s. %s.", record.version, "; ".join(problems), follows)
     bundle.save(directory)
     return bundle
