@@ -21,6 +21,7 @@ from common.errors import PipelineError
 from common.logging_setup import set_up_logging
 from common.private_files import PRIVATE_UMASK, close_to_other_accounts
 from common.proxies import prepare_proxies
+from common.pypi_download import use_state_directory
 from common.settings import Settings, former_names, load_settings
 from common.tracing import set_up_tracing
 from serving.host.die_with_parent import command_dying_with_parent
@@ -89,6 +90,7 @@ def _main(arguments: list[str]) -> int:
         settings = load_settings()
         without_secrets = settings.without_secrets
         complete_account(settings.state_dir / "home")
+        use_state_directory(settings.state_dir)
         set_up_logging(settings)
         for warning in former_names():
             log.warning("%s", warning)
@@ -295,9 +297,9 @@ def _prepare(settings: Settings, _: argparse.Namespace) -> None:
         log.info("The quick version is already trained; it is exported next.")
     elif settings.first_version == "quick" and fetch_encoder():
         log.info(
-            "First, a quick version is trained, in about two minutes. While it is served, the full training with %s "
-            "runs in the background, and its version takes over when it passes the gates. SENTIMENT_FIRST_VERSION=full "
-            "trains that one before anything is served.",
+            "First, a quick version is trained; it is served in about three minutes. The full training with %s follows "
+            "in the background, where `python app.py` or its scheduler runs, and its version takes over when it passes "
+            "the gates. SENTIMENT_FIRST_VERSION=full trains that one before anything is served.",
             settings.base_model,
         )
         _run_step("train", "--quick")
@@ -351,11 +353,11 @@ def _serve(settings: Settings, _: argparse.Namespace) -> None:
     import uvloop
 
     from serve import serve
-    from serving.model_repo.repository import ModelRepository
+    from serving.model_repo.repository import NOT_DEPLOYED, ModelRepository
 
     _check_machine(settings)
     if settings.triton_url is None and not ModelRepository(settings.model_repository).has_record:
-        raise PipelineError("No model is deployed; run `python app.py` to train, export and serve one.")
+        raise PipelineError(NOT_DEPLOYED)
     uvloop.run(serve(settings))
 
 
@@ -367,8 +369,7 @@ def _triton(settings: Settings, _: argparse.Namespace) -> None:
     own = settings.model_copy(update={"triton_url": None})
     check_ports(own, gateway=False)
     check_platform()
-    if ModelRepository(settings.model_repository).deployed() is None:
-        raise PipelineError("No model is deployed; run `python app.py` to train, export and serve one.")
+    ModelRepository(settings.model_repository).require_deployed()
     asyncio.run(serve_triton(own))
 
 
@@ -426,8 +427,11 @@ def _score(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def _predict(settings: Settings, options: argparse.Namespace) -> None:
+    from lifecycle.cli.running import require_running
     from serving.client.errors import KeyRefusedError, TextRefusedError, TritonTimeoutError, TritonUnavailableError
     from serving.client.replicas import Replicas
+
+    require_running(settings)
 
     async def classify() -> None:
         client = Replicas(settings.triton_address)
@@ -435,7 +439,7 @@ def _predict(settings: Settings, options: argparse.Namespace) -> None:
             answer = await client.classify([options.text], timeout_s=10)
         except (TritonUnavailableError, TritonTimeoutError) as error:
             raise PipelineError(
-                f"No response from Triton at {settings.triton_address}: {error}. Start it with `python app.py`."
+                f"Triton does not respond at {settings.triton_address}: {error}. Try again when it is ready."
             ) from error
         except (TextRefusedError, KeyRefusedError) as error:
             raise PipelineError(str(error)) from error

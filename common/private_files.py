@@ -34,8 +34,9 @@ def close_to_other_accounts(settings: Settings) -> None:
     closed = []
     for path in _kept(settings):
         before = _mode(path)
+        had_content = _has_content(path)
         _close(path)
-        if _mode(path) != before:
+        if _mode(path) != before and had_content:  # a fresh clone has no texts and no models yet
             closed.append(f"{path} (its rights were {before:03o})")
     if closed:
         log.info("Closed to other accounts of this machine: %s.", ", ".join(closed))
@@ -91,6 +92,13 @@ def _kept(settings: Settings) -> dict[Path, str]:
         if file and settings.state_dir.resolve() not in file.resolve().parents:
             kept |= {Path(f"{file}{end}"): "users' texts" for end in ("", "-wal", "-shm", "-journal")}
     return {path: content for path, content in kept.items() if os.path.exists(path)}  # noqa: PTH110 - never raises
+
+
+def _has_content(path: Path) -> bool:
+    """Return whether `path` is a file, or a directory with more in it than a fresh clone has."""
+    with suppress(OSError):
+        return not path.is_dir() or any(entry.name != "README.md" for entry in path.iterdir())
+    return True
 
 
 def _close(path: Path) -> None:

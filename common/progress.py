@@ -1,5 +1,6 @@
 """A progress line: overwritten on a terminal, printed every 15 seconds elsewhere."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,10 @@ _listeners: list[Callable[[str], None]] = []
 
 @contextmanager
 def listening(listener: Callable[[str], None]) -> Iterator[None]:
-    """Call `listener` with each progress line of this process during the block, in the thread that shows the line."""
+    """Call `listener` with each progress line of this process during the block, in the thread that shows the line.
+
+    The parts of a line, which are in columns on a terminal, are separated by commas.
+    """
     _listeners.append(listener)
     try:
         yield
@@ -38,7 +42,7 @@ class StatusLine:
         """Write a line. On a terminal it overwrites the last one, unless that was written with `stays`."""
         self._last = time.monotonic()
         for listener in _listeners:
-            listener(" ".join(line.split()))
+            listener(re.sub(r"\s{2,}", ", ", line.strip()))
         if self._on_terminal:
             print(f"\r\x1b[K{line}", end="\n" if stays else "", file=sys.stderr, flush=True)
         else:

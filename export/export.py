@@ -18,7 +18,7 @@ from transformers import (
 from common.errors import PipelineError
 from common.settings import Settings
 from export.graph import export_graph
-from export.int8 import CALIBRATION_TEXTS, calibration_inputs
+from export.int8 import CALIBRATION_TEXTS, Inputs, calibration_inputs
 from export.parity import reference_probabilities
 from export.variants import Validation, prove_variants
 from serving.backend.cpu import usable_cores
@@ -149,21 +149,20 @@ def _build(
     most = MOST_QUICK_TEXTS if record.quick else MOST_TEXTS
     sample = random.Random(0).sample(range(len(dataset.val.texts)), min(len(dataset.val.texts), most))
     texts = [dataset.val.texts[index] for index in sample]
-    log.info("Comparing the graphs' predictions with torch's on %d texts.", len(texts))
+    log.info("Comparing the graphs' predictions with torch's on %s texts.", f"{len(texts):,}")
     validation = Validation(
         texts=texts,
         targets=np.array([record.labels.index(dataset.val.labels[index]) for index in sample]),
         labels=record.labels,
         reference=reference_probabilities(model, tokenizer, texts, record.max_length, record.temperature),
     )
-    calibration = calibration_inputs(
-        random.Random(1).sample(dataset.train.texts, min(len(dataset.train.texts), CALIBRATION_TEXTS)),
-        directory / TOKENIZER,
-        bundle,
-    )
     # Of a quick version, float32 is proven, and nothing else is tried.
     wanted = Wanted(ONNXRUNTIME, FLOAT32) if record.quick else Wanted(settings.runtime, settings.precision)
-    bundle = replace(bundle, proofs=prove_variants(directory, validation, list(calibration), wanted))
+    calibration: list[Inputs] = []
+    if not record.quick:  # only int8 is calibrated
+        chosen = random.Random(1).sample(dataset.train.texts, min(len(dataset.train.texts), CALIBRATION_TEXTS))
+        calibration = list(calibration_inputs(chosen, directory / TOKENIZER, bundle))
+    bundle = replace(bundle, proofs=prove_variants(directory, validation, calibration, wanted))
     bundle.save(directory)
     choice = choose_variant(bundle, wanted)
     log.log(
@@ -182,8 +181,8 @@ def _build(
         evaluation.macro_f1,
     )
     bundle = replace(bundle, metrics=evaluation.metrics())
-    for problem in under_thresholds(settings, bundle.metrics, "validation"):
+    if problems := under_thresholds(settings, bundle.metrics, "validation"):
         follows = "The full training follows" if record.quick else "Each check will report it"
-        log.warning("Version %d is under a threshold: %s. %s.", record.version, problem, follows)
+        log.warning("Version %d is under a threshold: %s. %s.", record.version, "; ".join(problems), follows)
     bundle.save(directory)
     return bundle

@@ -16,6 +16,7 @@ from gateway.auth.sessions import Sessions
 from gateway.auth.wrong_keys import WrongKeys
 from gateway.canary.challenger import Challenger
 from gateway.canary.release_watch import ReleaseWatch
+from gateway.console import api_page
 from gateway.console.pages import routes as console_routes
 from gateway.grpc_port.guards import GatewayGuard
 from gateway.http.connections import StrangersConnections
@@ -30,7 +31,7 @@ from gateway.monitoring.recent_rates import Pulse
 from gateway.monitoring.request_log import Observing
 from gateway.monitoring.sampling import Sampler
 from gateway.monitoring.scrape import Scrape
-from gateway.routes import admin, docs, feedback, feedback_sources, health, predictions, releases, suggestions
+from gateway.routes import admin, feedback, feedback_sources, health, predictions, releases, suggestions
 from gateway.routes import metrics as metrics_route
 from gateway.routes.context import AppContext
 from gateway.routes.openapi import DocumentedAPI
@@ -126,7 +127,7 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
     routes += [*suggestions.routes, *admin.routes, *releases.routes]
     routes += console_routes.routes()
     if settings.docs:
-        routes += docs.routes
+        routes += api_page.routes
     app = GatewayApp(
         anonymous,
         # FastAPI's check for its own telemetry took a tenth of each request; the layers below record more.
@@ -154,11 +155,11 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
             local_hosts_only=settings.access == "auto" and bool(anonymous),
             headers={
                 "": security_headers(is_https),
-                docs.PATH: security_headers(is_https, docs.CONTENT_POLICY, "max-age=3600"),
-                **console_routes.headers(is_https),
+                api_page.PATH: security_headers(is_https, api_page.CONTENT_POLICY),
+                **console_routes.file_headers(is_https),
             },
+            page_headers=console_routes.page_headers(is_https),
             sessions=sessions,
-            session_paths=console_routes.page_paths(),
             wrong_keys=wrong_keys,
         ),
         partial(Admission, under_way=under_way, routes=bounded, limits=limits),

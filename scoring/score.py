@@ -68,9 +68,7 @@ def score(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def _job(repository: ModelRepository, options: argparse.Namespace) -> Job:
-    version = options.version or repository.deployed()
-    if version is None:
-        raise PipelineError("No model is deployed. Run `python app.py` to train and deploy one, or use --version.")
+    version = options.version or repository.require_deployed()
     if version not in repository.published():
         known = ", ".join(map(str, sorted(repository.published()))) or "none"
         raise PipelineError(f"Version {version} is not in {repository.model}. Available versions: {known}.")

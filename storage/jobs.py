@@ -32,6 +32,9 @@ ACTIVE: tuple[State, ...] = (QUEUED, RUNNING)
 MOST_ATTEMPTS = 3
 """Maximum attempts. If a job's process is killed this often, the job itself may be the cause."""
 
+FINISHING = "finishing"
+"""Key in the result of a running job that can no longer be cancelled."""
+
 _ENQUEUE_LOCK = 7_203_412
 """Key of PostgreSQL's advisory lock for enqueuing jobs. SQLite has one writer at a time anyway."""
 
@@ -83,13 +86,18 @@ def begin(database: Database, job_id: int) -> Job | None:
         job.state = RUNNING
         job.attempts += 1
         job.started_at = now(session)
+        if job.result.get(FINISHING):  # cancelled in the moment in which that was recorded, and then interrupted
+            job.cancel_requested = False
         return job
 
 
-def set_step(database: Database, job_id: int, step: str) -> None:
-    """Record the current step of a running job."""
+def set_step(database: Database, job_id: int, step: str, *, finishing: bool = False) -> None:
+    """Record the current step of a running job. From a step that is `finishing` on, it can no longer be cancelled."""
+    values: dict[str, object] = {"step": step}
+    if finishing:
+        values["result"] = {FINISHING: True}
     with database.transaction() as session:
-        session.execute(update(Job).where(Job.id == job_id).values(step=step))
+        session.execute(update(Job).where(Job.id == job_id).values(values))
 
 
 def set_fingerprint(database: Database, job_id: int, fingerprint: str) -> None:
@@ -106,12 +114,17 @@ def end(session: Session, job_id: int, outcome: Outcome) -> None:
 
 
 def request_cancel(database: Database, job_id: int) -> Job | None:
-    """Cancel a queued job at once, or ask a running one to stop; return the job, or None if it does not exist."""
+    """Cancel a queued job at once, or ask a running one to stop; return the job, or None if it does not exist.
+
+    A job that is finishing is not asked, also not if it was interrupted meanwhile: it has begun to deploy its version.
+    """
     with database.transaction() as session:
         job = session.get(Job, job_id, with_for_update=True)
-        if job is not None and job.state == QUEUED:
+        if job is None or job.result.get(FINISHING):
+            return job
+        if job.state == QUEUED:
             end(session, job_id, Outcome(CANCELLED, {}))
-        elif job is not None and job.state == RUNNING:
+        elif job.state == RUNNING:
             job.cancel_requested = True
         return job
 
@@ -163,11 +176,10 @@ def ended_retrainings(database: Database) -> list[Job]:
         return list(session.scalars(query))
 
 
-def has_retraining_since(database: Database, since: datetime) -> bool:
-    """Return whether a retraining was requested since then that has not failed."""
+def retrainings_since(database: Database, since: datetime) -> list[Job]:
+    """Return the retrainings that were requested since then."""
     with database.reading() as session:
-        query = select(Job.id).where(Job.kind == RETRAIN, Job.state != FAILED, Job.created_at >= since)
-        return session.scalar(query.limit(1)) is not None
+        return list(session.scalars(select(Job).where(Job.kind == RETRAIN, Job.created_at >= since)))
 
 
 def cancelled_retraining(database: Database, fingerprint: str) -> Job | None:

@@ -110,9 +110,10 @@ def _field_names(head: Head) -> tuple[str, ...]:
 def _column_error(
     name: str, columns: Sequence[str], layout: Layout | None, wanted: Sequence[Wanted], problems: list[str]
 ) -> str:
-    told = "; ".join(problems)
-    error = f"{name}: {told}{'' if told.endswith('?') else '.'} The columns are {shown_names(columns)}."
-    if layout is None or not layout.delimiter or any(column.chosen for column in wanted):
-        return error
-    positions = " and ".join(f"{column.setting}={place}" for place, column in enumerate(wanted, start=1))
-    return f"{error} If the file has no header, name columns by position, such as {positions}."
+    """Return the problems with what solves them: several are a list below the name of the file."""
+    told = [problem if problem.endswith("?") else f"{problem}." for problem in problems]
+    told.append(f"The columns are {shown_names(columns)}.")
+    if layout is not None and layout.delimiter and not any(column.chosen for column in wanted):
+        positions = " and ".join(f"{column.setting}={place}" for place, column in enumerate(wanted, start=1))
+        told.append(f"If the file has no header, name columns by position, such as {positions}.")
+    return f"{name}: {' '.join(told)}" if len(problems) == 1 else "\n    ".join([f"{name}:", *told])

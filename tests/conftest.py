@@ -8,12 +8,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from common.home import HOME
+from common.once import LOGGED
 from common.proxies import prepare_proxies
 from export.graph import export_graph
 from lifecycle.jobs import job_process
@@ -24,6 +26,14 @@ from trainer.architectures import why_unpacked
 
 # As app.py does: tests call servers on this machine.
 prepare_proxies(os.environ)
+
+# Hypothesis' limits on time would fail tests on a busy machine; all examples of a test may share its fixtures.
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("tests")
 
 REFERENCE = Variant(ONNXRUNTIME, FLOAT32)
 """What every processor runs, with the same answers."""
@@ -98,7 +108,8 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def _same_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A job or a command that a test runs in its own process changes neither priority nor umask of all later tests."""
+    """A job or a command that a test runs in its own process changes nothing for later tests: priority, umask, log."""
+    monkeypatch.setenv(LOGGED, "")
     monkeypatch.setattr(job_process, "modest", lambda _share: nullcontext())
     umask = os.umask(0o022)
     os.umask(umask)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.model_repo.repository import NOT_DEPLOYED
 from tests.e2e.conftest import PROJECT, free_ports
 
 INSIDE_TRITON = {Path("serving/backend/packed_onnx/model.py"), Path("serving/backend/engine_metrics.py")}
@@ -48,10 +49,10 @@ def test_help_names_each_command(tmp_path: Path) -> None:
         (["data"], {"SENTIMENT_TRAIN_DATA": "no.csv"}, "no.csv: no such file"),
         (["data"], {"SENTIMENT_PROT": "1"}, "did you mean SENTIMENT_PORT?"),
         (["export"], {}, "model contains no trained model. Run `python app.py train` first."),
-        (["serve"], {}, "No model is deployed; run `python app.py` to train, export and serve one."),
+        (["serve"], {}, NOT_DEPLOYED),
         (["gateway"], {}, "`python app.py gateway` runs no Triton. Set SENTIMENT_TRITON_URL to one"),
         (["scheduler"], {}, "`python app.py scheduler` runs no Triton. Set SENTIMENT_TRITON_URL to one"),
-        (["predict", "fine"], {}, "Start it with `python app.py`."),
+        *(([command, *more], {}, NOT_DEPLOYED) for command, *more in (["predict", "fine"], ["check"], ["retrain"])),
     ],
 )
 def test_what_cannot_be_is_one_message_and_status_1(
@@ -80,7 +81,7 @@ def test_sample_data_are_made_where_none_are_given(tmp_path: Path) -> None:
     ended = app(tmp_path, "data")
     assert ended.returncode == 0, ended.stderr
     assert "No data files found; made sample data" in ended.stderr
-    assert "Data check passed: 11741 training texts, 1305 validation texts" in ended.stderr
+    assert "Data check passed: 11,741 training texts, 1,305 validation texts" in ended.stderr
     assert "No data files found" not in app(tmp_path, "data").stderr
 
 

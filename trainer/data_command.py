@@ -22,7 +22,8 @@ def data(settings: Settings, options: argparse.Namespace) -> None:
     """
     found = _check(settings)
     report = data_report(found, load_base_tokenizer(settings) if found.dataset else None, last_suspects(settings))
-    print(json.dumps(report.as_json(), indent=2, ensure_ascii=False) if options.json else report.as_text())
+    if told := json.dumps(report.as_json(), indent=2, ensure_ascii=False) if options.json else report.as_text():
+        print(told)
     _finish(found)
 
 
@@ -43,10 +44,10 @@ def _check(settings: Settings) -> DataCheck:
     if not named and not settings.train_data.exists() and not settings.val_data.exists():
         counts = write_sample_data(settings.train_data, settings.val_data, settings.seed)
         log.info(
-            "No data files found; made sample data (film and product reviews, MIT licence): %d texts in %s, %d in %s.",
-            sum(counts.train.values()),
+            "No data files found; made sample data (film and product reviews, MIT licence): %s texts in %s, %s in %s.",
+            f"{sum(counts.train.values()):,}",
             settings.train_data,
-            sum(counts.val.values()),
+            f"{sum(counts.val.values()):,}",
             settings.val_data,
         )
     return check_data(settings)
@@ -56,9 +57,9 @@ def _finish(found: DataCheck) -> str:
     if found.dataset is None:
         raise DatasetError(found.problems)
     log.info(
-        "Data check passed: %d training texts, %d validation texts, labels %s.",
-        len(found.dataset.train.texts),
-        len(found.dataset.val.texts),
+        "Data check passed: %s training texts, %s validation texts, labels %s.",
+        f"{len(found.dataset.train.texts):,}",
+        f"{len(found.dataset.val.texts):,}",
         ", ".join(found.dataset.labels),
     )
     return found.dataset.fingerprint

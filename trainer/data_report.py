@@ -75,6 +75,9 @@ class DataReport:
 
     def _rows(self) -> list[list[str]]:
         files = [self.check.train] if self.check.is_held_out else [self.check.train, self.check.val]
+        files = [file for file in files if file.counts.rows]  # the problems say why another has none
+        if not files:
+            return []
         rows = [["file", *(_printable(_end(str(file.path))) for file in files)]]
         rows.append(["format", *map(_format, files)])
         rows.append(["rows", *(f"{file.counts.rows:,}" for file in files)])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from common.errors import PipelineError
 from common.label_names import parse_label_names
+from common.once import log_once
 from common.settings import Settings
 from serving.model_repo.bundle import RowCounts
 from tables.labelled import LabelledRow
@@ -21,6 +22,8 @@ from trainer.rejected import DATA_LIST, FEEDBACK_LIST, RejectedRows, list_path, 
 from trainer.rows import MISSING_LABEL, UNKNOWN_LABEL, FileRows
 
 _TOLD_LABELS = 5
+_HELD_OUT = "There is no validation file"
+"""Beginning of a note about what is usual."""
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +67,14 @@ class Dataset:
     notes: list[str]
     """What was assumed, unified, left out and rejected, in words."""
     counts: dict[str, RowCounts] = field(default_factory=dict)
-    """Rows of the files `train` and `val`."""
+    """Rows of the files `train` and `val`; without a validation file, the texts `held_out` of `train`."""
     is_held_out: bool = False
     """True if there is no validation file: `val` is then a part of the training file."""
 
     def log_notes(self) -> None:
-        """Log each note as a warning."""
+        """Log each note once, as a warning; what is usual, as information."""
         for note in self.notes:
-            log.warning("%s.", note)
+            log_once(log, logging.INFO if note.startswith(_HELD_OUT) else logging.WARNING, f"{note}.")
 
 
 @dataclass(frozen=True)
@@ -223,23 +226,28 @@ def _check(settings: Settings, rejected: RejectedRows, path: Path) -> DataCheck:
     if is_held_out and not problems:
         val_texts = _hold_out(train)
         notes.append(
-            f"There is no validation file ({val.path}): held out {count(len(val_texts), 'text')} of {train.path}, "
+            f"{_HELD_OUT} ({val.path}): held out {count(len(val_texts), 'text')} of {train.path}, "
             f"about a tenth of each label and at least {HELD_OUT_ROWS} if there are enough, chosen by the text's hash"
         )
     learned, judged = _labelled_texts(train.texts, train, numbers), _labelled_texts(val_texts, source, numbers)
     used = {*learned.labels, *judged.labels}
-    notes += numbers.notes(number for number in range(len(numbers)) if numbers.name(number) in used)
+    found = [number for number in range(len(numbers)) if numbers.name(number) in used]
+    notes += numbers.notes(found)
+    if problems:
+        # Codes in one file and names in the other are a usual reason, so each file is looked at by itself too.
+        proposals = map(numbers.proposal, (found, train.by_label(), val.by_label()))
+        problems += dict.fromkeys(filter(None, proposals))
     notes += [note for file in files for note in _rejections(file, path)]
-    counts = {"train": train.counts(), "val": RowCounts(len(val_texts), len(val_texts), 0, {})}
-    if not is_held_out:
-        counts["val"] = val.counts()
+    learned_rows = train.counts()
+    judged_rows = RowCounts(len(val_texts), len(val_texts), 0, {}) if is_held_out else val.counts()
+    counts = {"train": learned_rows, "held_out" if is_held_out else "val": judged_rows}
     dataset = None
     if not problems:
         labels = tuple(sorted(set(judged.labels)))
         dataset = Dataset(learned, judged, labels, fingerprint(learned, judged), notes, counts, is_held_out)
     return DataCheck(
-        FileFacts(train.path, counts["train"], _by_label(learned), train.encoding, train.delimiter),
-        FileFacts(source.path, counts["val"], _by_label(judged), source.encoding, source.delimiter),
+        FileFacts(train.path, learned_rows, _by_label(learned), train.encoding, train.delimiter),
+        FileFacts(source.path, judged_rows, _by_label(judged), source.encoding, source.delimiter),
         is_held_out,
         overlap,
         notes,

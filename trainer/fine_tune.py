@@ -4,6 +4,7 @@ import gc
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -31,13 +32,14 @@ from transformers import (
 )
 
 from common.errors import PipelineError
+from common.progress import duration
 from common.settings import Settings
 from serving.backend.cpu import instruction_sets, usable_cores
 from trainer.base_model import load_base_model
 from trainer.batches import NO_TARGET, EpochSampler, TokenizedTexts, longest_first
 from trainer.dataset import Dataset, LabelledTexts
 from trainer.evaluation import evaluate
-from trainer.first_version import TRAINING_S
+from trainer.first_version import LEAST_STEPS, TRAINING_S
 from trainer.hyperparameters import WARMUP_RATIO, WEIGHT_DECAY, Hyperparameters, choose_hyperparameters
 from trainer.processes import Processes
 from trainer.progress import ProgressLine
@@ -94,7 +96,8 @@ class FineTuned:
 def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> FineTuned:
     """Fine-tune the base model. An interrupted training with the same data and settings resumes.
 
-    A `quick` training ends after the steps that fit in `first_version.TRAINING_S`, if its epochs have more.
+    A `quick` training ends after the steps that fit in `first_version.TRAINING_S`, at least `LEAST_STEPS`, if its
+    epochs have more.
 
     If `torchrun` has started several processes, each calls this and gets the same result. It equals the result of one
     process, except for rounding and for which units dropout removes.
@@ -133,16 +136,28 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
         affordable = affordable_steps(
             checkpoints, base.model, train, chosen.batch_size, settings.seed, collator, PAD_TO, _bf16(), TRAINING_S
         )
-        chosen = replace(chosen, steps=min(affordable, chosen.steps))
+        least = min(LEAST_STEPS, chosen.steps)
+        if affordable < least:
+            log.warning(
+                "This machine is slow or busy (load %.1f on %d cores): only %d training steps fit in %.0f s. At least "
+                "%d are needed, which take about %s.",
+                os.getloadavg()[0],
+                usable_cores(),
+                affordable,
+                TRAINING_S,
+                least,
+                duration(TRAINING_S * least / affordable),
+            )
+        chosen = replace(chosen, steps=max(least, min(affordable, chosen.steps)))
         hyperparameters["max_steps"] = chosen.steps
     log.info(
-        "Fine-tuning %s (%.1fM parameters) on %d texts, with %d for choosing the best state, for %d steps (%g epochs), "
+        "Fine-tuning %s (%.1fM parameters) on %s texts, with %s for choosing the best state, for %s steps (%g epochs), "
         "with a learning rate of %g, %d threads%s, in %s.",
         base.name,
         base.model.num_parameters() / 1e6,
-        len(train),
-        len(selection),
-        chosen.steps,
+        f"{len(train):,}",
+        f"{len(selection):,}",
+        f"{chosen.steps:,}",
         round(chosen.steps / chosen.steps_per_epoch, 2),
         chosen.learning_rate,
         torch.get_num_threads(),

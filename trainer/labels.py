@@ -91,10 +91,18 @@ class Labels:
             missing = [label for form, (label, _) in self._names.items() if form not in found]
             if missing:
                 notes.append(f"No row has a label that SENTIMENT_LABEL_NAMES names: {', '.join(missing)}")
-        elif names := _scheme([self._forms[number] for number in chosen]):
-            codes = ", ".join(self.name(number) for number in chosen)
-            notes.append(f"The labels {codes} look like codes. To give them names, set SENTIMENT_LABEL_NAMES={names}")
+        elif proposal := self.proposal(chosen):
+            notes.append(proposal)
         return notes
+
+    def proposal(self, numbers: Iterable[int]) -> str:
+        """Return the names that the labels with these numbers should get if they are codes; empty if they are none."""
+        chosen = sorted(numbers, key=self.name)
+        names = "" if self._names else _scheme([self._forms[number] for number in chosen])
+        if not names:
+            return ""
+        codes = ", ".join(self.name(number) for number in chosen)
+        return f"The labels {codes} look like codes. To give them names, set SENTIMENT_LABEL_NAMES={names}"
 
     def _named_form(self, spelling: str) -> str:
         """Return the form of a label, or of the name that a setting gives it."""

@@ -54,7 +54,7 @@ class ProgressLine(TrainerCallback):
         steps = state.global_step - self._first_step
         left = (time.monotonic() - self._started) / max(1, steps) * (state.max_steps - state.global_step)
         self._line.show(
-            f"epoch {state.epoch or 0:.1f} of {state.num_train_epochs}  step {state.global_step} of {state.max_steps}"
-            f"{self._loss}{quality}  {duration(left)} left",
+            f"epoch {state.epoch or 0:.1f} of {state.num_train_epochs}  "
+            f"step {state.global_step:,} of {state.max_steps:,}{self._loss}{quality}  {duration(left)} left",
             stays,
         )

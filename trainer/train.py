@@ -97,11 +97,11 @@ def train(
     warning = near_chance(evaluation, baseline, facts) or not_better(evaluation.metrics(), baseline.metrics(), facts)
     if warning and not quick:
         log.warning("%s", warning)
-    for problem in [] if quick else under_thresholds(settings, evaluation.metrics(), "validation"):
+    if not quick and (problems := under_thresholds(settings, evaluation.metrics(), "validation")):
         log.warning(
             "The model misses a threshold of the checks: %s. More or better data help, or another encoder. If this is "
             "good enough, lower SENTIMENT_MIN_ACCURACY or SENTIMENT_MIN_MACRO_F1.",
-            problem,
+            "; ".join(problems),
         )
 
     staging = _save_beside(settings.model_dir, tuned)

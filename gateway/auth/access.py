@@ -29,6 +29,8 @@ from storage.database import Database
 KEY_HEADER = "X-API-Key"
 _KEY_HEADER = KEY_HEADER.lower().encode()
 _BEARER = b"bearer "
+PAGES = "/console/"
+"""Beginning of the console's paths except `/`. They need no key here: each page checks the scopes that it needs."""
 _SHORTEST_ADMIN_KEY = 16
 _LONGEST_HOST = 260
 
@@ -95,10 +97,11 @@ class AccessLayer:
     local_hosts_only: bool
     """True if requests with another machine's name in `Host` are refused."""
     headers: dict[str, list[Header]]
-    """Headers to add to responses, by path; those of the path "" are for all other paths."""
+    """Headers to add to responses, by path; those of the path "" are for all other paths that are no page."""
+    page_headers: list[Header]
+    """Headers to add to responses for pages that `headers` does not name, also for those that do not exist."""
     sessions: Sessions
-    session_paths: frozenset[str]
-    """The public paths on which a session grants the scopes of its key."""
+    """On pages, a session grants the scopes of its key."""
     wrong_keys: WrongKeys
 
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
@@ -107,7 +110,8 @@ class AccessLayer:
             await self.app(scope, receive, send)
             return
         path: str = scope["path"]
-        added = self.headers.get(path) or self.headers[""]
+        is_page = path == "/" or path.startswith(PAGES)
+        added = self.headers.get(path) or (self.page_headers if is_page else self.headers[""])
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -115,12 +119,12 @@ class AccessLayer:
             await send(message)
 
         try:
-            caller = self._caller(scope, path)
+            caller = self._caller(scope, is_page or path in self.public_paths)
         except ProblemError as problem:
             await problem.response()(scope, receive, send_with_headers)
             return
         state = scope.setdefault("state", {})
-        session = self.sessions.of_request(scope["headers"]) if path in self.session_paths else None
+        session = self.sessions.of_request(scope["headers"]) if is_page else None
         if session is not None:
             caller = Caller(session.caller.name, caller.scopes | session.caller.scopes)
         state["session"] = session
@@ -130,7 +134,7 @@ class AccessLayer:
             state[CONNECTION].recognize()
         await self.app(scope, receive, send_with_headers)
 
-    def _caller(self, scope: RequestScope, path: str) -> Caller:
+    def _caller(self, scope: RequestScope, is_public: bool) -> Caller:
         key = host = b""
         for name, value in scope["headers"]:
             if name == _KEY_HEADER:
@@ -144,7 +148,7 @@ class AccessLayer:
                 f"The Host {host[:100].decode('latin-1')!r} does not name this machine. Use localhost or an address, "
                 "or set SENTIMENT_ACCESS to keys or open, which accept any Host."
             )
-        if path in self.public_paths:
+        if is_public:
             return self.anonymous
         if not key:
             if not self.anonymous.scopes:

@@ -3,10 +3,12 @@
 import logging
 import os
 import secrets
+import shlex
 import tempfile
 from pathlib import Path
 
 from common.errors import PipelineError
+from common.home import home
 from common.settings import Settings
 
 _FILE = "admin_key"
@@ -34,6 +36,19 @@ def load_admin_key(settings: Settings) -> str:
     if not key:
         raise PipelineError(f"{path} is empty. Delete it to have a new admin key generated.")
     return key
+
+
+def printing_command(settings: Settings) -> str:
+    """Return the command that prints the admin key in the home directory; empty if the settings are the key.
+
+    Strangers see it on the sign-in page. So a directory outside the home directory is named by its setting.
+    """
+    if settings.admin_key is not None:
+        return ""
+    state = settings.state_dir.absolute()
+    if state.is_relative_to(home()):
+        return f"cat {shlex.quote(str(state.relative_to(home()) / _FILE))}"
+    return f'cat "$SENTIMENT_STATE_DIR/{_FILE}"'
 
 
 def _make(path: Path) -> None:

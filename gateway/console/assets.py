@@ -1,15 +1,17 @@
-"""The static files of the pages, kept in memory: styles, scripts and two libraries.
+"""The static files of the pages, kept in memory: styles, scripts and libraries.
 
 Each URL contains a hash of the content, so browsers can cache files for ever and still load changed ones.
 """
 
 import gzip
 import hashlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from fastapi import Request, Response
+from starlette.responses import StreamingResponse
 
 from gateway.routes.direct_route import DirectRoute, Endpoint
 
@@ -17,6 +19,8 @@ _DIRECTORY = Path(__file__).resolve().parent / "static"
 _PREFIX = "/console/static"
 _MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 CACHE = "public, max-age=31536000, immutable"
+_PIECE_BYTES = 64 * 1024
+"""Files are sent in pieces of this size. A client that reads slowly holds one of them and not the whole file."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,15 @@ def routes() -> list[DirectRoute]:
 
 def _answer_with(asset: Asset) -> Endpoint:
     async def answer(request: Request) -> Response:
-        headers = {"Vary": "Accept-Encoding"}
+        headers, body = {"Vary": "Accept-Encoding"}, asset.body
         if "gzip" in request.headers.get("accept-encoding", ""):
-            headers["Content-Encoding"] = "gzip"
-            return Response(asset.compressed, headers=headers, media_type=asset.media_type)
-        return Response(asset.body, headers=headers, media_type=asset.media_type)
+            headers["Content-Encoding"], body = "gzip", asset.compressed
+        headers["Content-Length"] = str(len(body))
+        return StreamingResponse(_pieces(body), headers=headers, media_type=asset.media_type)
 
     return answer
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), _PIECE_BYTES):
+        yield body[start : start + _PIECE_BYTES]

@@ -1,6 +1,7 @@
 """Request handling of the console's pages: access control, forms, and errors as pages."""
 
 import logging
+import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -8,6 +9,7 @@ from typing import Any, Literal
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
+from gateway.auth.admin_key import printing_command
 from gateway.auth.sessions import Session
 from gateway.console import forms
 from gateway.console.rendering import render
@@ -82,6 +84,14 @@ class PageRequest:
         """True if a script (htmx) requests only a part of the page."""
         return "hx-request" in self.request.headers
 
+    @property
+    def here(self) -> str:
+        """Path and query of the page that the user sees: of this request, or of the page that sent it."""
+        url = self.request.url
+        if self.request.method == "GET" and not self.is_partial:
+            return f"{url.path}?{url.query}" if url.query else url.path
+        return re.sub(r"^https?://[^/]*", "", self.request.headers.get("referer", "")) or "/"
+
     def rights(self) -> dict[str, object]:
         """Return the template variable `may`, which says which scopes the user has."""
         return {
@@ -94,6 +104,7 @@ class PageRequest:
             **self.rights(),
             "navigation": NAVIGATION,
             "path": self.request.url.path,
+            "here": self.here,
             "session": self.session,
             "version": self.app.predictor.model.version,
             "is_ready": self.app.predictor.model.ready,
@@ -104,13 +115,25 @@ class PageRequest:
         """Render a part of a page if a script requests it, otherwise the page that includes it."""
         return self.page(template if self.is_partial else page, context)
 
+    def sign_in_page(self, target: str, needed: str = "", fault: str = "", status: int = 200) -> Response:
+        """Render the page to sign in, which then leads to `target`.
+
+        `needed` says why, if the user opened another page; `fault` is what was wrong with the key.
+        """
+        context = {"next": target, "needed": needed, "fault": fault, "key_command": printing_command(self.app.settings)}
+        return self.page("sign_in.html", context, status)
+
     def problem(self, problem: ProblemError) -> Response:
-        """Render an error, as a page or as a part of one."""
-        template = "_problem.html" if self.is_partial else "problem.html"
+        """Render an error, as a page or as a part of one. A page that needs a key asks for it."""
         again = None
         if isinstance(problem, ActionNotConfirmedError) and self.is_form:
             again = [(name, value) for name, value in self.form.items() if name not in (KEY_FIELD, ACTION_FIELD)]
-        response = self.page(template, {"problem": problem, "again": again}, problem.status)
+        if isinstance(problem, KeyNeededError) and self.request.method == "GET" and not self.is_partial:
+            response = self.sign_in_page(self.here, problem.detail, status=problem.status)
+        else:
+            template = "_problem.html" if self.is_partial else "problem.html"
+            context = {"problem": problem, "again": again, "is_part": self.is_partial}
+            response = self.page(template, context, problem.status)
         response.headers.update(problem.own_headers())
         return response
 
@@ -197,6 +220,7 @@ def _check_confirmed(page_request: PageRequest) -> None:
 
 def _refusal(page_request: PageRequest, needed: Scope) -> ProblemError:
     if page_request.session is None:
-        return KeyNeededError(f"Sign in with an API key for {needed.value}.")
+        what = " Users’ texts are only shown to people who have one." if needed is Scope.TEXTS else ""
+        return KeyNeededError(f"This needs an API key for {needed.value}.{what}")
     who = page_request.session
     return KeyNotAllowedError(f"The key {who.caller.name} lacks the scope {needed.value}; it has {who.allowed}.")

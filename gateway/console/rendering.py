@@ -36,6 +36,8 @@ def _environment() -> Environment:
         "utc": utc,
         "iso": iso,
         "counted": counted,
+        "rate": rate,
+        "plain": plain,
     }
     environment.globals["asset"] = lambda name: assets()[name].path
     return environment
@@ -51,6 +53,11 @@ def figure(value: float | None, decimals: int = 1) -> str:
     return NOTHING if value is None else f"{value:,.{decimals}f}"
 
 
+def rate(value: float | None) -> str:
+    """Format a rate per second; a few requests are not shown as 0.0."""
+    return figure(value, 1 if not value or value >= 1 else 2)
+
+
 def signed(value: float, decimals: int = 4) -> str:
     """Format a difference with its sign; one that rounds to zero has none."""
     rounded = round(value, decimals)
@@ -58,15 +65,26 @@ def signed(value: float, decimals: int = 4) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Format a duration in milliseconds with about three significant digits."""
+    """Format a duration in milliseconds, or in seconds from one on, with about three significant digits."""
     if value is None:
         return NOTHING
+    if value >= 999.5:
+        return f"{value / 1_000:,.{0 if value >= 99_950 else 1 if value >= 9_995 else 2}f} s"
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} ms"
 
 
 def utc(time: datetime | None) -> str:
     """Format a time for people."""
     return NOTHING if time is None else f"{time:%Y-%m-%d %H:%M:%S}"
+
+
+def plain(value: object) -> str:
+    """Format any value of an event's figures: numbers with thousands separators, lists with commas."""
+    if isinstance(value, list):
+        return ", ".join(map(plain, value))
+    if value is None or isinstance(value, bool):
+        return {None: NOTHING, True: "yes", False: "no"}[value]
+    return figure(value, 4 if isinstance(value, float) else 0) if isinstance(value, int | float) else str(value)
 
 
 def iso(time: datetime | None) -> str:

@@ -28,9 +28,7 @@ log = logging.getLogger(__name__)
 
 async def show(page_request: PageRequest) -> Response:
     """Show the sign-in page."""
-    return page_request.page(
-        "sign_in.html", {"next": _own_path(page_request.request.query_params.get("next", "")), "fault": ""}
-    )
+    return page_request.sign_in_page(_own_path(page_request.request.query_params.get("next", "")))
 
 
 async def sign_in(page_request: PageRequest) -> Response:
@@ -41,8 +39,7 @@ async def sign_in(page_request: PageRequest) -> Response:
     begun = sessions.begin(key.encode()) if 0 < len(key) <= _LONGEST_KEY else None
     if begun is None:
         page_request.app.wrong_keys.count(page_request.request.scope)
-        fault = "This is not a valid API key."
-        return page_request.page("sign_in.html", {"next": target, "fault": fault}, KeyNeededError.status)
+        return page_request.sign_in_page(target, fault="This is not a valid API key.", status=KeyNeededError.status)
     session, cookie = begun
     context = {"next": target, "action_token": sessions.action_token(session)}
     response = replace(page_request, session=session).page("signed_in.html", context)

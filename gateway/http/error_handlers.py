@@ -14,6 +14,7 @@ from gateway.http.problems import (
     FieldError,
     InvalidFieldsError,
     MalformedBodyError,
+    MethodNotAllowedError,
     ModelTimeoutError,
     ModelUnavailableError,
     ProblemError,
@@ -21,11 +22,9 @@ from gateway.http.problems import (
 )
 from serving.client.errors import TritonTimeoutError, TritonUnavailableError
 
-_DETAILS = {
-    404: "There is nothing at this path; /docs lists all routes.",
-    405: "This path does not allow this method; the Allow header lists the allowed ones.",
-}
-"""Details for errors of the framework, whose own texts are two words long."""
+# The framework's own texts are two words long.
+_NOT_FOUND = "There is nothing at this path; /docs lists all routes."
+_NOT_ALLOWED = "This path does not allow this method; the Allow header lists the allowed ones."
 
 
 def answer_with_problems(app: FastAPI) -> None:
@@ -44,8 +43,10 @@ def answer_with_problems(app: FastAPI) -> None:
 
 async def _answer(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
-        headers = _allowed(request) if error.status_code == 405 else error.headers
-        return _http_response(error.status_code, _DETAILS.get(error.status_code, error.detail), headers)
+        if error.status_code == 405:
+            return MethodNotAllowedError(_NOT_ALLOWED, allowed_methods(request)).response()
+        detail = _NOT_FOUND if error.status_code == 404 else error.detail
+        return _http_response(error.status_code, detail, error.headers)
     problem = as_problem(error)
     if problem is not None:
         return problem.response()
@@ -54,10 +55,14 @@ async def _answer(request: Request, error: Exception) -> Response:
     return _http_response(500, "An unexpected error occurred; see the server's log.", {"Connection": "close"})
 
 
-def _allowed(request: Request) -> dict[str, str]:
-    """Return the methods of all routes of a path: the framework names only those of the first route."""
-    matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
-    return {"Allow": ", ".join(sorted({method for route in matching for method in route.methods or ()}))}
+def allowed_methods(request: Request, besides: str = "") -> str:
+    """Return the methods of all routes of a path, except the route `besides`: the framework names only the first's."""
+    matching = [
+        route
+        for route in request.app.routes
+        if route.path != besides and route.matches(request.scope)[0] is not Match.NONE
+    ]
+    return ", ".join(sorted({method for route in matching for method in route.methods or ()}))
 
 
 def as_problem(error: Exception) -> ProblemError | None:

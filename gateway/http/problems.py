@@ -91,6 +91,19 @@ class NotFoundError(ProblemError, status=404, kind="not-found", title="Not found
     """The resource at the path does not exist."""
 
 
+class MethodNotAllowedError(ProblemError, status=405, kind="", title="Method Not Allowed"):
+    """The path exists, but not for this method."""
+
+    def __init__(self, detail: str, allowed: str) -> None:
+        """Set the allowed methods, separated by commas."""
+        super().__init__(detail)
+        self.allowed = allowed
+
+    def own_headers(self) -> Mapping[str, str]:
+        """Return the allowed methods as a response header."""
+        return {"Allow": self.allowed}
+
+
 class RequestTimeoutError(ProblemError, status=408, kind="request-timeout", title="The request did not arrive in time"):
     """The request was sent too slowly."""
 

@@ -225,7 +225,11 @@ class Model(BaseModel):
     ]
     data_fingerprint: str
     data: Annotated[
-        dict[str, RowCounts], Field(description="Rows of its data files, `train` and `val`; empty if not known.")
+        dict[str, RowCounts],
+        Field(
+            description="Rows of its data files, `train` and `val`. Without a validation file, `held_out` are texts of "
+            "`train` that are used for validation. Empty if not known."
+        ),
     ]
     mlflow_run: str
     feedback: Annotated[dict[str, int], Field(description="Rows of feedback in its training data, by source.")]

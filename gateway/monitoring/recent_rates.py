@@ -49,12 +49,14 @@ class Reading:
 class Rates:
     """Rates and latencies between two readings."""
 
+    requests: float
     requests_per_s: float
     texts_per_s: float
     failed_share: float | None
     """Share of the requests, 0 to 1. This field and those below are None without requests or texts."""
     p50_ms: float | None
     p99_ms: float | None
+    """Of fewer than 100 requests, a time within which all of them were answered."""
     hit_share: float | None
     """Share of the texts looked up in the cache whose prediction was there, 0 to 1."""
 
@@ -147,6 +149,7 @@ def rates(samples: Sequence[Reading]) -> Rates | None:
     before = dict(first.by_duration)
     by_duration = [(bound, count - before.get(bound, 0.0)) for bound, count in last.by_duration]
     return Rates(
+        requests,
         requests / seconds,
         texts / seconds,
         (last.failed - first.failed) / requests if requests else None,
@@ -157,7 +160,10 @@ def rates(samples: Sequence[Reading]) -> Rates | None:
 
 
 def _milliseconds(by_duration: Sequence[tuple[float, float]], share: float) -> float | None:
-    """Estimate a quantile of the durations from buckets, as Prometheus's `histogram_quantile` does."""
+    """Estimate a quantile of the durations from buckets, as Prometheus's `histogram_quantile` does.
+
+    A quantile that is the longest duration is not estimated: it is the bound of its bucket, which may be far above.
+    """
     total = by_duration[-1][1] if by_duration else 0.0
     if not total:
         return None
@@ -165,6 +171,8 @@ def _milliseconds(by_duration: Sequence[tuple[float, float]], share: float) -> f
     for bound, count in by_duration:
         if count >= share * total:
             upper = bound if math.isfinite(bound) else lower
+            if total * (1 - share) < 1 and count == total:
+                return 1_000 * upper
             return 1_000 * (lower + (upper - lower) * (share * total - below) / (count - below))
         lower, below = bound, count
     return None

@@ -82,9 +82,10 @@ def parameter(place: str, name: str, schema: Json, description: str = "", requir
 
 def problem_responses(*kinds: type[ProblemError]) -> dict[int | str, Json]:
     """Return the descriptions of a route's problem responses, with a default for all others, for `responses`."""
-    by_status: dict[int, list[type[ProblemError]]] = {}
+    by_status: dict[str, list[type[ProblemError]]] = {}
     for kind in kinds:
-        by_status.setdefault(kind.status, []).append(kind)
+        # As in FastAPI's document: a number and the same number as a string would be two keys, alike in JSON.
+        by_status.setdefault(str(kind.status), []).append(kind)
     responses: dict[int | str, Json] = {status: _problem_response(of_status) for status, of_status in by_status.items()}
     responses["default"] = {
         "description": "Any other problem",

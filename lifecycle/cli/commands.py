@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,12 @@ from common.errors import PipelineError
 from common.progress import StatusLine, duration
 from common.settings import Settings
 from lifecycle.cli.printing import print_json, print_table
+from lifecycle.cli.running import require_running
 from lifecycle.deployment import promotion
 from lifecycle.deployment.version_report import describe_models
 from lifecycle.jobs import mlflow_alias
 from lifecycle.jobs.job_process import BusyError, run_job
+from serving.model_repo.repository import ModelRepository
 from serving.model_repo.texts import FORMULA_STARTS
 from storage import events, jobs
 from storage.database import Database
@@ -64,7 +67,7 @@ def check(settings: Settings, options: argparse.Namespace) -> None:
     problems = "; ".join(job.result["problems"])
     print(f"Version {job.result['version']} is {f'under a threshold: {problems}' if problems else 'good'}.")
     if decision := job.result.get("decision"):
-        print(decision)
+        print(decision + _what_became(settings, decision))
 
 
 def retrain(settings: Settings, options: argparse.Namespace) -> None:
@@ -87,7 +90,9 @@ def cancel(settings: Settings, options: argparse.Namespace) -> None:
     job = jobs.request_cancel(_open(settings), options.job)
     if job is None:
         raise PipelineError(f"There is no job {options.job}.")
-    ends = "is being cancelled" if job.state == jobs.RUNNING else f"is {job.state}"
+    ends = "is being cancelled" if job.cancel_requested else "deploys its version and can no longer be cancelled"
+    if job.ended_at is not None:
+        ends = f"is {job.state}"
     print(f"Job {job.id} ({job.kind}) {ends}.")
 
 
@@ -178,8 +183,21 @@ def _open(settings: Settings) -> Database:
     return Database(settings.database)
 
 
+def _what_became(settings: Settings, decision: str) -> str:
+    """Return how the job that a check requested has ended in the meantime; empty if it has not, or there is none."""
+    requested = re.search(r"job (\d+)\.$", decision)
+    database = _open(settings)
+    job = jobs.get(database, int(requested[1])) if requested else None
+    return f" It has ended meanwhile: {job.state}." if job is not None and job.ended_at is not None else ""
+
+
 def _do(settings: Settings, kind: jobs.Kind) -> Job:
     """Run a job here, or wait until another process has run it; return the job if it ended well."""
+    # A job that must fail would be recorded as a failure of the pipeline.
+    if kind == jobs.CHECK:
+        require_running(settings)
+    else:
+        ModelRepository(settings.model_repository).require_deployed()
     database = _open(settings)
     job = jobs.enqueue(database, kind, "by command")
     try:

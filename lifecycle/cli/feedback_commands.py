@@ -105,10 +105,7 @@ def _needed_source(options: argparse.Namespace) -> str:
 
 def _known_labels(settings: Settings) -> tuple[str, ...]:
     repository = ModelRepository(settings.model_repository)
-    deployed = repository.deployed()
-    if deployed is None:
-        raise PipelineError("No model is deployed, so no label is known; run `python app.py` first.")
-    return Bundle.load(repository.version_directory(deployed)).labels
+    return Bundle.load(repository.version_directory(repository.require_deployed())).labels
 
 
 def _is_as_suggested(file: Path) -> bool:

@@ -63,7 +63,7 @@ async def _ask(address: str, texts: Sequence[str]) -> Answers:
     except VersionChangesError as error:
         raise PipelineError("The version that is served changes faster than it can be asked.") from error
     except (TritonUnavailableError, TritonTimeoutError) as error:
-        raise PipelineError(f"Triton does not answer at {address}: {error}.") from error
+        raise PipelineError(f"Triton does not respond at {address}: {error}.") from error
     except TextRefusedError as error:
         raise PipelineError(f"The model at {address} refuses a text: {error}") from error
     finally:

@@ -53,6 +53,11 @@ _TYPOS = [
 ]
 SUITE = {"negation": (_NEGATIONS, False), "names": (_NAMES, True), "typos": (_TYPOS, True)}
 """By kind: pairs of texts, and whether both texts must get the same label."""
+_EXPECTED = {
+    "negation": "a negation changes the label",
+    "names": "another name keeps the label",
+    "typos": "a typo keeps the label",
+}
 
 
 def shares_that_hold(ask: Ask) -> dict[str, float]:
@@ -69,7 +74,19 @@ def behaves(champion: dict[str, float], candidate: dict[str, float]) -> GateVerd
     """Gate: of no kind does the candidate pass many fewer checks than the champion."""
     counting = [kind for kind in SUITE if champion[kind] >= LEAST_CHAMPION_SHARE]
     failed = [kind for kind in counting if champion[kind] - candidate[kind] > LARGEST_LOSS]
-    told = ", ".join(f"{kind} {champion[kind]:.0%} → {candidate[kind]:.0%}" for kind in SUITE)
-    message = f"{'Behaves worse' if failed else 'Behaves'} (checks that hold: {told})."
+    told = [
+        f"{_EXPECTED[kind]} in {round(candidate[kind] * len(pairs))} of {len(pairs)} "
+        f"({round(champion[kind] * len(pairs))} with the deployed version"
+        + ("" if kind in counting else ", which is too few to compare")
+        + ")"
+        for kind, (pairs, _) in SUITE.items()
+    ]
+    message = f"Of pairs of English test sentences, {'; '.join(told)}."
+    if failed:
+        message += (
+            f" For {' and '.join(failed)}, that is over {100 * LARGEST_LOSS:.0f} percentage points fewer, so the "
+            "candidate probably mislabels such live texts. Look for wrong labels in the newest training data and "
+            "feedback, or add labelled texts of this kind, and retrain."
+        )
     figures: Figures = {kind: {"champion": champion[kind], "candidate": candidate[kind]} for kind in SUITE}
     return GateVerdict("behaviour", not failed, message, figures)

@@ -12,6 +12,7 @@ from common.settings import Settings
 from lifecycle.gates.batch_predict import batch_predict
 from lifecycle.gates.evaluation_data import evaluation_data, results, shortfalls
 from lifecycle.gates.training_data import merge
+from lifecycle.jobs.circumstances import other_settings
 from lifecycle.jobs.current_data import current_data
 from lifecycle.jobs.full_training import reason_for_full_training
 from lifecycle.monitoring import quarantine
@@ -122,10 +123,12 @@ def check(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
 def _ask_for_retraining(settings: Settings, database: Database, fingerprint: str, reasons: list[str]) -> str:
     """Enqueue a retraining unless it would repeat an earlier one or is too early; return the decision in words."""
     key = training_key(settings, fingerprint)
-    reason = learnt_before(settings, database, key) or _cancelled(database, key) or _too_early(database)
+    reason = learnt_before(settings, database, key) or _cancelled(database, key) or _too_early(settings, database)
     if reason:
         return f"No retraining: {reason}."
     job = jobs.enqueue(database, jobs.RETRAIN, "; ".join(reasons), key)
+    if job.state == jobs.RUNNING:  # an earlier one, of data that may have changed since
+        return f"A retraining is running already: job {job.id}."
     return f"A retraining was requested: job {job.id}."
 
 
@@ -136,7 +139,10 @@ def learnt_before(settings: Settings, database: Database, key: str) -> str:
     for job in jobs.ended_retrainings(database):
         # What a job has made may be gone, as after a start with a new model repository.
         is_lost = job.state == jobs.SUCCEEDED and job.result.get("version") not in {None, *published}
-        if job.fingerprint == key and job.state != jobs.FAILED and not is_lost:
+        if job.fingerprint != key or job.state == jobs.FAILED or is_lost:
+            continue
+        # With other thresholds, a rejected version may pass.
+        if not (job.state == jobs.REJECTED and other_settings(settings, job)):
             return f"job {job.id} ({job.state}) trained on the same data with the same settings"
     with suppress(PipelineError):  # a damaged version is reported where it is loaded
         deployed = repository.deployed()
@@ -154,9 +160,14 @@ def _cancelled(database: Database, key: str) -> str:
     return f"job {job.id}, with the same data and settings, was cancelled; `python app.py retrain` begins it anyway"
 
 
-def _too_early(database: Database) -> str:
-    """Return why the next retraining must wait after unsuccessful ones; empty if it need not wait."""
-    in_vain = list(itertools.takewhile(lambda job: job.state != jobs.SUCCEEDED, jobs.ended_retrainings(database)))
+def _too_early(settings: Settings, database: Database) -> str:
+    """Return why the next retraining must wait after unsuccessful ones with these settings; empty if it need not."""
+    in_vain = list(
+        itertools.takewhile(
+            lambda job: job.state != jobs.SUCCEEDED and not other_settings(settings, job),
+            jobs.ended_retrainings(database),
+        )
+    )
     if not in_vain or in_vain[0].ended_at is None:
         return ""
     until = in_vain[0].ended_at + min(FIRST_PAUSE * 2.0 ** min(len(in_vain) - 1, 16), LONGEST_PAUSE)

@@ -37,7 +37,7 @@ def current_data(settings: Settings, database: Database, job: Job) -> CurrentDat
     found = _read(settings)
     problems = found.problems
     unfit = events.data_unfit(database)
-    kept = kept_facts(settings) if problems or found.is_held_out or unfit else None
+    kept = kept_facts(settings)
     if not problems and found.is_held_out and kept is not None and not kept.is_held_out:
         # Held-out texts are texts that the deployed version was trained on, and would make it look better.
         problems = [
@@ -45,7 +45,8 @@ def current_data(settings: Settings, database: Database, job: Job) -> CurrentDat
             "`python app.py retrain` to go on with a tenth of the training file in its place"
         ]
     if found.dataset is not None and not problems:
-        found.dataset.log_notes()
+        if kept is None or kept.fingerprint != found.dataset.fingerprint:  # otherwise the training has told them
+            found.dataset.log_notes()
         if unfit:
             _note_fit(database, job, found.dataset, kept)
         return CurrentData(found.dataset, [])

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -17,11 +18,12 @@ from common.progress import listening
 from common.request_context import doing_job
 from common.settings import Settings
 from common.tracing import span
+from lifecycle.jobs.circumstances import CIRCUMSTANCES, circumstances
 from lifecycle.jobs.cpu_share import modest
 from storage import events, jobs, leases
 from storage.database import Database
 from storage.events import EventKind
-from storage.tables import Job
+from storage.tables import Figures, Job
 
 LEASE_S = 60.0
 """Duration of the lease. It is long, because a job at low priority beside a saturated service may take many seconds to
@@ -56,6 +58,7 @@ def run_job(settings: Settings, database: Database, job_id: int) -> Job:
         job = jobs.begin(database, job_id) if is_held else None
         if job is None:
             raise BusyError(f"Job {job_id} cannot start: it is not queued, or another process runs a {waiting.kind}.")
+        noted = {CIRCUMSTANCES: circumstances(settings)} if job.kind == jobs.RETRAIN else {}
         try:
             with modest(settings.job_cpu_share), _cancellable(database, job_id) as finish:
                 outcome = _do(settings, database, job, finish)
@@ -68,12 +71,12 @@ def run_job(settings: Settings, database: Database, job_id: int) -> Job:
                 raise
             log.warning("%s", message)
         except Exception as error:
-            _fail(settings, database, job, error)
+            _fail(settings, database, job, error, noted)
             if not isinstance(error, PipelineError):
                 raise
         else:
             with database.transaction() as session:
-                jobs.end(session, job_id, outcome)
+                jobs.end(session, job_id, replace(outcome, result=outcome.result | noted))
             tell("sentiment.job.state", outcome.state)
     ended = jobs.get(database, job_id)
     assert ended is not None
@@ -123,7 +126,7 @@ class _Steps:
         if jobs.is_cancel_requested(self._database, self._job_id):
             raise KeyboardInterrupt
         self._name, self._told_at = name, time.monotonic()
-        jobs.set_step(self._database, self._job_id, name)
+        jobs.set_step(self._database, self._job_id, name, finishing=not can_cancel)
         self._spans.close()
         self._spans.enter_context(span(name.partition(" version")[0], attributes={"sentiment.job.step": name}))
 
@@ -135,10 +138,10 @@ class _Steps:
                 jobs.set_step(self._database, self._job_id, f"{self._name}: {line}")
 
 
-def _fail(settings: Settings, database: Database, job: Job, error: Exception) -> None:
+def _fail(settings: Settings, database: Database, job: Job, error: Exception, result: Figures) -> None:
     reason = settings.without_secrets(str(error)) or type(error).__name__
     with database.transaction() as session:
-        jobs.end(session, job.id, jobs.Outcome(jobs.FAILED, {}, reason))
+        jobs.end(session, job.id, jobs.Outcome(jobs.FAILED, result, reason))
         message = f"Job {job.id} ({job.kind}) failed: {reason}"
         events.record(session, EventKind.JOB_FAILED, message, job_id=job.id)
     log.error("%s", message)

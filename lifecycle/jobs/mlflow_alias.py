@@ -2,7 +2,6 @@
 
 import os
 
-from common.errors import PipelineError
 from common.settings import Settings
 from serving.model_repo.repository import ModelRepository
 from storage import deployments
@@ -27,9 +26,7 @@ def set_alias(settings: Settings, database: Database) -> int:
     # The import takes seconds, and the serving process has no other use for it.
     from trainer.tracking import Tracking
 
-    version = ModelRepository(settings.model_repository).deployed()
-    if version is None:
-        raise PipelineError("Cannot set MLflow's alias champion: no model is deployed. Run `python app.py` first.")
+    version = ModelRepository(settings.model_repository).require_deployed()
     Tracking(settings).set_champion(version)
     deployments.mark_alias_set(database, version)
     return version

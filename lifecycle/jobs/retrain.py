@@ -63,6 +63,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
     """
     reconcile(settings, database)
     repository = ModelRepository(settings.model_repository)
+    repository.require_deployed()  # known before the training, which takes long
     dataset = load_dataset(settings)
     dataset.log_notes()
     directory = _directory(settings, job)
@@ -91,9 +92,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
     counts = {name: RowCounts(**rows) for name, rows in started.get(_DATA, {}).items()}
     step("training")
     record = _train(own, counts, {*dataset.train.pairs(), *dataset.val.pairs()})
-    champion = repository.deployed()
-    if champion is None:
-        raise PipelineError("No model is deployed; run `python app.py` to train and deploy one.")
+    champion = repository.require_deployed()
     if champion != record.version:
         step(f"exporting version {record.version}")
         verdicts = _publish(own, database, repository, record.version)
@@ -166,7 +165,7 @@ def _begin(settings: Settings, database: Database, job: Job, dataset: Dataset, d
     }
     with database.transaction() as session:
         message = (
-            f"Retraining started (job {job.id}) on {figures['texts']} texts, {figures['feedback']} of them feedback"
+            f"Retraining started (job {job.id}) on {figures['texts']:,} texts, {figures['feedback']:,} of them feedback"
             f"{_from_sources(merged.by_source)}: {job.reason}."
         )
         events.record(session, EventKind.RETRAINING_STARTED, message, figures, job_id=job.id)

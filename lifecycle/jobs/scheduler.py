@@ -185,8 +185,11 @@ class Scheduler:
                 del self._children[name]
         for job in jobs.lost(database):
             with database.transaction() as session:
-                if job.cancel_requested:
+                if job.cancel_requested and not job.result.get(jobs.FINISHING):
                     jobs.end(session, job.id, jobs.Outcome(jobs.CANCELLED, {}))
+                    message = f"Job {job.id} ({job.kind}) was cancelled."
+                    events.record(session, EventKind.JOB_CANCELLED, message, job_id=job.id)
+                    log.warning("%s", message)
                 elif job.attempts >= jobs.MOST_ATTEMPTS:
                     message = f"Job {job.id} ({job.kind}) failed: its process was killed {job.attempts} times"
                     jobs.end(session, job.id, jobs.Outcome(jobs.FAILED, {}, message))

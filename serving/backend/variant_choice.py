@@ -72,7 +72,8 @@ def choose_variant(bundle: Bundle, wanted: Wanted) -> Choice:
             unrefused[0], f"nothing was proven on such a processor ({arithmetic()}); export here to have more"
         )
     if choice := _fastest(tried):
-        return Choice(choice.variant, f"{' '.join([f'{wanted} cannot be used.', *refused])} Used is {choice.reason}")
+        told = " ".join([f"{wanted} cannot be used.", *refused, f"Instead, {choice.variant} is used,"])
+        return Choice(choice.variant, f"{told} {choice.reason}")
     if wanted.precision == INT8:
         raise PipelineError(
             f"Version {bundle.version} has no int8 graph for this processor ({arithmetic()}). "
@@ -91,4 +92,5 @@ def _fastest(proofs: Sequence[Proof]) -> Choice | None:
     if not proven:
         return None
     fastest = max(proven, key=lambda proof: proof.tokens_per_s)
-    return Choice(fastest.variant, f"the fastest of {len(proven)} proven: {fastest.tokens_per_s:,.0f} tokens/s")
+    which = f"fastest of {len(proven)} graphs that agree" if len(proven) > 1 else "only graph that agrees"
+    return Choice(fastest.variant, f"the {which} with the trained model: {fastest.tokens_per_s:,.0f} tokens/s")

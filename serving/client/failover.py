@@ -64,6 +64,7 @@ class Failover(Generic[AnyEndpoint]):
         clock = asyncio.get_running_loop().time
         waits = pauses()
         tries = 0
+        reason: tuple[str, Exception] | None = None
         while True:
             tries += 1
             endpoint = self._choose()
@@ -72,13 +73,16 @@ class Failover(Generic[AnyEndpoint]):
                 time_share = self.time_share if len(self.endpoints) > 1 else 1.0
                 return await self._call(endpoint, texts, left_s * time_share, is_bulk)
             except self.retried as error:
+                # A timeout, as the last try may have had little time left, tells less than what failed before it.
+                if reason is None or not isinstance(error, TritonTimeoutError):
+                    reason = endpoint.client.address, error
                 all_rest = all(other.rests_until > clock() for other in self.endpoints)
                 if tries == self.most_tries or (all_rest and not self.waits):
                     raise
                 pause_s = next(waits) if all_rest else 0.0
                 if clock() + pause_s >= deadline:
-                    message = f"no answer in time; last asked was {endpoint.client.address}: {error}"
-                    raise type(error)(message) from error
+                    address, told = reason
+                    raise type(told)(f"no answer in time from {address}: {told}") from error
             await asyncio.sleep(pause_s)
 
     async def close(self) -> None:

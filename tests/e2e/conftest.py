@@ -79,10 +79,13 @@ def run_block(commands: str, directory: Path, environment: Mapping[str, str], ti
 
 
 def own_environment() -> dict[str, str]:
-    """The tests' environment without settings; its packages stand in for those that make would install."""
+    """The tests' environment without settings; its packages stand in for those that make would install.
+
+    A job gets half of the machine, because it gives way to other tests as it does to a service.
+    """
     # COLUMNS, which some tools set, would break the lines of tables that are compared with the pages.
     named = {name: value for name, value in os.environ.items() if not name.startswith(("SENTIMENT_", "COLUMNS"))}
-    return named | {"VENV": sys.prefix}
+    return named | {"VENV": sys.prefix, "SENTIMENT_JOB_CPU_SHARE": "0.5"}
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> None:

@@ -286,13 +286,28 @@ def check_once(database: Database) -> None:
 
 
 def test_a_chart_tells_the_newest_values_without_a_pointer(page: Page, database: Database) -> None:
-    check_once(database)
+    for _ in range(2):  # the first one has no chart
+        check_once(database)
     page.goto("/console/quality")
     legend = page.locator(".u-legend tr")
     expect(legend.nth(0)).to_contain_text("newest")
     expect(legend.filter(has_text="accuracy, validation")).to_contain_text("0.9000")
     page.goto("/console/health")
     expect(legend.filter(has_text="requests")).to_contain_text(re.compile(r"\d\.\d /s"))
+
+
+def test_the_page_of_the_api_is_shown_without_the_internet(page: Page) -> None:
+    page.goto("/docs")
+    expect(page.get_by_text("/predict/live", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="Authorize")).to_be_visible()
+
+
+def test_a_page_that_does_not_exist_looks_like_the_others(page: Page) -> None:
+    page.goto("/console/nothing")
+    expect(page.get_by_role("heading", name="Not found")).to_be_visible()
+    assert_accessible(page, "not found")
+    page.get_by_role("link", name="Health").click()
+    expect(page.get_by_role("heading", name="Health")).to_be_visible()
 
 
 def test_fields_do_not_look_disabled(page: Page) -> None:

@@ -57,7 +57,7 @@ def classic_way(pipeline: Pipeline, commands: str) -> None:
 
 
 def check_data(pipeline: Pipeline, commands: str) -> None:
-    assert "Data check passed: 2000 training texts, 300 validation texts" in pipeline.shell(commands)
+    assert "Data check passed: 2,000 training texts, 300 validation texts" in pipeline.shell(commands)
 
 
 def step_by_step(pipeline: Pipeline, commands: str) -> None:

@@ -16,7 +16,7 @@ def test_what_the_fuzzer_begins_with(function: Target, seeds: list[bytes]) -> No
 
 
 @pytest.mark.parametrize(("function", "seeds"), ALL)
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=100, suppress_health_check=list(HealthCheck), database=None)
 @given(data=st.data())
 def test_seeds_with_bytes_by_chance_in_them(function: Target, seeds: list[bytes], data: st.DataObject) -> None:
     seed = data.draw(st.sampled_from([seed for seed in seeds if len(seed) < 5_000]))

@@ -157,6 +157,8 @@ def make_served(directory: Path, bundle: Path, versions: int = 3, **settings: st
         "SENTIMENT_TRAIN_DATA": str(directory / "train.csv"),
         "SENTIMENT_VAL_DATA": str(directory / "val.csv"),
         "SENTIMENT_ADMIN_KEY": ADMIN_KEY,
+        # Other tests run beside this one, and a job gives way to them as it does to a service.
+        "SENTIMENT_JOB_CPU_SHARE": "0.5",
     } | settings
     served = Served(directory, port, environment)
     for version in range(1, versions + 1):

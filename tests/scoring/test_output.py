@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scoring.inputs import InputFile
@@ -40,7 +40,6 @@ def joined(folder: Path, rows: pa.Table, given_as: str = "in.parquet", escape_fo
     return output
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(texts=st.lists(st.text(st.sampled_from("xy" + ODD + "\0"), min_size=1), min_size=1, max_size=5))
 def test_any_text_reads_back_in_every_reader(tmp_path: Path, texts: list[str]) -> None:
     rows = pa.table({"text": texts, "label": ["Positive"] * len(texts), "score": [0.5] * len(texts)})

@@ -94,6 +94,20 @@ def test_a_job_that_waits_is_cancelled_at_once_and_one_that_runs_is_asked_to_end
     assert jobs.request_cancel(database, 99) is None
 
 
+def test_a_job_that_deploys_its_version_is_not_cancelled_even_if_it_is_interrupted(database: Database) -> None:
+    job = jobs.enqueue(database, jobs.RETRAIN, "by the test")
+    jobs.begin(database, job.id)
+    jobs.request_cancel(database, job.id)
+    jobs.set_step(database, job.id, "promoting version 2", finishing=True)
+    with database.transaction() as session:
+        jobs.requeue(session, job.id)
+    jobs.request_cancel(database, job.id)
+    assert _get(database, job.id).state == jobs.QUEUED
+    jobs.begin(database, job.id)
+    jobs.request_cancel(database, job.id)
+    assert not jobs.is_cancel_requested(database, job.id)
+
+
 @pytest.mark.parametrize("comes_first", ["begin", "cancel"])
 def test_a_job_that_is_begun_and_cancelled_at_once_is_either_of_them(database: Database, comes_first: str) -> None:
     job_id = jobs.enqueue(database, jobs.CHECK, "by the test").id

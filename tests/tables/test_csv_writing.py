@@ -6,7 +6,7 @@ import io
 import pyarrow as pa
 import pyarrow.csv
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tables.csv_writing import Cell, csv_header, csv_lines
@@ -60,7 +60,6 @@ def by_pyarrow(content: bytes, delimiter: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("read", [by_csv, by_csv_that_skips_blanks, by_lines, by_pandas, by_pyarrow])
-@settings(deadline=None)
 @given(table=tables(), delimiter=st.sampled_from(",;|\t"))
 @example(table=[["\ufefftext"], ["a\rb"], [""], [" "], ["\\N"]], delimiter=",")
 @example(table=[["text", ""], ["", ""], ["a\r", "\rb"], ["\u2028", "\x85"]], delimiter=",")

@@ -83,6 +83,19 @@ def test_programs_get_one_object_and_a_status(tmp_path: Path) -> None:
     assert problem in ended.stderr
 
 
+def test_of_files_that_cannot_be_read_there_is_no_table_and_each_problem_has_its_line(tmp_path: Path) -> None:
+    assert data(tmp_path, SENTIMENT_TRAIN_DATA="no.csv").stdout == ""
+    (tmp_path / "train.csv").write_text("a,b\n1,2\n")
+    write(tmp_path / "val.csv", ROWS)
+    ended = data(tmp_path, SENTIMENT_TRAIN_DATA="train.csv", SENTIMENT_VAL_DATA="val.csv")
+    assert ended.returncode == 1
+    assert "train.csv" not in ended.stdout
+    assert ended.stdout.startswith("file")
+    told = ended.stderr.splitlines()
+    at = told.index("  train.csv:")
+    assert [line.split()[0] for line in told[at + 1 : at + 5]] == ["no", "no", "The", "If"]
+
+
 def test_people_get_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [*ROWS * 30, *((f"more {i}", "Positive") for i in range(1_000)), ("", "Positive"), ("#N/A", "Neutral")]

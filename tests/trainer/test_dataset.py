@@ -276,6 +276,15 @@ def test_codes_of_known_schemes_are_recognised(
     assert told == ([proposed] if proposed else [])
 
 
+def test_codes_in_one_file_and_names_in_the_other_are_refused_with_the_names_to_set(settings: Settings) -> None:
+    settings.val_data.write_text(settings.val_data.read_text().replace("Negative", "0").replace("Positive", "1"))
+    with pytest.raises(DatasetError) as refused:
+        load_dataset(settings)
+    proposal = "The labels 0, 1 look like codes. To give them names, set SENTIMENT_LABEL_NAMES=0=Negative,1=Positive"
+    assert refused.value.problems[1:] == [proposal]
+    assert load_dataset(with_(settings, label_names="0=Negative,1=Positive")).labels == LABELS
+
+
 def test_several_codes_may_have_one_name(settings: Settings) -> None:
     settings.train_data.write_text(HEADER + lines([(f"{i}", str(1 + i % 5)) for i in range(100)]))
     settings = with_(one_file(settings), label_names="1=Negative,2=Negative,4=Positive,5=Positive,9=Great")
@@ -321,9 +330,25 @@ def test_a_tenth_of_one_file_is_held_out(settings: Settings) -> None:
     } == dict(rows)
     for label, whole in (("Negative", 1_000), ("Neutral", 1_000), ("Positive", 2_000)):
         assert 0.07 * whole < dataset.val.labels.count(label) < 0.13 * whole
+    assert dataset.counts["train"].kept == 4_000
+    assert dataset.counts["held_out"].kept == len(dataset.val.texts), "they are no rows of a file of their own"
+    assert dataset.counts.keys() == {"train", "held_out"}
     assert dataset.notes == [
         f"There is no validation file (val_sentiment_data.csv): held out {len(dataset.val.texts)} texts of train.csv, "
         "about a tenth of each label and at least 5 if there are enough, chosen by the text's hash"
+    ]
+
+
+def test_the_notes_are_logged_once_and_what_is_usual_is_no_warning(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.train_data.write_text(HEADER + lines([(f"text {i}", LABELS[i % 2]) for i in range(40)]) + ",Positive\n")
+    caplog.set_level("INFO", logger="trainer.dataset")
+    for _ in range(2):
+        load_dataset(one_file(settings)).log_notes()
+    assert [(record.levelname, record.getMessage().split()[0]) for record in caplog.records] == [
+        ("INFO", "There"),
+        ("WARNING", f"{settings.train_data}:"),
     ]
 
 

@@ -29,8 +29,8 @@ class Deployed:
     since: datetime
     reason: str
     monitored_until: datetime | None
-    jobs: str
-    """Running and queued jobs; empty if there are none."""
+    jobs: list[tuple[str, int, str]]
+    """Kind, number and step of each running or queued job."""
     data_unfit: Event | None
     """Why the data files cannot be used; None if they can."""
 
@@ -81,13 +81,11 @@ def _deployed(app: AppContext) -> Deployed | None:
     database = app.storage.open()
     with database.reading() as session:
         serving = deployments.serving(session)
-        doing = [f"{job.kind}: {job.step or 'starting'} (job {job.id})" for job in jobs.active(session)]
+        doing = [(job.kind, job.id, job.step or "starting") for job in jobs.active(session)]
     if serving is None:
         return None
     unfit = events.data_unfit(database)
-    return Deployed(
-        serving.version, serving.started_at, serving.reason, serving.monitored_until, "; ".join(doing), unfit
-    )
+    return Deployed(serving.version, serving.started_at, serving.reason, serving.monitored_until, doing, unfit)
 
 
 routes = [view("GET", PATH, Scope.READ, show)]

@@ -21,7 +21,7 @@ SHOWN_EVENTS = 200
 _FEEDBACK = "feedback"
 _DATA = ("validation", _FEEDBACK)
 LEAST_SPAN_S = 3_600
-"""Minimum length of the chart's time axis in seconds. Without it, the axis around a single check spans years."""
+"""Minimum length of the chart's time axis in seconds; two checks may be seconds apart."""
 _ALL_LIVE = "all"
 """The part with all live texts. `lifecycle.monitoring.live_quality` has the same constant, but imports scikit-learn."""
 _FIGURES = (("accuracy", "accuracy"), ("macro_f1", "macro F1"))
@@ -82,19 +82,16 @@ def _chart(settings: Settings, checks: list[Job], marks: list[Event]) -> dict[st
     if len(set(least.values())) == 1:
         lines = {"threshold of both": settings.min_accuracy}
     times = [_seconds(check.ended_at or check.created_at) for check in checks]
-    margin = (LEAST_SPAN_S - (times[-1] - times[0])) // 2 if times else 0
-    padding = int(margin > 0)  # points without results before and after the checks
-    if padding:
-        times = [times[0] - margin, *times, times[-1] + margin]
+    if times and times[-1] - times[0] < LEAST_SPAN_S:
+        times = [times[-1] - LEAST_SPAN_S, *times]  # a point without results
         for item in series:
-            item["values"] = [None, *item["values"], None]
+            item["values"] = [None, *item["values"]]
     series += [
         {"name": title, "colour": 5, "dash": [6, 4], "values": [value] * len(times)} for title, value in lines.items()
     ]
     shown = [value for item in series for value in item["values"] if value is not None]
     return {
         "x": times,
-        "padding": padding,
         "series": series,
         "decimals": 4,
         "range": [max(0.0, min(shown, default=0.0) - 0.05), 1],

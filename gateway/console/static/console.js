@@ -92,6 +92,11 @@ function timeOf(seconds, from, to) {
   return to - from > 2 * 86_400 ? iso.slice(5, 10) : iso.slice(11, to - from >= 3_600 ? 16 : 19);
 }
 
+// As in the tables, whatever the browser's language.
+function figure(value, least, most) {
+  return value.toLocaleString("en", { minimumFractionDigits: least, maximumFractionDigits: most });
+}
+
 function marksOf(marks) {
   return (chart) => {
     const { ctx, bbox } = chart;
@@ -124,10 +129,11 @@ function draw(holder) {
     return;
   }
   known?.destroy();
+  const figures = (_, splits) => splits.map((value) => figure(value, 0, 4));
   const times = (chart, splits) => splits.map((at) => timeOf(at, chart.scales.x.min, chart.scales.x.max));
   const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
   // Without a cursor over the chart, the legend shows the newest values.
-  const newest = (values) => values[values.length - 1 - (told.padding || 0)];
+  const newest = (values) => values[values.length - 1];
   const scales = [...new Set(told.series.map((series) => series.scale || "y"))];
   const named = (scale) => {
     const label = told.series.find((series) => (series.scale || "y") === scale).axis;
@@ -144,7 +150,7 @@ function draw(holder) {
           x: told.span ? { range: (_, low, high) => [high - told.span, high] } : {},
           ...Object.fromEntries(scales.map((name) => [name, range])),
         },
-        axes: [{ ...axis, values: times }, ...scales.map((scale, index) => ({ ...axis, ...named(scale), scale, side: index ? 1 : 3, grid: index ? { show: false } : axis.grid }))],
+        axes: [{ ...axis, values: times }, ...scales.map((scale, index) => ({ ...axis, ...named(scale), values: figures, scale, side: index ? 1 : 3, grid: index ? { show: false } : axis.grid }))],
         series: [
           { label: "Time (UTC)", value: (_, at) => (at == null ? "newest" : new Date(at * 1000).toISOString().slice(0, 19).replace("T", " ")) },
           ...told.series.map((series, index) => ({
@@ -157,7 +163,7 @@ function draw(holder) {
             points: series.dash ? { show: false } : { fill: colour("--card") },
             value: (chart, value, row, at) => {
               const shown = at == null ? newest(chart.data[row]) : value;
-              return shown == null ? "–" : shown.toFixed(told.decimals ?? 1) + (series.unit ? ` ${series.unit}` : "");
+              return shown == null ? "–" : figure(shown, told.decimals ?? 1, told.decimals ?? 1) + (series.unit ? ` ${series.unit}` : "");
             },
           })),
         ],

@@ -46,7 +46,7 @@ function beginLabelling(section) {
       const answer = await fetch(card.action, { method: "POST", body: fields, headers: { "HX-Request": "true", ...actionHeaders() }, keepalive: true });
       if (answer.ok) return;
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-      problem = page.querySelector(".problem p, .problem li")?.textContent || `The gateway answered with status ${answer.status}.`;
+      problem = page.querySelector("[role=alert] p, [role=alert] li")?.textContent || `The gateway answered with status ${answer.status}.`;
     } catch {
       // the gateway cannot be reached
     }

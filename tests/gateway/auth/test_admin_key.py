@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from common.errors import PipelineError
 from common.settings import Settings
-from gateway.auth.admin_key import load_admin_key
+from gateway.auth.admin_key import load_admin_key, printing_command
 from gateway.load_control.admission import UnderWay
 from gateway.main import create_app
 from serving.client.call_statistics import CallStatistics
@@ -30,6 +30,30 @@ STARTS = 4
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings(state_dir=tmp_path / "new" / "state", model_repository=tmp_path / "triton_repo", admin_key=None)
+
+
+@pytest.mark.parametrize("state", [".sentiment", "the state", "given"])
+def test_the_command_that_prints_the_key_works_in_the_home_directory(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setenv("SENTIMENT_HOME", str(tmp_path / "home"))
+    inside = tmp_path / "home" / state
+    given = settings.model_copy(update={"state_dir": tmp_path / "elsewhere" if state == "given" else inside})
+    key = load_admin_key(given)
+    command = printing_command(given)
+    assert str(tmp_path) not in command, "strangers see it"
+    (tmp_path / "home").mkdir(exist_ok=True)
+    ran = subprocess.run(
+        command,
+        shell=True,
+        cwd=tmp_path / "home",
+        env={"SENTIMENT_STATE_DIR": str(given.state_dir), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout == key
+    assert printing_command(settings.model_copy(update={"admin_key": SecretStr("of the settings")})) == ""
 
 
 def test_the_key_is_made_once_and_its_place_is_logged_but_not_itself(

@@ -50,6 +50,21 @@ def test_a_single_request_makes_a_line_of_its_latency(monkeypatch: pytest.Monkey
     assert has_latency == [False] + [True] * round(RECENT_S / INTERVAL_S) + [False] * 3
 
 
+def test_of_few_requests_the_times_are_no_guess_within_a_wide_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics()
+    pulse = Pulse(metrics)
+    first = pulse.look()
+    for seconds in (0.004, 0.004, 1.01):
+        metrics.of_requests("POST", "/predict/live", 200).observe(seconds)
+    monkeypatch.setattr(time, "monotonic", lambda: first.at + 10)
+    told = rates([first, pulse.look()])
+    assert told is not None
+    assert told.requests == 3
+    assert told.p99_ms == 2_500, "all took at most that long; an estimate of 2,488 ms would pretend to be exact"
+    assert told.p50_ms is not None
+    assert told.p50_ms < 5
+
+
 def test_where_nothing_happened_there_is_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
     pulse = Pulse(Metrics())
     first = pulse.look()

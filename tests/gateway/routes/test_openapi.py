@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,17 @@ def nodes(node: Any) -> Iterator[dict[str, Any]]:
         yield node
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         yield from nodes(child)
+
+
+def test_no_object_has_a_key_twice(http: httpx.Client) -> None:
+    """Swagger UI shows nothing then, and other readers lose one of both."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        assert len(found) == len(pairs), [name for name, _ in pairs]
+        return found
+
+    json.loads(http.get("/openapi.json").text, object_pairs_hook=unique)
 
 
 def test_every_reference_leads_to_a_component(document: dict[str, Any]) -> None:

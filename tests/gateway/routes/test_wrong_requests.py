@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.http.error_handlers import answer_with_problems
@@ -231,7 +231,7 @@ ANY_JSON = st.recursive(
     max_leaves=8,
 )
 ANY_BODY = ANY_JSON | st.fixed_dictionaries({}, optional={"text": ANY_JSON, "texts": st.lists(ANY_JSON), "x": ANY_JSON})
-bounded = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+bounded = settings(max_examples=150)
 
 
 @bounded

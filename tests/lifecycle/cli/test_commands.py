@@ -78,6 +78,29 @@ def ends_with(monkeypatch: pytest.MonkeyPatch, **result: object) -> None:
         return Outcome(jobs.SUCCEEDED, {"version": 1, "problems": [], "drift": {}, **result})
 
     monkeypatch.setattr(job_process, "_do", do)
+    monkeypatch.setattr(commands, "require_running", lambda _: None)
+
+
+@in_the_database
+@pytest.mark.parametrize("arguments", [["check"], ["predict", "fine"]])
+def test_what_asks_a_pipeline_that_does_not_run_says_so_and_is_no_failed_job(desk: Desk, arguments: list[str]) -> None:
+    status, _, told = desk.run(*arguments)
+    assert status == 1
+    assert told.startswith("error: The pipeline does not run, so the deployed model cannot be asked. Start it with")
+    assert "job-failed" not in desk.run("events", "--json")[1]
+
+
+@in_the_database
+def test_a_check_says_what_became_of_the_retraining_that_it_requested(
+    desk: Desk, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs.enqueue(database, jobs.RETRAIN, "by the check")
+    decision = f"A retraining was requested: job {job.id}."
+    ends_with(monkeypatch, decision=decision)
+    assert desk.run("check")[1].splitlines()[-1] == decision
+    with database.transaction() as session:
+        jobs.end(session, job.id, Outcome(jobs.REJECTED, {}))
+    assert desk.run("check")[1].splitlines()[-1] == f"{decision} It has ended meanwhile: rejected."
 
 
 @in_the_database

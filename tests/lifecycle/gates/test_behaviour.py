@@ -57,6 +57,20 @@ def test_a_model_that_is_worse_in_one_kind_of_checks_fails_against_one_that_is_n
     assert behaves(shares, GOOD).passed
 
 
+def test_the_verdict_says_what_was_tried_and_what_to_do() -> None:
+    told = behaves(GOOD, GOOD).message
+    for kind, words in (("negation", "a negation changes"), ("names", "another name keeps"), ("typos", "a typo keeps")):
+        pairs = len(SUITE[kind][0])
+        assert f"{words} the label in {pairs} of {pairs} ({pairs} with the deployed version)" in told
+    assert "retrain" not in told
+    told = behaves(GOOD, GOOD | {"names": 8 / 16}).message
+    assert "another name keeps the label in 8 of 16 (16 with the deployed version)" in told
+    assert "For names, that is over 15 percentage points fewer" in told
+    assert "Look for wrong labels" in told
+    few = GOOD | {"typos": 0.4}
+    assert "in 10 of 10 (4 with the deployed version, which is too few to compare)" in behaves(few, GOOD).message
+
+
 def test_a_few_checks_may_be_lost() -> None:
     assert 2 / 16 < LARGEST_LOSS < 3 / 16
     assert behaves(GOOD, GOOD | {"names": 14 / 16}).passed

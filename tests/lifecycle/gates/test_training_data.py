@@ -3,7 +3,7 @@
 from datetime import timedelta
 from pathlib import Path
 
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, update
@@ -26,9 +26,7 @@ LEARNT, HELD_OUT = (
 FILE, TOLD, NEW, VALIDATED = LEARNT[:4]
 HELD_OUT_FILE, HELD_OUT_NEW, HELD_OUT_VALIDATED = HELD_OUT[:3]
 
-EACH_ON_ONE_DATABASE = hypothesis_settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+EACH_ON_ONE_DATABASE = hypothesis_settings(max_examples=60)
 
 
 def _dataset(train: dict[str, str], val: dict[str, str]) -> Dataset:

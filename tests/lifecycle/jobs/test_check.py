@@ -17,6 +17,7 @@ from lifecycle.gates.evaluation_data import results, shortfalls
 from lifecycle.gates.training_data import merge
 from lifecycle.jobs import check as check_module
 from lifecycle.jobs.check import _too_early, check, learnt_before
+from lifecycle.jobs.circumstances import CIRCUMSTANCES, circumstances
 from lifecycle.monitoring.live_quality import LEAST_TEXTS
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
@@ -112,25 +113,38 @@ def test_the_pause_after_retrainings_in_vain_doubles_up_to_a_week(
     _ended(database, jobs.REJECTED, jobs.FAILED, jobs.SUCCEEDED, hours_ago=pause_h - 0.1)
     states = [jobs.FAILED if number % 2 else jobs.REJECTED for number in range(in_vain)]
     _ended(database, *states, hours_ago=pause_h - 0.1)
-    assert _too_early(database).startswith(f"the last {'one' if in_vain == 1 else in_vain} did not succeed")
+    assert _too_early(Settings(), database).startswith(f"the last {'one' if in_vain == 1 else in_vain} did not succeed")
     with database.transaction() as session:
         for job in session.scalars(select(Job)):
             assert job.ended_at is not None
             job.ended_at -= timedelta(hours=0.2)
-    assert _too_early(database) == ""
+    assert _too_early(Settings(), database) == ""
+
+
+def test_other_settings_end_the_pause_and_let_a_rejected_version_try_again(
+    database: Database, settings: Settings
+) -> None:
+    job_id = _ended(database, jobs.REJECTED, fingerprint="the same")
+    with database.transaction() as session:
+        session.get_one(Job, job_id).result = {CIRCUMSTANCES: circumstances(settings)}
+    lenient = settings.model_copy(update={"min_accuracy": 0.5})
+    assert _too_early(settings, database)
+    assert learnt_before(settings, database, "the same")
+    assert not _too_early(lenient, database)
+    assert not learnt_before(lenient, database, "the same")
 
 
 def test_the_pause_does_not_outlast_a_clock_that_was_set_back(database: Database) -> None:
     _ended(database, jobs.REJECTED, hours_ago=-24)
-    assert _too_early(database) == ""
+    assert _too_early(Settings(), database) == ""
 
 
 def test_nothing_waits_after_a_success_or_without_a_verdict(database: Database) -> None:
-    assert _too_early(database) == ""
+    assert _too_early(Settings(), database) == ""
     _ended(database, jobs.CANCELLED, jobs.SKIPPED)
-    assert _too_early(database) == ""
+    assert _too_early(Settings(), database) == ""
     _ended(database, jobs.REJECTED, jobs.REJECTED, jobs.SUCCEEDED)
-    assert _too_early(database) == ""
+    assert _too_early(Settings(), database) == ""
 
 
 class Served:
@@ -170,7 +184,9 @@ def test_what_is_stale_is_told_once_and_asks_for_a_retraining(
     assert asked is not None
     assert first.result["decision"] == f"A retraining was requested: job {asked.id}."
     assert _check(settings, database).result["decision"] == first.result["decision"]
-    assert [event.kind for event in events.newest(database, 10)] == ["checked", "stale", "checked"]
+    jobs.begin(database, asked.id)
+    assert _check(settings, database).result["decision"] == f"A retraining is running already: job {asked.id}."
+    assert [event.kind for event in events.newest(database, 10)] == ["checked", "checked", "stale", "checked"]
     told = events.newest(database, 1)[0].message
     assert told.startswith("Version 1 was checked: validation accuracy 0.5000, ")
     assert told.endswith("It is under a threshold.")

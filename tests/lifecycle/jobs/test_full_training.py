@@ -9,6 +9,7 @@ from common.settings import Settings
 from lifecycle.deployment.promotion import reconcile
 from lifecycle.deployment.speed import why_slower
 from lifecycle.jobs.check import learnt_before
+from lifecycle.jobs.circumstances import CIRCUMSTANCES, circumstances
 from lifecycle.jobs.full_training import reason_for_full_training, request_full_training
 from serving.model_repo.repository import ModelRepository
 from storage import jobs
@@ -53,6 +54,32 @@ def test_it_is_requested_once_and_again_at_a_start_after_a_failed_one(settings: 
         end_last(database, jobs.CANCELLED)
         request_full_training(settings, database)
         assert states(database) == ["failed", "cancelled"], "somebody wants the quick one"
+    finally:
+        database.close()
+
+
+def test_a_rejected_one_is_requested_again_when_settings_or_data_have_changed(
+    settings: Settings, tmp_path: Path
+) -> None:
+    data = tmp_path / "train.csv"
+    data.write_text("text,label\n")
+    settings = settings.model_copy(update={"train_data": data})
+    database = Database(settings.database)
+    try:
+        reconcile(settings, database)
+        request_full_training(settings, database)
+        end_last(database, jobs.REJECTED, **{CIRCUMSTANCES: circumstances(settings)})
+        request_full_training(settings, database)
+        assert states(database) == ["rejected"]
+        request_full_training(settings.model_copy(update={"base_model": "another"}), database)
+        assert states(database) == ["rejected", "queued"]
+        # The job finds that it would learn the same.
+        end_last(database, jobs.SKIPPED, **{CIRCUMSTANCES: circumstances(settings)})
+        request_full_training(settings, database)
+        assert states(database) == ["rejected", "skipped"]
+        data.write_text("text,label\nfine,good\n")
+        request_full_training(settings, database)
+        assert states(database) == ["rejected", "skipped", "queued"]
     finally:
         database.close()
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 import lifecycle.jobs.retrain
+from common.errors import PipelineError
 from common.progress import StatusLine
 from common.settings import Settings
 from lifecycle.jobs import job_process
+from lifecycle.jobs.circumstances import other_circumstances, other_settings
 from storage import jobs
 from storage.database import Database
 from storage.tables import Job
@@ -54,6 +56,16 @@ def run_retraining(
     return ended
 
 
+def test_a_retraining_in_vain_keeps_what_it_depended_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def retrain(*_: object) -> None:
+        raise PipelineError("the base model cannot be loaded")
+
+    ended = run_retraining(tmp_path, monkeypatch, retrain)
+    assert ended.state == jobs.FAILED
+    assert not other_circumstances(Settings(state_dir=tmp_path), ended)
+    assert other_settings(Settings(state_dir=tmp_path, base_model="another"), ended)
+
+
 def test_a_job_that_promotes_finishes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As API and console say: it is not interrupted, and what it has promoted is no cancelled job."""
 
@@ -94,4 +106,4 @@ def test_the_step_of_a_job_says_how_far_it_is(tmp_path: Path, monkeypatch: pytes
         steps.append(found.step)
 
     run_retraining(tmp_path, monkeypatch, retrain)
-    assert steps == ["training: step 38 of 734 12 min 05 s left"]
+    assert steps == ["training: step 38 of 734, 12 min 05 s left"]

@@ -7,7 +7,7 @@ import storage.events
 from common.errors import PipelineError
 from common.settings import Settings
 from lifecycle.deployment import promotion
-from storage import events
+from storage import events, jobs
 from storage.events import EventKind
 from tests.gateway.console.conftest import INJECTED, Page
 from tests.gateway.routes.test_feedback import Gateway
@@ -40,6 +40,18 @@ def test_the_newest_come_first_with_their_figures(console: Gateway) -> None:
     assert page.text.index("Two.") < page.text.index("One.")
     assert "Because of three." in page.text
     assert "validation accuracy 0.9000" in page.text
+
+
+def test_what_an_event_is_about_is_separated_and_numbers_are_readable(console: Gateway) -> None:
+    with console.database.transaction() as session:
+        job = jobs.enqueue(console.database, jobs.CHECK, "a test").id
+        figures = {"rows": 12345, "share": 1234.5, "interval": [0.85, 0.9], "kept": True, "none": None}
+        events.record(session, EventKind.STALE, "Of a job.", figures, job_id=job)
+        events.record(session, EventKind.CHECKED, "Of both.", version=3, job_id=job)
+    text = Page(console.http.get(EVENTS)).text
+    assert f"checked version 3 · job {job} Of both." in text
+    assert f"stale job {job} Of a job." in text
+    assert "rows 12,345 share 1,234.5000 interval 0.8500, 0.9000 kept yes none –" in text
 
 
 def test_they_are_filtered_by_kind_and_words(console: Gateway) -> None:

@@ -119,6 +119,13 @@ def test_the_rows_of_a_version_are_told(console: Gateway) -> None:
     assert text.count("Training rows") == 1, "version 1 is of a release that did not count"
     assert "4,960 of 5,120 kept, 12 repeated, empty text 120, missing label 28" in text
     assert [model["data"] for model in console.http.get("/models").json()] == [{"train": counts}, {}]
+    held_out = {"rows": 1300, "kept": 1300, "repetitions": 0, "rejected": {}}
+    with console.database.transaction() as session:
+        version = session.get_one(Version, 2)
+        version.bundle = {**version.bundle, "data": {"train": counts, "held_out": held_out}}
+    text = Page(console.http.get(VERSIONS)).text
+    assert "Validation texts 1,300 held out of the training rows" in text
+    assert "of 1,300 kept" not in text
 
 
 def test_who_may_only_read_is_offered_no_change(console: Gateway) -> None:
@@ -231,7 +238,7 @@ def test_what_cannot_be_done_is_told(console: Gateway, name: str, fields: dict[s
     response = change(console, name, **fields)
     assert response.status_code == status
     page = Page(response)
-    assert "The request failed" in page.text
+    assert [card for card in page.all("div") if card.get("role") == "alert" and card.get("class") == "card problem"]
     assert page.runs_nothing_but_files()
     assert console.repository.deployed() == 1
 
