@@ -15,7 +15,11 @@ def python_with_client(directory: Path) -> Path:
         shutil.copytree(PROJECT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
     subprocess.run([sys.executable, "-m", "venv", directory / "environment"], check=True)
     python = directory / "environment" / "bin" / "python"
-    installing = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "./client"]
-    installed = subprocess.run(installing, cwd=directory, capture_output=True, text=True)
+    installed = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "./client"],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+    )
     assert installed.returncode == 0, installed.stderr
     return python

@@ -44,7 +44,7 @@ def test_client_against_the_real_triton(tmp_path: Path, bert_bundle: Path) -> No
 
     program = tmp_path / "elsewhere" / "program.py"
     program.write_text("from sentiment_client import Client\n\nreveal_type(Client('').predict([]).labels)\n")
-    checking = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, program]
+    checking: list[str | Path] = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, program]
     assert 'Revealed type is "list[str]"' in run(checking, tmp_path / "elsewhere").replace("builtins.", "")
 
 
