@@ -93,7 +93,7 @@ $(VENV)/.installed: requirements.lock
 $(VENV)/.installed-gpu: requirements-gpu.lock
 	$(ENVIRONMENT)
 	@echo "Installing the dependencies with CUDA into $(VENV); this downloads about 3 GB, once."
-	@$(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	@$(BIN)/python -m pip uninstall -qq --yes onnxruntime onnxruntime-gpu
 	@$(BIN)/python -m pip install --quiet -r $<
 	@$(BIN)/python $(CHECK) build
 	@touch $@
