@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--quick",
         action="store_true",
-        help="train the packaged encoder for at most about 75 seconds, as the first start does",
+        help="train the packaged encoder for about 75 seconds, as the first start does",
     )
     add("export", _export, "export ./model to ONNX, verify and publish it; deploy it if no version is deployed")
     add("prepare", _prepare, "if no version is deployed yet, run data, train and export")
@@ -329,6 +329,7 @@ def _is_trained(settings: Settings, fingerprint: str, *, quick: bool = False) ->
 
 
 def _train(settings: Settings, options: argparse.Namespace) -> None:
+    from trainer.base_model import check_base_model
     from trainer.first_version import quick
     from trainer.processes import Processes
     from trainer.train import take_part, train
@@ -336,6 +337,7 @@ def _train(settings: Settings, options: argparse.Namespace) -> None:
     if options.quick:
         if Processes.started().count > 1:
             raise PipelineError("`train --quick` trains in one process. Start it without torchrun.")
+        check_base_model(settings)
         train(quick(settings), quick=True)
     elif Processes.started().is_first:
         train(settings)

@@ -65,6 +65,16 @@ def test_what_cannot_be_is_one_message_and_status_1(
     assert "Traceback" not in ended.stderr
 
 
+def test_a_wrong_base_model_is_told_before_the_quick_version_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SENTIMENT_BASE_MODEL", "/no/encoder")
+    assert importlib.import_module("app").main(["train", "--quick"]) == 1
+    assert "'/no/encoder' (SENTIMENT_BASE_MODEL) cannot be loaded: it is neither" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
 def test_port_in_use_is_told_before_the_work_begins(tmp_path: Path) -> None:
     port = free_ports()
     with socket.socket() as other:

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import huggingface_hub
 import torch
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -19,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from common.errors import PipelineError
+from common.once import log_once
 from common.settings import DEFAULT_BASE_MODEL, PACKAGED, PACKAGED_BASE, Settings
 from trainer.architectures import check_architecture, why_unpacked
 from trainer.base_tokenizer import PACKAGED_ENCODERS, max_tokens
@@ -28,6 +30,9 @@ _MOST_PARAMETERS = 2**29 - 2**22
 """Parameters of float32 that fit into one ONNX file, which holds at most 2 GiB with everything in it."""
 _BAD_PROXY = "a proxy variable is not a valid URL"
 """Replaces the message of httpx, which can quote a part of the proxy's password."""
+
+_FAULTS = (OSError, ValueError, SafetensorError, ImportError, httpx.InvalidURL)
+"""Exceptions of an encoder that cannot be loaded."""
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +66,49 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
         return _replacement(fault, settings, labels)
     try:
         return _load(settings.base_model, settings.base_model_source, settings, labels)
-    except (OSError, ValueError, SafetensorError, ImportError, httpx.InvalidURL) as error:
-        reason = _BAD_PROXY if isinstance(error, httpx.InvalidURL) else str(error).strip().splitlines()[0]
+    except _FAULTS as error:
         if is_named:
-            raise PipelineError(
-                f"The base model {settings.base_model!r} (SENTIMENT_BASE_MODEL) cannot be loaded: {reason} "
-                "Use the name of a Hugging Face model that can be reached, or a directory with config.json, "
-                "model.safetensors and tokenizer.json."
-            ) from error
-        return _replacement(reason, settings, labels)
+            raise _not_loaded(settings.base_model, error) from error
+        return _replacement(_reason(error), settings, labels)
+
+
+def check_base_model(settings: Settings) -> None:
+    """Check the encoder that the settings name, without its weights, before a quick version is trained in its place.
+
+    That the hub cannot be reached is only logged, because the full training, which needs it, comes later.
+
+    Raises:
+        PipelineError: it cannot be loaded, is no encoder, or has no tokenizer that serving can read.
+    """
+    name = settings.base_model
+    if name in PACKAGED_ENCODERS or "base_model" not in settings.model_fields_set:
+        return
+    silence_loading()
+    try:
+        if not Path(settings.base_model_source).is_dir() and (fault := _why_not_available(name)):
+            log.warning(
+                "The base model %r (SENTIMENT_BASE_MODEL) cannot be loaded now: %s. The full training needs it.",
+                name,
+                fault,
+            )
+            return
+        _described(name, settings.base_model_source)
+    except _FAULTS as error:
+        raise _not_loaded(name, error) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, HFValidationError):
+        return "it is neither a directory nor a name that the hub allows."
+    return _BAD_PROXY if isinstance(error, httpx.InvalidURL) else str(error).strip().splitlines()[0]
+
+
+def _not_loaded(name: str, error: Exception) -> PipelineError:
+    return PipelineError(
+        f"The base model {name!r} (SENTIMENT_BASE_MODEL) cannot be loaded: {_reason(error)} "
+        "Use the name of a Hugging Face model that can be reached, or a directory with config.json, "
+        "model.safetensors and tokenizer.json."
+    )
 
 
 def silence_loading() -> None:
@@ -86,12 +125,11 @@ def _replacement(reason: str, settings: Settings, labels: tuple[str, ...]) -> Ba
     except PipelineError as error:
         selected = PACKAGED
         reason = f"{reason}; nor can {PACKAGED_ENCODERS[PACKAGED_BASE].name}: {error}"
-    log.warning(
-        "The default base model %s cannot be loaded (%s). Using the packaged encoder %s instead. "
-        "Set SENTIMENT_BASE_MODEL to choose another.",
-        DEFAULT_BASE_MODEL,
-        reason,
-        PACKAGED_ENCODERS[selected].name,
+    log_once(
+        log,
+        logging.WARNING,
+        f"The default base model {DEFAULT_BASE_MODEL} cannot be loaded ({reason}). Using the packaged encoder "
+        f"{PACKAGED_ENCODERS[selected].name} instead. Set SENTIMENT_BASE_MODEL to choose another.",
     )
     return _packaged_encoder(selected, settings, labels)
 
@@ -123,7 +161,8 @@ def _why_not_available(name: str) -> str:
     return f"there is no cached copy, and the Hugging Face hub cannot be reached: {fault}"
 
 
-def _load(name: str, source: str, settings: Settings, labels: tuple[str, ...]) -> BaseModel:
+def _described(name: str, source: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Return the configuration and the tokenizer of an encoder, after all checks that need no weights."""
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise OSError(f"{source} contains no config.json.")
     # Never run code that comes with a model (trust_remote_code), and never read a pickle (use_safetensors).
@@ -143,6 +182,11 @@ def _load(name: str, source: str, settings: Settings, labels: tuple[str, ...]) -
             name,
             reason,
         )
+    return config, tokenizer
+
+
+def _load(name: str, source: str, settings: Settings, labels: tuple[str, ...]) -> BaseModel:
+    config, tokenizer = _described(name, source)
     model = AutoModelForSequenceClassification.from_pretrained(
         source,
         num_labels=len(labels),

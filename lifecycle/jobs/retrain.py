@@ -63,8 +63,8 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
     """
     reconcile(settings, database)
     repository = ModelRepository(settings.model_repository)
-    repository.require_deployed()  # known before the training, which takes long
     dataset = load_dataset(settings)
+    repository.require_deployed()  # before the training, which takes long
     dataset.log_notes()
     directory = _directory(settings, job)
     step("collecting training data")

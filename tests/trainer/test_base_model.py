@@ -17,7 +17,7 @@ from common.settings import Settings
 from serving.backend.engine import load_tokenizer
 from tests.conftest import SENTENCES, make_encoder
 from tests.pages import blocks
-from trainer.base_model import load_base_model
+from trainer.base_model import check_base_model, load_base_model
 
 LABELS = ("bad", "good", "so-so")
 FAMILY_TOKENIZERS = {
@@ -79,6 +79,25 @@ def test_damaged_directory_is_named(bert_encoder: Path, tmp_path: Path, damage: 
     with pytest.raises(PipelineError) as told:
         load_base_model(Settings(base_model=str(directory)), LABELS[:2])
     assert str(directory) in str(told.value)
+
+
+def test_what_needs_no_weights_is_checked_before_a_quick_version_is_trained(
+    bert_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = shutil.copytree(bert_encoder, tmp_path / "encoder")
+    without("model.safetensors")(directory)
+    check_base_model(Settings(base_model=str(directory)))
+    check_base_model(Settings(base_model="packaged"))
+    check_base_model(Settings())
+    cut("tokenizer.json")(directory)
+    for name in (str(directory), str(tmp_path / "nowhere"), str(tmp_path)):
+        with pytest.raises(PipelineError, match=rf"{name}' \(SENTIMENT_BASE_MODEL\) cannot be loaded: "):
+            check_base_model(Settings(base_model=name))
+    assert caplog.messages == []
+    monkeypatch.setattr("trainer.base_model._why_not_available", lambda _: "no network")
+    check_base_model(Settings(base_model="some/model"))
+    (line,) = caplog.messages
+    assert line.startswith("The base model 'some/model' (SENTIMENT_BASE_MODEL) cannot be loaded now: no network. ")
 
 
 def test_a_model_with_a_decoder_is_named(bert_encoder: Path, tmp_path: Path) -> None:

@@ -156,6 +156,15 @@ def test_few_texts_are_learnt_to_the_end_and_of_equally_good_states_the_surest_i
     assert float(kept) == pytest.approx(min(losses), abs=1e-3)
 
 
+def test_a_quick_training_has_a_least_number_of_steps_and_says_if_the_machine_is_busy(
+    settings: Settings, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("trainer.fine_tune.LEAST_STEPS", 3)
+    monkeypatch.setattr("trainer.fine_tune.TRAINING_S", 1e-9)
+    assert fine_tune(settings, dataset, quick=True).steps == 3
+    assert "cores): only 1 training steps fit in 0 s. At least 3 are needed" in caplog.text
+
+
 @pytest.mark.parametrize(("flag", "rounds"), [("avx512_bf16", False), ("amx_bf16", True)])
 def test_training_is_in_bf16_only_with_amx(
     settings: Settings, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, flag: str, rounds: bool
