@@ -55,6 +55,11 @@ SUITE = {"negation": (_NEGATIONS, False), "names": (_NAMES, True), "typos": (_TY
 """By kind: pairs of texts, and whether both texts must get the same label."""
 
 
+def sentences() -> list[str]:
+    """Return each text of the checks once."""
+    return list(dict.fromkeys(text for pairs, _ in SUITE.values() for pair in pairs for text in pair))
+
+
 def shares_that_hold(ask: Ask) -> dict[str, float]:
     """Return the share of passed checks of each kind."""
     shares = {}
