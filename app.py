@@ -75,6 +75,7 @@ def _main(arguments: list[str]) -> int:
     # The libraries read these variables when the commands import them.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Otherwise transformers would ask a hub service to convert a model without safetensors.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
@@ -145,7 +146,25 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train the packaged encoder for about 75 seconds, as the first start does",
     )
-    add("export", _export, "export ./model to ONNX, verify and publish it; deploy it if no version is deployed")
+    export = add(
+        "export", _export, "export ./model to ONNX, verify and publish it; deploy it if no version is deployed"
+    )
+    export.add_argument(
+        "--standard",
+        type=Path,
+        metavar="DIR",
+        help="write ./model as plain ONNX for optimum and transformers to this directory, and publish nothing",
+    )
+    own = add(
+        "import",
+        _late("lifecycle.cli.import_command", "import_model"),
+        "import a classifier that is fine-tuned already (safetensors); deploy it if no version is deployed, or promote "
+        "it if it passes the gates",
+    )
+    own.add_argument("source", metavar="DIRECTORY_OR_HUB_NAME", help="directory of the classifier, or its hub name")
+    own.add_argument(
+        "--labels", metavar="A,B", help="labels in the order of its outputs (default: those of its configuration)"
+    )
     add("prepare", _prepare, "if no version is deployed yet, run data, train and export")
     add("serve", _serve, "run Triton, the gateway and the scheduler for the deployed version")
     add("triton", _triton, "run only Triton, for gateways that set SENTIMENT_TRITON_URL to it")
@@ -345,7 +364,13 @@ def _train(settings: Settings, options: argparse.Namespace) -> None:
         take_part(settings)
 
 
-def _export(settings: Settings, _: argparse.Namespace) -> None:
+def _export(settings: Settings, options: argparse.Namespace) -> None:
+    if options.standard is not None:
+        from export.standard import export_standard
+
+        os.umask(options.umask)  # the directory is the user's
+        export_standard(settings, options.standard)
+        return
     from export.export import export
 
     export(settings)

@@ -6,7 +6,6 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForSequenceClassification,
@@ -19,6 +18,7 @@ from common.errors import PipelineError
 from common.settings import Settings
 from export.graph import export_graph
 from export.int8 import CALIBRATION_TEXTS, Inputs, calibration_inputs
+from export.mlflow_model import mlflow_model
 from export.parity import reference_probabilities
 from export.variants import Validation, prove_variants
 from serving.backend.cpu import usable_cores
@@ -26,13 +26,15 @@ from serving.backend.engine import Engine
 from serving.backend.variant_choice import Wanted, choose_variant
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.repository import ModelRepository
+from serving.model_repo.texts import text_fault
 from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME
 from trainer.architectures import why_unpacked
 from trainer.base_model import silence_loading
 from trainer.dataset import Dataset, load_dataset
-from trainer.evaluation import evaluate, under_thresholds
+from trainer.evaluation import evaluate, targets_of, under_thresholds
 from trainer.first_version import sampled
 from trainer.kept_data import keep
+from trainer.own_classifier import judging_data
 from trainer.record import TrainingRecord
 from trainer.tracking import Tracking
 
@@ -40,6 +42,9 @@ MOST_TEXTS = 2_000
 """Maximum validation texts for trying variants; a random sample if there are more."""
 MOST_QUICK_TEXTS = 500
 """Maximum validation texts for trying the one variant of a quick first version; a random sample if there are more."""
+
+RANDOM_TEXTS, MOST_RANDOM_TOKENS = 300, 100
+"""Number of texts that are drawn from the vocabulary where there are no data, and their maximum length in tokens."""
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +76,12 @@ def export(settings: Settings) -> int:
     return record.version
 
 
-def _load_trained(model_dir: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_trained(model_dir: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the trained model and its tokenizer.
+
+    Raises:
+        PipelineError: a file is missing or damaged.
+    """
     silence_loading()
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
@@ -87,7 +97,7 @@ def _load_trained(model_dir: Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
 
 
 def _publish(settings: Settings, record: TrainingRecord, repository: ModelRepository, tracking: Tracking) -> None:
-    dataset = load_dataset(settings)
+    dataset = judging_data(settings, record.base_model, record.labels) if record.imported else load_dataset(settings)
     kept = dataset  # all of it
     if record.quick:
         dataset = sampled(dataset)
@@ -97,14 +107,15 @@ def _publish(settings: Settings, record: TrainingRecord, repository: ModelReposi
             "trained, so its results would not be comparable. Train again."
         )
     tracking.check_registered(record.version)
-    model, tokenizer = _load_trained(settings.model_dir)
+    model, tokenizer = load_trained(settings.model_dir)
     try:
         staging = repository.staging_directory(record.version)
         try:
             bundle = _build(settings, record, dataset, model, tokenizer, staging)
-            tracking.record_export(record.run_id, record.version, asdict(bundle))
+            with mlflow_model(staging) as pyfunc:
+                tracking.record_export(record.run_id, record.version, asdict(bundle), pyfunc)
             repository.publish(staging, record.version)
-            if repository.deployed() is None:  # then this version is deployed next
+            if repository.deployed() is None and kept.val.texts:  # then this version is deployed next
                 keep(settings, record.version, kept)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -146,21 +157,13 @@ def _build(
     )
     bundle.save(directory)
 
-    most = MOST_QUICK_TEXTS if record.quick else MOST_TEXTS
-    sample = random.Random(0).sample(range(len(dataset.val.texts)), min(len(dataset.val.texts), most))
-    texts = [dataset.val.texts[index] for index in sample]
-    log.info("Comparing the graphs' predictions with torch's on %s texts.", f"{len(texts):,}")
-    validation = Validation(
-        texts=texts,
-        targets=np.array([record.labels.index(dataset.val.labels[index]) for index in sample]),
-        labels=record.labels,
-        reference=reference_probabilities(model, tokenizer, texts, record.max_length, record.temperature),
-    )
-    # Of a quick version, float32 is proven, and nothing else is tried.
-    wanted = Wanted(ONNXRUNTIME, FLOAT32) if record.quick else Wanted(settings.runtime, settings.precision)
+    validation, chosen = _validation(record, dataset, model, tokenizer)
+    log.info("Comparing the graphs' predictions with torch's on %s texts.", f"{len(validation.texts):,}")
+    # Of a quick version, and without texts of people, float32 is proven, and nothing else is tried.
+    is_float32 = record.quick or not dataset.val.texts
+    wanted = Wanted(ONNXRUNTIME, FLOAT32) if is_float32 else Wanted(settings.runtime, settings.precision)
     calibration: list[Inputs] = []
-    if not record.quick:  # only int8 is calibrated
-        chosen = random.Random(1).sample(dataset.train.texts, min(len(dataset.train.texts), CALIBRATION_TEXTS))
+    if not is_float32:  # only int8 is calibrated
         calibration = list(calibration_inputs(chosen, directory / TOKENIZER, bundle))
     bundle = replace(bundle, proofs=prove_variants(directory, validation, calibration, wanted))
     bundle.save(directory)
@@ -171,10 +174,11 @@ def _build(
         choice.variant,
         choice.reason,
     )
+    if not dataset.val.texts:
+        return bundle
     with Engine(directory, choice.variant, usable_cores()) as engine:
         answers = engine.classify(dataset.val.texts).values
-    targets = np.array([record.labels.index(label) for label in dataset.val.labels])
-    evaluation = evaluate(answers, targets, record.labels)
+    evaluation = evaluate(answers, targets_of(dataset.val.labels, record.labels), record.labels)
     log.info(
         "The exported model on the validation texts: accuracy %.4f, macro F1 %.4f.",
         evaluation.accuracy,
@@ -186,3 +190,31 @@ def _build(
         log.warning("Version %d is under a threshold: %s. %s.", record.version, "; ".join(problems), follows)
     bundle.save(directory)
     return bundle
+
+
+def _validation(
+    record: TrainingRecord, dataset: Dataset, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Validation, list[str]]:
+    """Return the texts on which graphs are compared with torch, and those that calibrate int8 graphs.
+
+    Without data, random words of the tokenizer's vocabulary take their place, and torch's labels count as right.
+    """
+    most = MOST_QUICK_TEXTS if record.quick else MOST_TEXTS
+    sample = dataset.val.at(random.Random(0).sample(range(len(dataset.val.texts)), min(len(dataset.val.texts), most)))
+    texts = sample.texts or _random_texts(tokenizer)
+    reference = reference_probabilities(model, tokenizer, texts, record.max_length, record.temperature)
+    targets = targets_of(sample.labels, record.labels) if sample.texts else reference.argmax(axis=1)
+    learnt = dataset.train.texts or texts
+    return (
+        Validation(texts=texts, targets=targets, labels=record.labels, reference=reference),
+        random.Random(1).sample(learnt, min(len(learnt), CALIBRATION_TEXTS)),
+    )
+
+
+def _random_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    draw = random.Random(0)
+    tokens = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    texts = (
+        str(tokenizer.decode(draw.choices(tokens, k=draw.randint(1, MOST_RANDOM_TOKENS)))) for _ in range(RANDOM_TEXTS)
+    )
+    return [text for text in texts if text_fault(text) is None]

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,31 @@ def export_graph(model: PreTrainedModel, temperature: float, path: Path) -> None
     rows, length, texts = torch.export.Dim("rows"), torch.export.Dim("length"), torch.export.Dim("texts")
     # Three tensors, because torch.export treats one tensor that is passed twice as one input.
     tokens = [torch.zeros((3, 32), dtype=torch.long) for _ in range(3)]
+    write_graph(
+        classifier,
+        dict(zip(INPUT_NAMES, (*tokens, torch.arange(5)), strict=True)),
+        [{0: rows, 1: length}] * 3 + [{0: texts}],
+        OUTPUT_NAME,
+        path,
+        config["model_type"],
+    )
+
+
+def write_graph(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    dynamic_shapes: Any,
+    output: str,
+    path: Path,
+    family: str,
+) -> None:
+    """Write `module` with example `inputs`, in their order, to an ONNX file; `family` names its encoder in errors.
+
+    `dynamic_shapes` has for each input the dimensions that vary.
+
+    Raises:
+        PipelineError: the model cannot be exported.
+    """
     # They warn about missing torchvision, which is not needed, and about what they do not optimise.
     logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [log.level for log in logs]
@@ -66,18 +92,18 @@ def export_graph(model: PreTrainedModel, temperature: float, path: Path) -> None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside torch.export itself
             program = torch.onnx.export(
-                classifier,
-                (*tokens, torch.arange(5)),
+                module,
+                tuple(inputs.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=INPUT_NAMES,
-                output_names=[OUTPUT_NAME],
-                dynamic_shapes=[{0: rows, 1: length}] * 3 + [{0: texts}],
+                input_names=list(inputs),
+                output_names=[output],
+                dynamic_shapes=dynamic_shapes,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
         raise PipelineError(
-            f"A model of the family {config['model_type']!r} cannot be written as an ONNX graph: "
+            f"A model of the family {family!r} cannot be written as an ONNX graph: "
             f"{str(error).strip().partition(chr(10))[0]} Set SENTIMENT_BASE_MODEL to another encoder and train again."
         ) from error
     finally:

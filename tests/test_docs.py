@@ -22,6 +22,7 @@ RUN_BY = {
     "docs/how-to-bert-base.md": "tests/trainer/test_base_model.py",
     "docs/how-to-gpu.md": "tests/deploy/test_docs.py",
     "docs/how-to-own-data.md": "tests/e2e/test_pages.py",
+    "docs/how-to-own-model.md": "tests/e2e/test_own_model.py",
     "docs/how-to-postgresql.md": "tests/storage/test_postgresql_page.py",
     "docs/how-to-roll-back.md": "tests/e2e/test_pages.py",
     "docs/loop.md": "tests/e2e/test_pages.py",

@@ -62,7 +62,7 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
     if settings.base_model in PACKAGED_ENCODERS:
         return _packaged_encoder(settings.base_model, settings, labels)
     is_named = "base_model" in settings.model_fields_set
-    if not is_named and (fault := _why_not_available(DEFAULT_BASE_MODEL)):
+    if not is_named and (fault := why_not_available(DEFAULT_BASE_MODEL)):
         return _replacement(fault, settings, labels)
     try:
         return _load(settings.base_model, settings.base_model_source, settings, labels)
@@ -85,7 +85,7 @@ def check_base_model(settings: Settings) -> None:
         return
     silence_loading()
     try:
-        if not Path(settings.base_model_source).is_dir() and (fault := _why_not_available(name)):
+        if not Path(settings.base_model_source).is_dir() and (fault := why_not_available(name)):
             log.warning(
                 "The base model %r (SENTIMENT_BASE_MODEL) cannot be loaded now: %s. The full training needs it.",
                 name,
@@ -139,7 +139,7 @@ def _packaged_encoder(selected: str, settings: Settings, labels: tuple[str, ...]
     return _load(encoder.name, str(encoder.directory()), settings, labels)
 
 
-def _why_not_available(name: str) -> str:
+def why_not_available(name: str) -> str:
     """Return why the hub's model `name` cannot be loaded; empty if it is cached, or the hub can be reached.
 
     The hub's own client would retry for half a minute before it gives up.
@@ -168,20 +168,12 @@ def _described(name: str, source: str) -> tuple[PretrainedConfig, PreTrainedToke
     # Never run code that comes with a model (trust_remote_code), and never read a pickle (use_safetensors).
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     check_architecture(config.to_dict())
-    _check_size(name, config)
+    if fault := size_fault(config):
+        raise PipelineError(f"The base model {name!r} {fault}. Choose a smaller one (SENTIMENT_BASE_MODEL).")
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    # If there is no tokenizer, transformers makes one that knows only the special tokens.
-    if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise PipelineError(f"The base model {name!r} has no tokenizer.json, which serving needs. Choose another.")
-    if tokenizer.pad_token_id is None:
-        raise PipelineError(f"The tokenizer of the base model {name!r} has no padding token. Choose another.")
-    if reason := why_unpacked(config.to_dict()):
-        log.warning(
-            "The base model %s cannot be packed: %s. It will be served slower, with each text in a row of its own, "
-            "beside texts of similar length.",
-            name,
-            reason,
-        )
+    if fault := tokenizer_fault(tokenizer):
+        raise PipelineError(f"The base model {name!r} {fault}. Choose another.")
+    warn_if_unpacked(f"base model {name}", config)
     return config, tokenizer
 
 
@@ -200,13 +192,32 @@ def _load(name: str, source: str, settings: Settings, labels: tuple[str, ...]) -
     return BaseModel(name, model, tokenizer, max_tokens(config.to_dict(), settings))
 
 
-def _check_size(name: str, config: PretrainedConfig) -> None:
-    """Raise a PipelineError if the model could not be exported after the training; its weights are not needed."""
+def tokenizer_fault(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return why serving cannot use the tokenizer, to follow the model's name; empty if it can."""
+    # If there is no tokenizer, transformers makes one that knows only the special tokens.
+    if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
+        return "has no tokenizer.json, which serving needs"
+    return "has no padding token in its tokenizer" if tokenizer.pad_token_id is None else ""
+
+
+def size_fault(config: PretrainedConfig) -> str:
+    """Return why the model is too large to be exported, to follow its name; empty if it is not. Reads no weights."""
     with torch.device("meta"):
         parameters: int = AutoModelForSequenceClassification.from_config(config).num_parameters()  # type: ignore[no-untyped-call]
-    if parameters > _MOST_PARAMETERS:
-        raise PipelineError(
-            f"The base model {name!r} has {parameters / 1e6:,.0f}M parameters, which are {4 * parameters / 2**30:.1f} "
-            f"GiB, and the served file can have at most 2 GiB ({_MOST_PARAMETERS / 1e6:.0f}M). Choose a smaller one "
-            "(SENTIMENT_BASE_MODEL)."
+    if parameters <= _MOST_PARAMETERS:
+        return ""
+    return (
+        f"has {parameters / 1e6:,.0f}M parameters, which are {4 * parameters / 2**30:.1f} GiB, and the served file can "
+        f"have at most 2 GiB ({_MOST_PARAMETERS / 1e6:.0f}M)"
+    )
+
+
+def warn_if_unpacked(name: str, config: PretrainedConfig) -> None:
+    """Log that the model of this `name` cannot be packed, if so."""
+    if reason := why_unpacked(config.to_dict()):
+        log.warning(
+            "The %s cannot be packed: %s. It will be served slower, with each text in a row of its own, "
+            "beside texts of similar length.",
+            name,
+            reason,
         )

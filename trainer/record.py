@@ -37,6 +37,8 @@ class TrainingRecord:
     """Rows of the files `train` and `val`. Records of older releases do not have this field."""
     quick: bool = False
     """True for a quick first version (`first_version`), which the full training is to replace."""
+    imported: bool = False
+    """True for a classifier that was fine-tuned elsewhere."""
 
     def is_of(self, settings: Settings, fingerprint: str, *, quick: bool = False) -> bool:
         """Return whether a training on the data with this fingerprint, with these settings, would repeat this one."""

@@ -1,41 +1,70 @@
 """Records trainings in MLflow, whose registry gives each model its version."""
 
+import json
 import os
 import time
-import warnings
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunStatus, RunTag
+import numpy.typing as npt
+from mlflow import MlflowClient, entities
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.db import utils
-from sklearn.metrics import ConfusionMatrixDisplay
 
 from common.errors import PipelineError
 from common.settings import Settings
 from serving.model_repo.protocol import MODEL_NAME
-from trainer.evaluation import Evaluation
+from trainer.dataset import Dataset
+from trainer.evaluation import Evaluation, Scores
+from trainer.figures import figures as draw
 from trainer.record import FILE_NAME, TrainingRecord
 
 EXPERIMENT = "sentiment"
 CHAMPION = "champion"
 """MLflow's alias of the version that is deployed."""
-MOST_DRAWN_LABELS = 20
-"""Maximum labels for which the confusion matrix is also drawn. 20 labels take a second and 120 MB, 40 four times both,
-and nobody can read 1,600 cells."""
-_LONGEST_DRAWN_LABEL = 30
-"""Maximum characters of a label in the drawing; more would leave no room for the cells."""
-_LONGEST_HORIZONTAL_LABEL = 10
-"""Longer labels of columns are drawn vertically, or neighbours would overlap."""
 _LONGEST_NAME = 240
 """Maximum characters of a metric's name without its prefix; MLflow allows 250 with it."""
 _LONGEST_TAG = 5_000
 """Maximum characters of a tag's value on every MLflow server."""
+_LONGEST_DIGEST = 32
+"""Characters of a dataset's digest; MLflow allows 36."""
+MODEL = "model"
+"""Directory of a run's artifacts with the model: weights, tokenizer, training record, and later the pyfunc."""
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A classifier's results on the validation texts."""
+
+    evaluation: Evaluation
+    probabilities: Scores
+    """[texts, labels], calibrated"""
+    targets: npt.NDArray[np.integer]
+    """[texts], indices of the right labels"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is recorded of a training or an import."""
+
+    name: str
+    """Name of the run; the version is put before it."""
+    command: str
+    """The subcommand of `app.py`."""
+    hyperparameters: Mapping[str, Any]
+    validated: Validated | None
+    """None without validation texts."""
+    dataset: Dataset
+    tags: Mapping[str, str]
+    history: Sequence[Mapping[str, float]] = ()
+    """Metrics by step, as the trainer logged them."""
+    baseline: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the baseline, which are recorded with the prefix `baseline_`."""
 
 
 class Tracking:
@@ -48,6 +77,7 @@ class Tracking:
             PipelineError: the tracking server cannot be reached or used.
         """
         self.uri = settings.mlflow_uri
+        self._train_data, self._val_data = settings.train_data, settings.val_data
         artifacts = None
         if settings.mlflow_tracking_uri is None:
             try:
@@ -73,49 +103,66 @@ class Tracking:
                 f"MLflow at {self.uri} cannot be used: {error.message} Check SENTIMENT_MLFLOW_TRACKING_URI."
             ) from error
 
-    def record_run(
-        self,
-        model_dir: Path,
-        hyperparameters: Mapping[str, Any],
-        history: list[dict[str, float]],
-        evaluation: Evaluation,
-        baseline: Evaluation,
-        tags: Mapping[str, str],
-    ) -> str:
-        """Record one finished training with its model, and return the run's id.
-
-        `history` are metrics by step, as the trainer logged them. Metrics of the `baseline` get the prefix `baseline_`.
-        """
+    def record_run(self, model_dir: Path, run: Run) -> str:
+        """Record one finished training or import with its model, and return the run's id."""
         now = round(time.time() * 1000)
-        run = self._client.create_run(self._experiment_id, start_time=now, tags={"mlflow.source.name": "app.py train"})
-        run_id: str = run.info.run_id
+        run_id: str = self._client.create_run(
+            self._experiment_id,
+            start_time=now,
+            tags={"mlflow.source.name": f"app.py {run.command}"},
+            run_name=run.name[:_LONGEST_NAME],
+        ).info.run_id
+        found = run.validated
+        figures = [*found.evaluation.metrics().items(), *_by_label(found.evaluation)] if found else []
         self._client.log_batch(
             run_id,
             metrics=[
                 *(
                     Metric(name, value, now, round(entry["step"]))
-                    for entry in history
+                    for entry in run.history
                     for name, value in entry.items()
                     if name != "step"
                 ),
-                *(Metric(name, value, now, 0) for name, value in _named(evaluation.metrics())),
-                *(Metric(f"baseline_{name}", value, now, 0) for name, value in _named(baseline.metrics())),
+                *(Metric(name, value, now, 0) for name, value in _named(figures)),
+                *(Metric(f"baseline_{name}", value, now, 0) for name, value in _named(run.baseline.items())),
             ],
-            params=[Param(name, str(value)) for name, value in hyperparameters.items()],
-            tags=[RunTag(name, value) for name, value in tags.items()],
+            params=[Param(name, str(value)) for name, value in run.hyperparameters.items()],
+            tags=[RunTag(name, value) for name, value in run.tags.items()],
         )
-        labels = list(evaluation.f1_by_label)
-        self._client.log_dict(
-            run_id, {"labels": labels, "rows_right_columns_predicted": evaluation.confusion}, "confusion_matrix.json"
-        )
-        if len(labels) <= MOST_DRAWN_LABELS:
-            with warnings.catch_warnings():
-                # Names in scripts that matplotlib's font lacks are drawn as boxes; the JSON file contains them.
-                warnings.filterwarnings("ignore", "Glyph|Matplotlib currently does not support")
-                self._client.log_figure(run_id, confusion_figure(evaluation.confusion, labels), "confusion_matrix.png")
-        self._client.log_artifacts(run_id, str(model_dir), "model")
+        self._client.log_inputs(run_id, self._inputs(run.dataset))
+        if found:
+            labels, confusion = list(found.evaluation.f1_by_label), found.evaluation.confusion
+            self._client.log_dict(
+                run_id, {"labels": labels, "rows_right_columns_predicted": confusion}, "confusion_matrix.json"
+            )
+            for name, figure in draw(confusion, found.probabilities, found.targets, labels):
+                self._client.log_figure(run_id, figure, name)
+        self._client.log_artifacts(run_id, str(model_dir), MODEL)
         self._client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
         return run_id
+
+    def _inputs(self, dataset: Dataset) -> list[DatasetInput]:
+        """Describe the data files as MLflow's inputs of a run; a part without texts is left out."""
+        val = self._train_data if dataset.is_held_out else self._val_data
+        columns = [{"name": name, "type": "string", "required": True} for name in ("text", "label")]
+        return [
+            DatasetInput(
+                entities.Dataset(
+                    name=f"{path.name} ({context})",
+                    digest=dataset.fingerprint[:_LONGEST_DIGEST],
+                    source_type="local",
+                    source=json.dumps({"uri": str(path.resolve())}),
+                    schema=json.dumps({"mlflow_colspec": columns}),
+                    profile=json.dumps({"num_rows": len(part.texts), "labels": Counter(part.labels)}),
+                ),
+                [InputTag("mlflow.data.context", context)],
+            )
+            for context, path, part in (
+                ("training", self._train_data, dataset.train),
+                ("validation", val, dataset.val),
+            )
+            if part.texts
+        ]
 
     def record_data(self, run_id: str, report: Mapping[str, Any], suspects: Path | None) -> None:
         """Save the report on the data, and the list of suspicious labels if there is one, in the run."""
@@ -129,7 +176,8 @@ class Tracking:
         `taken` are versions that already exist in the model repository, from an MLflow store that was deleted. One
         integer identifies a model everywhere, so such numbers are skipped.
         """
-        source = f"{self._client.get_run(run_id).info.artifact_uri}/model"
+        run = self._client.get_run(run_id)
+        source = f"{run.info.artifact_uri}/{MODEL}"
         try:
             self._client.create_registered_model(MODEL_NAME, description="Text sentiment, served by Triton.")
         except MlflowException as error:
@@ -138,6 +186,7 @@ class Tracking:
         while True:
             version = int(self._client.create_model_version(MODEL_NAME, source, run_id).version)
             if version not in taken:
+                self._client.update_run(run_id, name=f"version {version}: {run.info.run_name}")
                 return version
             self._client.update_model_version(
                 MODEL_NAME,
@@ -147,7 +196,7 @@ class Tracking:
 
     def save_record(self, record: TrainingRecord) -> None:
         """Save the training record, which contains the version, in the run."""
-        self._client.log_dict(record.run_id, asdict(record), f"model/{FILE_NAME}")
+        self._client.log_dict(record.run_id, asdict(record), f"{MODEL}/{FILE_NAME}")
 
     def check_registered(self, version: int) -> None:
         """Raise a PipelineError unless the registry contains `version`."""
@@ -159,9 +208,10 @@ class Tracking:
                 "SENTIMENT_MLFLOW_TRACKING_URI and SENTIMENT_STATE_DIR. If the store is gone, train again."
             ) from error
 
-    def record_export(self, run_id: str, version: int, bundle: Mapping[str, Any]) -> None:
-        """Save `bundle.json` with the export's measurements in the run, and tag the version."""
+    def record_export(self, run_id: str, version: int, bundle: Mapping[str, Any], pyfunc: Path) -> None:
+        """Save `bundle.json` with the export's measurements, and the exported model as a pyfunc; tag the version."""
         self._client.log_dict(run_id, dict(bundle), "bundle.json")
+        self._client.log_artifacts(run_id, str(pyfunc), MODEL)
         self._client.set_model_version_tag(MODEL_NAME, str(version), "exported", "true")
 
     def record_verdicts(self, version: int, verdicts: Mapping[str, bool]) -> None:
@@ -204,24 +254,21 @@ def _keep_percent_signs() -> None:
         utils._get_package_dir = lambda: f"/proc/self/fd/{descriptor}"
 
 
-def _named(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
+def _by_label(evaluation: Evaluation) -> list[tuple[str, float]]:
+    """Return precision and recall of each label, from the confusion matrix."""
+    confusion = np.array(evaluation.confusion)
+    right = confusion.diagonal()
+    return [
+        (f"{name}_{label}", float(value))
+        for name, texts in (("precision", confusion.sum(axis=0)), ("recall", confusion.sum(axis=1)))
+        for label, value in zip(evaluation.f1_by_label, right / np.maximum(texts, 1), strict=True)
+    ]
+
+
+def _named(metrics: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
     """Make names of metrics that MLflow allows; labels may contain any characters, and be long."""
     allowed = "_-. /:"
     return [
         ("".join(char if char.isalnum() or char in allowed else "_" for char in name[:_LONGEST_NAME]), float(value))
-        for name, value in metrics.items()
+        for name, value in metrics
     ]
-
-
-def confusion_figure(confusion: list[list[int]], labels: list[str]) -> Figure:
-    """Draw a confusion matrix of up to `MOST_DRAWN_LABELS` labels, with the number of texts in each cell."""
-    size = 2.6 + 0.9 * len(labels)
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
-    axes = figure.subplots()
-    shown = [label if len(label) <= _LONGEST_DRAWN_LABEL else f"{label[:_LONGEST_DRAWN_LABEL]}…" for label in labels]
-    rotation = "vertical" if max(map(len, shown)) > _LONGEST_HORIZONTAL_LABEL else "horizontal"
-    display = ConfusionMatrixDisplay(np.array(confusion), display_labels=shown)
-    display.plot(ax=axes, cmap="Blues", values_format=",d", xticks_rotation=rotation)
-    for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        text.set_parse_math(False)  # a label such as $$ is no formula
-    return figure

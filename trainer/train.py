@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import PipelineError
 from common.settings import Settings
@@ -28,7 +29,7 @@ from trainer.first_version import sampled
 from trainer.hyperparameters import usual_learning_rate
 from trainer.record import TrainingRecord, training_key
 from trainer.suspects import SuspectList, write_suspects
-from trainer.tracking import Tracking
+from trainer.tracking import Run, Tracking, Validated
 
 log = logging.getLogger(__name__)
 
@@ -104,19 +105,25 @@ def train(
             "; ".join(problems),
         )
 
-    staging = _save_beside(settings.model_dir, tuned)
+    staging = save_beside(settings.model_dir, tuned.model, tuned.tokenizer)
+    texts = len(dataset.train.texts)
     run_id = tracking.record_run(
         staging,
-        tuned.hyperparameters | {"temperature": temperature, "train_texts": len(dataset.train.texts)},
-        tuned.history,
-        evaluation,
-        baseline,
-        {
-            "data_fingerprint": dataset.fingerprint,
-            "train_data": str(settings.train_data),
-            "val_data": str(settings.val_data),
-            "training_minutes": f"{(time.monotonic() - started) / 60:.1f}",
-        },
+        Run(
+            name=f"{'quick training' if quick else 'training'} of {tuned.base_model} on {texts:,} texts",
+            command="train",
+            hyperparameters=tuned.hyperparameters | {"temperature": temperature, "train_texts": texts},
+            validated=Validated(evaluation, probabilities, tuned.val_targets),
+            dataset=dataset,
+            tags={
+                "data_fingerprint": dataset.fingerprint,
+                "train_data": str(settings.train_data),
+                "val_data": str(settings.val_data),
+                "training_minutes": f"{(time.monotonic() - started) / 60:.1f}",
+            },
+            history=tuned.history,
+            baseline=baseline.metrics(),
+        ),
     )
     record = TrainingRecord(
         version=tracking.register(run_id, taken=ModelRepository(settings.model_repository).published()),
@@ -190,13 +197,18 @@ def _list_suspects(
     return listed
 
 
-def _save_beside(model_dir: Path, tuned: FineTuned) -> Path:
+def save_beside(model_dir: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Save a trained model and its tokenizer in a new directory beside `model_dir`, and return it.
+
+    Raises:
+        PipelineError: the disk refuses it; nothing stays.
+    """
     staging = model_dir.with_name(f".{model_dir.name}.new-{os.getpid()}")
     for left_over in model_dir.parent.glob(f".{model_dir.name}.new-*"):
         shutil.rmtree(left_over)
     try:
-        tuned.model.save_pretrained(staging)
-        tuned.tokenizer.save_pretrained(staging)
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise PipelineError(

@@ -36,6 +36,9 @@ def check(settings: Settings, options: argparse.Namespace) -> None:
     if options.json:
         print_json(job.result)
         return
+    if job.state == jobs.SKIPPED:
+        print(f"No check: {job.result['reason']}.")
+        return
     rows = [
         [name, str(found["texts"])]
         + [f"{found[figure]:.4f}" for figure in ("accuracy", "macro_f1", "calibration_error")]
@@ -122,8 +125,10 @@ def models(settings: Settings, options: argparse.Namespace) -> None:
         [
             str(model["version"]),
             ", ".join([*model["aliases"], *["quick"] * model["quick"]]),
-            f"{model['metrics'].get('accuracy', 0):.4f}",
-            f"{model['metrics'].get('macro_f1', 0):.4f}",
+            *(
+                f"{model['metrics'][name]:.4f}" if name in model["metrics"] else "–"
+                for name in ("accuracy", "macro_f1")
+            ),
             _gates(model["gates"]),
             "; ".join(f"{_short(time['from'])} – {_short(time['to'])}" for time in model["served"]) or "never",
             "yes" if model["published"] else "removed",

@@ -13,12 +13,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lifecycle.gates.behaviour import SUITE
+from lifecycle.gates.behaviour import sentences
 from serving.client.errors import ModelFailedError, TextRefusedError, TritonTimeoutError, TritonUnavailableError
 from serving.client.triton_client import TritonClient
 from serving.model_repo.protocol import MODEL_NAME
 
-_SENTENCES = list(dict.fromkeys(text for pairs, _ in SUITE.values() for pair in pairs for text in pair))
+_SENTENCES = sentences()
 TEXTS = [*_SENTENCES[:16], *(" ".join(_SENTENCES[start : start + 10]) for start in range(0, 40, 10))]
 """16 short texts, and 4 of about 50 words."""
 CALL_TIMEOUT_S = 5.0

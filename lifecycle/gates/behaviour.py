@@ -60,6 +60,11 @@ _EXPECTED = {
 }
 
 
+def sentences() -> list[str]:
+    """Return each text of the checks once."""
+    return list(dict.fromkeys(text for pairs, _ in SUITE.values() for pair in pairs for text in pair))
+
+
 def shares_that_hold(ask: Ask) -> dict[str, float]:
     """Return the share of passed checks of each kind."""
     shares = {}

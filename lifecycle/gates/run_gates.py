@@ -11,7 +11,7 @@ import numpy.typing as npt
 from common.errors import PipelineError
 from common.settings import Settings
 from lifecycle.gates.batch_predict import Answers, batch_predict
-from lifecycle.gates.behaviour import behaves, shares_that_hold
+from lifecycle.gates.behaviour import behaves, sentences, shares_that_hold
 from lifecycle.gates.comparison import PairedAnswers, not_worse, not_worse_on_slices
 from lifecycle.gates.evaluation_data import EvaluationData, results, shortfalls
 from lifecycle.gates.trial import Trial, base_model_change, trial, within_budget
@@ -23,6 +23,8 @@ from storage.versions import GateVerdict
 MOST_DIFFERING = 40
 """Maximum number of stored example texts that the candidate and the champion label differently."""
 _SHOWN_CHARACTERS = 300
+NEED_TEXTS = ("thresholds", "comparison", "slices")
+"""Gates that cannot judge without validation texts or held-out feedback."""
 
 log = logging.getLogger(__name__)
 
@@ -37,28 +39,32 @@ def run_gates(
 ) -> list[GateVerdict]:
     """Run both versions in `directory`, compare them, and return a verdict for each gate.
 
+    Without texts in `data`, the gates of `NEED_TEXTS` are left out, and the sentences of the gate `behaviour` are run.
+
     Raises:
         PipelineError: the champion cannot be run.
     """
     with ExitStack() as stack:
         reference = stack.enter_context(trial(settings, repository, champion, directory / "champion"))
-        champion_answers = batch_predict(reference.address, data.texts)
+        texts = data.texts or sentences()
+        champion_answers = batch_predict(reference.address, texts)
         try:
             tried = stack.enter_context(trial(settings, repository, candidate, directory / "candidate"))
-            answers = batch_predict(tried.address, data.texts)
+            answers = batch_predict(tried.address, texts)
         except PipelineError as error:
             return [_told(GateVerdict("trial", False, str(error), {}))]
         verdicts = [
             _tried(data, champion_answers, answers),
             _parity(Bundle.load(repository.version_directory(candidate))),
-            meets_thresholds(settings, data, champion_answers, answers),
         ]
-        paired = PairedAnswers(data.targets(), champion_answers.indices(data.labels), answers.indices(data.labels))
-        verdicts.append(not_worse(paired))
-        verdicts.append(not_worse_on_slices(paired, data.labels, slices(data)))
+        if data.texts:
+            verdicts.append(meets_thresholds(settings, data, champion_answers, answers))
+            paired = PairedAnswers(data.targets(), champion_answers.indices(data.labels), answers.indices(data.labels))
+            verdicts.append(not_worse(paired))
+            verdicts.append(not_worse_on_slices(paired, data.labels, slices(data)))
         verdicts.append(behaves(_behaviour(reference), _behaviour(tried)))
         change = base_model_change(repository, champion, candidate)
-        verdicts.append(within_budget(reference, tried, data.texts, change))
+        verdicts.append(within_budget(reference, tried, texts, change))
     return [_told(verdict) for verdict in verdicts]
 
 
@@ -98,7 +104,9 @@ def _tried(data: EvaluationData, champion: Answers, candidate: Answers) -> GateV
             for place in shown
         ],
     }
-    return GateVerdict("trial", True, f"A separate Triton loaded it and classified {len(data.texts)} texts.", figures)
+    return GateVerdict(
+        "trial", True, f"A separate Triton loaded it and classified {len(candidate.labels)} texts.", figures
+    )
 
 
 def meets_thresholds(settings: Settings, data: EvaluationData, champion: Answers, candidate: Answers) -> GateVerdict:

@@ -24,6 +24,7 @@ from storage import events, jobs
 from storage.database import Database, now
 from storage.events import EventKind
 from storage.tables import Figures, Job
+from trainer.dataset import DatasetError
 from trainer.evaluation import Evaluation
 from trainer.kept_data import keep, kept_facts
 from trainer.record import training_key
@@ -78,12 +79,19 @@ def check(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
     """Evaluate the deployed model; enqueue a retraining if it is stale or, if so configured, on drift.
 
     A retraining is not enqueued if it would repeat an earlier one, comes too early after unsuccessful ones, or if the
-    data files cannot be used. The data that were kept for the deployed version then take their place.
+    data files cannot be used. The data that were kept for the deployed version then take their place. A version that
+    was imported without data is not checked before there are some.
 
     Raises:
         PipelineError: the model does not respond, or the data files are not valid and no data were kept.
     """
-    current = current_data(settings, database, job)
+    try:
+        current = current_data(settings, database, job)
+    except DatasetError:
+        if reason := _unmeasured(settings):
+            log.info("No check: %s.", reason)
+            return jobs.Outcome(jobs.SKIPPED, {"reason": reason})
+        raise
     dataset = current.dataset
     data = evaluation_data(settings, database, dataset)
     answers = batch_predict(settings.triton_address, data.texts)
@@ -118,6 +126,18 @@ def check(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
     for _, message, _ in news:
         log.info("%s", message.partition("\n")[0])
     return jobs.Outcome(jobs.SUCCEEDED, result)
+
+
+def _unmeasured(settings: Settings) -> str:
+    """Return why the deployed version cannot be checked, if it was imported without data; otherwise empty."""
+    repository = ModelRepository(settings.model_repository)
+    deployed = repository.deployed()
+    if deployed is None or Bundle.load(repository.version_directory(deployed)).metrics:
+        return ""
+    return (
+        f"version {deployed} was imported, and there are no data to evaluate it on. Add texts with right labels as "
+        f"{settings.train_data} or {settings.val_data}"
+    )
 
 
 def _ask_for_retraining(settings: Settings, database: Database, fingerprint: str, reasons: list[str]) -> str:

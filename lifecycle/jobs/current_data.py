@@ -2,10 +2,13 @@
 
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 from common.errors import PipelineError
 from common.settings import Settings
+from serving.model_repo.bundle import Bundle
+from serving.model_repo.repository import ModelRepository
 from storage import events
 from storage.database import Database
 from storage.events import EventKind
@@ -51,10 +54,19 @@ def current_data(settings: Settings, database: Database, job: Job) -> CurrentDat
             _note_fit(database, job, found.dataset, kept)
         return CurrentData(found.dataset, [])
     copy = kept_data(settings)
-    if kept is None or copy is None:
+    if kept is None or copy is None or _are_foreign(settings, kept.labels):
         raise DatasetError(problems)
     _note_unfit(database, job, problems, kept.version, unfit)
     return CurrentData(copy, problems)
+
+
+def _are_foreign(settings: Settings, labels: tuple[str, ...]) -> bool:
+    """Return whether the deployed version has none of these labels: it was imported, and the copy is another one's."""
+    repository = ModelRepository(settings.model_repository)
+    with suppress(PipelineError):  # a damaged version is reported where it is loaded
+        if deployed := repository.deployed():
+            return set(labels).isdisjoint(Bundle.load(repository.version_directory(deployed)).labels)
+    return False
 
 
 def _read(settings: Settings) -> DataCheck:

@@ -4,31 +4,27 @@ import json
 import logging
 import shutil
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from common.errors import PipelineError
 from common.settings import Settings
 from export.export import export
 from export.variants import ParityError
-from lifecycle.canary.release import start, stop
-from lifecycle.deployment.promotion import DeploymentError, promote, reconcile
+from lifecycle.deployment.promotion import promote, reconcile
 from lifecycle.deployment.version_report import LEARNT_FROM
 from lifecycle.gates.batch_predict import batch_predict
 from lifecycle.gates.evaluation_data import evaluation_data, shortfalls
 from lifecycle.gates.run_gates import run_gates
 from lifecycle.gates.training_data import TRAIN_FILE, VAL_FILE, merge, write
 from lifecycle.gates.trial import trial
-from lifecycle.jobs import mlflow_alias
+from lifecycle.jobs.candidate import figures_of, from_sources, reject, take_over, try_live
 from lifecycle.jobs.check import learnt_before
-from lifecycle.jobs.retention import remove_old_versions
 from lifecycle.monitoring import quarantine
 from serving.model_repo.bundle import Bundle, RowCounts
 from serving.model_repo.repository import ModelRepository
-from storage import events, jobs, releases
+from storage import events, jobs
 from storage.database import Database
 from storage.events import EventKind
 from storage.releases import Mode
@@ -38,7 +34,7 @@ from trainer.dataset import Dataset, load_dataset
 from trainer.kept_data import keep
 from trainer.record import TrainingRecord, training_key
 from trainer.tracking import Tracking
-from trainer.train import replace_directory, train
+from trainer.train import train
 
 _STARTED = "retraining.json"
 _DATA = "data"
@@ -106,18 +102,21 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
         tracking.record_sources(record.version, learnt)
         failed = [verdict for verdict in verdicts if not verdict.passed]
         if failed:
-            return _reject(settings, database, job, record.version, champion, failed, learnt)
-        under = shortfalls(settings, _figures(verdicts))
+            reject(settings, database, record.version, champion, failed, learnt, job.id)
+            shutil.rmtree(directory)
+            gates = [verdict.gate for verdict in failed]
+            return jobs.Outcome(jobs.REJECTED, {"version": record.version, "gates": gates, LEARNT_FROM: learnt})
+        under = shortfalls(settings, figures_of(verdicts))
         reason = f"job {job.id} passed every gate" + (
             f". It is under a threshold, but better than version {champion}: {'; '.join(under)}" if under else ""
         )
         if settings.release != "at-once":
             step(f"starting the {settings.release} of version {record.version}", can_cancel=False)
-            _try_live(settings, database, record.version, settings.release, reason)
+            try_live(settings, database, record.version, settings.release, reason)
             return _finish(settings, database, job, record.version, learnt, settings.release)
         step(f"promoting version {record.version}", can_cancel=False)
         before = Bundle.load(repository.version_directory(champion)).metrics
-        figures: Figures = {"before": before, "after": _figures(verdicts)}
+        figures: Figures = {"before": before, "after": figures_of(verdicts)}
         promote(settings, database, record.version, reason, figures)
         keep(settings, record.version, dataset)
     return _finish(settings, database, job, record.version, learnt)
@@ -166,7 +165,7 @@ def _begin(settings: Settings, database: Database, job: Job, dataset: Dataset, d
     with database.transaction() as session:
         message = (
             f"Retraining started (job {job.id}) on {figures['texts']:,} texts, {figures['feedback']:,} of them feedback"
-            f"{_from_sources(merged.by_source)}: {job.reason}."
+            f"{from_sources(merged.by_source)}: {job.reason}."
         )
         events.record(session, EventKind.RETRAINING_STARTED, message, figures, job_id=job.id)
     log.info("%s", message)
@@ -174,11 +173,6 @@ def _begin(settings: Settings, database: Database, job: Job, dataset: Dataset, d
     started = {"key": key, LEARNT_FROM: merged.by_source, _DATA: counts}
     (directory / _STARTED).write_text(json.dumps(started), encoding="utf-8")
     return None
-
-
-def _from_sources(by_source: Figures) -> str:
-    rows = sorted(by_source.items(), key=lambda item: -item[1])
-    return f" ({', '.join(f'{count} from {source}' for source, count in rows)})" if rows else ""
 
 
 def _train(own: Settings, counts: dict[str, RowCounts], rows: Collection[tuple[str, str]]) -> TrainingRecord:
@@ -203,63 +197,11 @@ def _publish(own: Settings, database: Database, repository: ModelRepository, ver
     return []
 
 
-def _reject(
-    settings: Settings,
-    database: Database,
-    job: Job,
-    version: int,
-    champion: int,
-    failed: list[GateVerdict],
-    learnt: Figures,
-) -> jobs.Outcome:
-    gates = ", ".join(verdict.gate for verdict in failed)
-    reasons = "\n".join(f"{verdict.gate}: {verdict.message}" for verdict in failed)
-    with database.transaction() as session:
-        message = f"Version {version} was rejected by {gates}; version {champion} stays deployed.\n{reasons}"
-        if learnt:
-            message += f"\nIt was trained on {sum(learnt.values())} rows of feedback{_from_sources(learnt)}."
-        figures: Figures = {**{verdict.gate: verdict.figures for verdict in failed}, LEARNT_FROM: learnt}
-        events.record(session, EventKind.REJECTED, message, figures, version=version, job_id=job.id)
-    log.warning("%s", message)
-    remove_old_versions(settings, database, Tracking(settings).aliased())
-    shutil.rmtree(_directory(settings, job))
-    gates_failed = [verdict.gate for verdict in failed]
-    return jobs.Outcome(jobs.REJECTED, {"version": version, "gates": gates_failed, LEARNT_FROM: learnt})
-
-
-def _try_live(settings: Settings, database: Database, version: int, mode: Mode, reason: str) -> None:
-    """Start the shadow or canary of the version, unless an earlier attempt of the job has; stop another one first.
-
-    Raises:
-        PipelineError: the version does not load.
-    """
-    with database.reading() as session:
-        running, tried = releases.running(session), releases.last_of(session, version)
-    if tried is not None:
-        return
-    if running is not None:
-        with suppress(DeploymentError):  # that one has just ended by itself
-            stop(database, running.version, f"version {version} replaces it")
-    start(settings, database, version, mode, reason)
-
-
 def _finish(
     settings: Settings, database: Database, job: Job, version: int, learnt: Figures, mode: Mode | None = None
 ) -> jobs.Outcome:
-    """Finish a retraining, repeatably: model files, MLflow alias, old versions, and a check if it is deployed."""
+    """Finish a retraining, repeatably."""
     directory = _directory(settings, job)
-    if (directory / _MODEL).exists():
-        replace_directory(settings.model_dir, directory / _MODEL)
-    try:
-        mlflow_alias.set_alias(settings, database)
-        remove_old_versions(settings, database, Tracking(settings).aliased())
-    except PipelineError as error:
-        log.warning("Cannot set MLflow's alias champion now; the scheduler tries again: %s", error)
-    if mode is None:
-        jobs.enqueue(database, jobs.CHECK, f"version {version} was promoted")
+    take_over(settings, database, version, directory / _MODEL, mode)
     shutil.rmtree(directory)
     return jobs.Outcome(jobs.SUCCEEDED, {"version": version, LEARNT_FROM: learnt, **({"tried": mode} if mode else {})})
-
-
-def _figures(verdicts: list[GateVerdict]) -> Figures:
-    return next(verdict.figures for verdict in verdicts if verdict.gate == "thresholds")

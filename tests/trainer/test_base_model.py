@@ -94,7 +94,7 @@ def test_what_needs_no_weights_is_checked_before_a_quick_version_is_trained(
         with pytest.raises(PipelineError, match=rf"{name}' \(SENTIMENT_BASE_MODEL\) cannot be loaded: "):
             check_base_model(Settings(base_model=name))
     assert caplog.messages == []
-    monkeypatch.setattr("trainer.base_model._why_not_available", lambda _: "no network")
+    monkeypatch.setattr("trainer.base_model.why_not_available", lambda _: "no network")
     check_base_model(Settings(base_model="some/model"))
     (line,) = caplog.messages
     assert line.startswith("The base model 'some/model' (SENTIMENT_BASE_MODEL) cannot be loaded now: no network. ")

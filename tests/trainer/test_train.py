@@ -259,7 +259,7 @@ def test_a_base_model_that_a_bad_proxy_keeps_away_is_told_without_the_password(
 
 
 def test_packaged_encoder_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("trainer.base_model._why_not_available", lambda name: pytest.fail(f"the hub has no {name}"))
+    monkeypatch.setattr("trainer.base_model.why_not_available", lambda name: pytest.fail(f"the hub has no {name}"))
     assert load_base_model(Settings(base_model="packaged"), ("bad", "good")).name == PACKAGED_ENCODER
     assert "instead" not in caplog.text
 

@@ -1,0 +1,200 @@
+"""Loads a sequence classifier that is fine-tuned already, and finds the data that it is judged by."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from common.errors import PipelineError
+from common.settings import Settings
+from trainer.architectures import PACKED_FAMILIES, check_architecture
+from trainer.base_model import (
+    BaseModel,
+    silence_loading,
+    size_fault,
+    tokenizer_fault,
+    warn_if_unpacked,
+    why_not_available,
+)
+from trainer.base_tokenizer import max_tokens
+from trainer.dataset import Dataset, DatasetError, LabelledTexts, check_data, fingerprint, read_labelled_texts
+from trainer.kept_data import kept_data
+from trainer.labels import label_form, nearest
+
+_HEAD = "ForSequenceClassification"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+def load_classifier(settings: Settings, source: str, labels: Sequence[str]) -> tuple[BaseModel, tuple[str, ...]]:
+    """Load the classifier in a directory or of the hub, and its tokenizer; return them with the labels of its outputs.
+
+    `labels` are the names of its outputs in their order; without any, its configuration has them.
+
+    Raises:
+        PipelineError: it cannot be loaded or served, is no sequence classifier, or the labels do not fit.
+    """
+    silence_loading()
+    directory = Path(source).expanduser()
+    if directory.is_dir():
+        _check_files(source, directory)
+    elif source.startswith((".", "/", "~")) or source.count("/") > 1 or directory.exists():
+        raise PipelineError(f"{source} is no directory. Name the directory of a saved classifier, or one of the hub.")
+    elif fault := why_not_available(source):
+        raise PipelineError(
+            f"{source} cannot be imported: there is no such directory, and as a name on the hub, {fault}. Download it "
+            f"where there is a network (`hf download {source} --local-dir DIRECTORY`), and import the directory."
+        )
+    place = str(directory) if directory.is_dir() else source
+    try:
+        # Never run code that comes with a model (trust_remote_code), and never read a pickle (use_safetensors).
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        _check_config(source, config)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        _check_tokenizer(source, config, tokenizer)
+        names = _labels(source, config, labels)
+        model: PreTrainedModel
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            place, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, ImportError, httpx.InvalidURL) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise PipelineError(
+            f"{source} cannot be imported: {reason} A classifier is needed as `save_pretrained` of transformers "
+            "writes it: config.json, model.safetensors and tokenizer.json."
+        ) from error
+    if missing := found["missing_keys"]:
+        raise PipelineError(
+            f"{source} lacks weights of a sequence classifier ({', '.join(sorted(missing)[:3])}), so it is not "
+            f"fine-tuned as one. To fine-tune it here, set SENTIMENT_BASE_MODEL={source} and run `python app.py train`."
+        )
+    warn_if_unpacked(f"classifier {source}", config)
+    return BaseModel(source, model, tokenizer, max_tokens(config.to_dict(), settings)), names
+
+
+def judging_data(settings: Settings, source: str, labels: Sequence[str]) -> Dataset:
+    """Return the data by which the classifier `source` with these `labels` is judged; its parts may be empty.
+
+    They are those of the data files; without a training file, those of the validation file; without both, the copy of
+    the deployed version's data, if it has the same labels.
+
+    Raises:
+        DatasetError: the files cannot be used.
+        PipelineError: they have a label that the classifier lacks.
+    """
+    nothing = LabelledTexts([], [])
+    if _is_wanted(settings, "train_data"):
+        found = check_data(settings)
+        if found.dataset is None:
+            raise DatasetError(found.problems)
+        _check_labels(settings, source, labels, found.dataset.labels)
+        return found.dataset
+    if _is_wanted(settings, "val_data"):
+        rows = read_labelled_texts(settings.val_data, tuple(labels), settings)
+        known = fingerprint(nothing, rows.texts)
+        return Dataset(nothing, rows.texts, tuple(labels), known, rows.notes, {"val": rows.counts})
+    kept = kept_data(settings)
+    if kept is not None and set(kept.labels) <= set(labels):
+        return kept
+    return Dataset(nothing, nothing, tuple(labels), fingerprint(nothing, nothing), [])
+
+
+def spelt_as(labels: Sequence[str], data_labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the classifier's `labels`, each in the spelling of the data where they have it: `POSITIVE`, `Positive`."""
+    spellings = {label_form(label): label for label in data_labels}
+    return tuple(spellings.get(label_form(label), label) for label in labels)
+
+
+def _is_wanted(settings: Settings, name: str) -> bool:
+    """Return whether a data file is there, or the settings name it, so that it must be."""
+    return name in settings.model_fields_set or os.path.lexists(getattr(settings, name))
+
+
+def _check_labels(settings: Settings, source: str, labels: Sequence[str], data_labels: Sequence[str]) -> None:
+    known = set(map(label_form, labels))
+    if unknown := [label for label in data_labels if label_form(label) not in known]:
+        raise PipelineError(
+            f"{source} has the labels {', '.join(labels)}, and {settings.train_data} has others: "
+            f"{', '.join(unknown)}{nearest(unknown[0], labels)}. If they are the same under other names, name one for "
+            f"each output, in their order: `--labels {','.join(data_labels)}`. Otherwise set SENTIMENT_TRAIN_DATA and "
+            "SENTIMENT_VAL_DATA to data with the classifier's labels, or move the files away."
+        )
+
+
+def _check_files(source: str, directory: Path) -> None:
+    if not (directory / "config.json").is_file():
+        raise PipelineError(
+            f"{source} contains no config.json, so it is no saved model. Name the directory into which "
+            "`save_pretrained` of transformers wrote the classifier and its tokenizer."
+        )
+    if any(directory.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
+    problem = (
+        f"its weights are a pickle ({pickles[0]}), which can run code when it is read" if pickles else "no weights"
+    )
+    raise PipelineError(
+        f"{source} contains no model.safetensors: {problem}. Where you trust it, load it with transformers and save it "
+        "with `model.save_pretrained(DIRECTORY)`, which writes safetensors."
+    )
+
+
+def _check_config(source: str, config: PretrainedConfig) -> None:
+    check_architecture(config.to_dict())
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise PipelineError(
+            f"{source} is of the family {config.model_type!r}, for which transformers has no sequence classifier. "
+            f"Import one of another family, best of one that can be packed: {', '.join(PACKED_FAMILIES)}."
+        )
+    others = [name for name in config.architectures or [] if not name.endswith(_HEAD)]
+    if others:
+        raise PipelineError(
+            f"{source} is made for another task ({others[0]}), and a sequence classifier is needed. To fine-tune its "
+            f"encoder on your data, set SENTIMENT_BASE_MODEL={source} and run `python app.py train`."
+        )
+    if (config.num_labels or 0) < 2 or config.problem_type in ("regression", "multi_label_classification"):
+        kind = config.problem_type or "regression"
+        raise PipelineError(
+            f"{source} gives {config.num_labels} outputs for {kind.replace('_', ' ')}, and a classifier is needed "
+            "that chooses one of two or more labels (single_label_classification). Import another."
+        )
+    if fault := size_fault(config):
+        raise PipelineError(f"{source} {fault}. Import a smaller one.")
+
+
+def _check_tokenizer(source: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    fault = tokenizer_fault(tokenizer)
+    if not fault and len(tokenizer) > int(config.vocab_size):
+        fault = f"has {config.vocab_size:,} tokens, and its tokenizer {len(tokenizer):,}"
+    if fault:
+        raise PipelineError(
+            f"{source} {fault}. Save the tokenizer that it was trained with beside it: "
+            "`tokenizer.save_pretrained(DIRECTORY)`."
+        )
+
+
+def _labels(source: str, config: PretrainedConfig, given: Sequence[str]) -> tuple[str, ...]:
+    configured = sorted((int(index), str(label)) for index, label in (config.id2label or {}).items())
+    names = tuple(given) or tuple(label for _, label in configured)
+    if len(names) != config.num_labels:
+        raise PipelineError(
+            f"{source} has {config.num_labels} outputs, and --labels names {len(names)}: {', '.join(names)}. Name one "
+            "for each output, in their order."
+        )
+    if "" in names or len(set(map(label_form, names))) < len(names):
+        raise PipelineError(
+            f"{source} has labels that are empty or the same: {', '.join(names)}. Name one for each output, in their "
+            "order: `--labels negative,positive`."
+        )
+    return names
