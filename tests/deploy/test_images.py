@@ -30,7 +30,7 @@ from tests.lifecycle.conftest import make_served
 IMAGES = PROJECT / "deploy" / "images"
 DOCKERFILES = sorted(IMAGES.glob("*.Dockerfile"))
 CONTROL_KEY = "a-key-of-model-control"
-NOT_IN_AN_IMAGE = ("docs/", "benchmarks/", "deploy/", "tests/")
+NOT_IN_AN_IMAGE = ("docs/", "benchmarks/", "client/", "deploy/", "tests/")
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
