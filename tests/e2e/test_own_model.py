@@ -54,7 +54,7 @@ class Shell:
         return directory
 
     def run(self, command: str) -> str:
-        return run_block(command, self.directory, self.served.environment)
+        return run_block(command, self.directory, self.served.environment, timeout_s=900)
 
     def probabilities(self, texts: list[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         """By `transformers`, without calibration."""
@@ -90,7 +90,9 @@ def test_an_imported_classifier_serves_and_another_takes_over_if_it_passes_the_g
     bundle = Bundle.load(served.repository.version_directory(1))
     assert (bundle.labels, bundle.metrics, bundle.base_model) == (("ham", "spam"), {}, "./my-classifier")
     assert [str(proof.variant) for proof in bundle.proofs if not proof.refused] == ["onnxruntime float32"]
-    texts = sentences()[:300]
+    drawn = sentences()[:400]
+    # No near ties, which the rounding of a runtime decides.
+    texts = [text for text, scores in zip(drawn, shell.probabilities(drawn), strict=True) if scores.max() > 0.6]
     with serving(served):
         answer = served.ask("POST", "/predict/live", json={"text": LOVE})
         assert answer.headers["x-model-version"] == "1"

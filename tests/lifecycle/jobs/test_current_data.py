@@ -16,10 +16,12 @@ from lifecycle.jobs import check as check_module
 from lifecycle.jobs.check import check
 from lifecycle.jobs.job_process import run_job
 from lifecycle.monitoring.suggestions import suggest
+from serving.model_repo.repository import ModelRepository
 from serving.model_repo.texts import MAX_CHARACTERS
 from storage import events, jobs
 from storage.database import Database
 from storage.sampled_predictions import AnsweredText, add_sample
+from tests.lifecycle.conftest import hollow_bundle, publish_as
 from trainer import file_changes, kept_data
 from trainer.dataset import DatasetError, load_dataset
 from trainer.rows import FileRows
@@ -178,6 +180,19 @@ def test_without_kept_data_the_check_fails_as_before(settings: Settings, databas
     settings.train_data.unlink()
     ended = run_job(settings, database, jobs.enqueue(database, jobs.CHECK, "by the test").id)
     assert (ended.state, "train.csv: no such file" in ended.error) == (jobs.FAILED, True)
+    assert told(database) == []
+
+
+def test_a_copy_with_other_labels_does_not_judge_a_version_that_was_imported_without_data(
+    settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    checked(settings, database)  # it keeps a copy
+    repository = ModelRepository(settings.model_repository)
+    publish_as(repository, hollow_bundle(tmp_path), 1, labels=("ham", "spam"))
+    repository.deploy(1)
+    settings.train_data.unlink()
+    ended = run_job(settings, database, jobs.enqueue(database, jobs.CHECK, "by the test").id)
+    assert (ended.state, "version 1 was imported" in ended.result["reason"]) == (jobs.SKIPPED, True)
     assert told(database) == []
 
 
