@@ -319,13 +319,19 @@ def _prepare(settings: Settings, _: argparse.Namespace) -> None:
             "First, a quick version is trained; it is served in about three minutes. The full training with %s follows "
             "in the background, where `python app.py` or its scheduler runs, and its version takes over when it passes "
             "the gates. SENTIMENT_FIRST_VERSION=full trains that one before anything is served.",
-            settings.base_model,
+            _base_model(settings),
         )
         _run_step("train", "--quick")
     else:
-        log.info("Training the first version with %s.", settings.base_model)
+        log.info("Training the first version with %s.", _base_model(settings))
         _run_step("train")
     _run_step("export")
+
+
+def _base_model(settings: Settings) -> str:
+    """Return the encoder of the next full training, in words."""
+    is_named = "base_model" in settings.model_fields_set
+    return settings.base_model if is_named else f"{settings.base_model} (MPNet base where the hub cannot be reached)"
 
 
 def _run_step(*arguments: str) -> None:
