@@ -159,7 +159,7 @@ def at_bound(temperature: float) -> str:
     lowest, highest = TEMPERATURES
     if temperature < 1.01 * lowest:
         return (
-            f"The temperature stopped at its bound {lowest:g}: the held-out training texts have few errors or low "
+            f"The temperature stopped at its bound {lowest:g}: the texts that it is fitted on have few errors or low "
             "scores, so scores may not match how often labels are right"
         )
     if temperature > 0.99 * highest:
