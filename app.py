@@ -37,6 +37,7 @@ _FILE_FAULTS = {
     errno.EROFS: ("the disk is read-only", _GIVE_ACCESS),
     errno.EACCES: ("permission denied", _GIVE_ACCESS),
     errno.EPERM: ("permission denied", _GIVE_ACCESS),
+    errno.ENOTDIR: ("a part of the path is not a directory", "Name another path."),
 }
 """Faults of files that a user can mend: the problem and the fix."""
 

@@ -153,6 +153,7 @@ def _build(
         baseline=record.baseline,
         data=record.data,
         quick=record.quick,
+        imported=record.imported,
         packed=not why_unpacked(model.config.to_dict()),
     )
     bundle.save(directory)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from common.errors import PipelineError
 from common.settings import Settings
 from export.parity import reference_probabilities
 from trainer.evaluation import at_bound, calibrated, evaluate, fit_temperature, targets_of, under_thresholds
@@ -37,12 +38,12 @@ def import_classifier(settings: Settings, source: str, labels: Sequence[str], ta
     temperature, validated = 1.0, None
     texts = dataset.val.texts
     if texts:
-        logits = np.log(
-            np.maximum(
-                reference_probabilities(classifier.model, classifier.tokenizer, texts, classifier.max_length, 1.0),
-                np.finfo(np.float32).tiny,
+        scores = reference_probabilities(classifier.model, classifier.tokenizer, texts, classifier.max_length, 1.0)
+        if not np.isfinite(scores).all():
+            raise PipelineError(
+                f"{source} gives scores that are not numbers (NaN), so its weights are damaged. Import a sound copy."
             )
-        )
+        logits = np.log(np.maximum(scores, np.finfo(np.float32).tiny))
         targets = targets_of(dataset.val.labels, names)
         temperature = fit_temperature(logits, targets)
         probabilities = calibrated(logits, temperature)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import PipelineError
 from common.settings import Settings
@@ -57,11 +58,28 @@ def export_standard(settings: Settings, directory: Path) -> None:
     tokenizer.model_max_length = record.max_length
     inputs = dict(tokenizer(_SENTENCES, padding=True, return_tensors="pt"))
     classifier = _Classifier(model, list(inputs), record.temperature)
-    directory.mkdir(parents=True, exist_ok=True)
+    part = directory.with_name(f".{directory.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+    part.mkdir(parents=True)
+    try:
+        _write(classifier, tokenizer, inputs, part)
+        if directory.exists():
+            directory.rmdir()
+        part.rename(directory)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    log.info("Wrote version %d to %s, for optimum and transformers.", record.version, directory)
+
+
+def _write(
+    classifier: _Classifier, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, Tensor], directory: Path
+) -> None:
+    """Write the files, and compare the graph with torch."""
+    config = classifier.model.config
     texts, length = torch.export.Dim("batch_size"), torch.export.Dim("sequence_length")
     shapes = (({0: texts, 1: length},) * len(inputs),)  # of one variadic argument
-    write_graph(classifier, inputs, shapes, "logits", directory / GRAPH, model.config.model_type)
-    model.config.save_pretrained(directory)
+    write_graph(classifier, inputs, shapes, "logits", directory / GRAPH, config.model_type)
+    config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     _name_tokenizer(directory / "tokenizer_config.json", list(inputs))
     session = onnxruntime.InferenceSession(str(directory / GRAPH), providers=["CPUExecutionProvider"])
@@ -73,10 +91,9 @@ def export_standard(settings: Settings, directory: Path) -> None:
         difference = float(np.abs(torch.from_numpy(found).softmax(dim=-1).numpy() - wanted).max())
         if not difference <= LARGEST_DIFFERENCE:
             raise PipelineError(
-                f"{directory / GRAPH} differs from the trained model by {difference:.3g} in a probability, and at most "
+                f"The graph differs from the trained model by {difference:.3g} in a probability, and at most "
                 f"{LARGEST_DIFFERENCE:g} are allowed. Do not use it; train with another encoder."
             )
-    log.info("Wrote version %d to %s, for optimum and transformers.", record.version, directory)
 
 
 def _name_tokenizer(path: Path, inputs: list[str]) -> None:

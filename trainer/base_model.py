@@ -8,7 +8,6 @@ import httpx
 import huggingface_hub
 import torch
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -30,9 +29,6 @@ _MOST_PARAMETERS = 2**29 - 2**22
 """Parameters of float32 that fit into one ONNX file, which holds at most 2 GiB with everything in it."""
 _BAD_PROXY = "a proxy variable is not a valid URL"
 """Replaces the message of httpx, which can quote a part of the proxy's password."""
-
-_FAULTS = (OSError, ValueError, SafetensorError, ImportError, httpx.InvalidURL)
-"""Exceptions of an encoder that cannot be loaded."""
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +62,9 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
         return _replacement(fault, settings, labels)
     try:
         return _load(settings.base_model, settings.base_model_source, settings, labels)
-    except _FAULTS as error:
+    except PipelineError:
+        raise
+    except Exception as error:  # whatever transformers raises about files by strangers
         if is_named:
             raise _not_loaded(settings.base_model, error) from error
         return _replacement(_reason(error), settings, labels)
@@ -93,14 +91,18 @@ def check_base_model(settings: Settings) -> None:
             )
             return
         _described(name, settings.base_model_source)
-    except _FAULTS as error:
+    except PipelineError:
+        raise
+    except Exception as error:
         raise _not_loaded(name, error) from error
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, HFValidationError):
         return "it is neither a directory nor a name that the hub allows."
-    return _BAD_PROXY if isinstance(error, httpx.InvalidURL) else str(error).strip().splitlines()[0]
+    if isinstance(error, httpx.InvalidURL):
+        return _BAD_PROXY
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _not_loaded(name: str, error: Exception) -> PipelineError:

@@ -5,6 +5,7 @@ import json
 import logging
 
 from common.settings import Settings
+from serving.model_repo.repository import ModelRepository
 from trainer.base_tokenizer import load_base_tokenizer
 from trainer.data_report import data_report
 from trainer.dataset import DataCheck, DatasetError, check_data
@@ -41,7 +42,9 @@ def checked_fingerprint(settings: Settings) -> str:
 
 def _check(settings: Settings) -> DataCheck:
     named = settings.model_fields_set & {"train_data", "val_data"}
-    if not named and not settings.train_data.exists() and not settings.val_data.exists():
+    is_empty = not named and not settings.train_data.exists() and not settings.val_data.exists()
+    # A version that is deployed already was made from other data, or imported.
+    if is_empty and not ModelRepository(settings.model_repository).has_record:
         counts = write_sample_data(settings.train_data, settings.val_data, settings.seed)
         log.info(
             "No data files found; made sample data (film and product reviews, MIT licence): %s texts in %s, %s in %s.",

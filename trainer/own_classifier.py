@@ -4,9 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
 import torch
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
@@ -31,9 +29,12 @@ from trainer.base_model import (
 from trainer.base_tokenizer import max_tokens
 from trainer.dataset import Dataset, DatasetError, LabelledTexts, check_data, fingerprint, read_labelled_texts
 from trainer.kept_data import kept_data
-from trainer.labels import label_form, nearest
+from trainer.labels import label_form, nearest, shown
+from trainer.rows import label_fault
 
 _HEAD = "ForSequenceClassification"
+LONGEST_LABEL = 240
+"""Maximum characters of a label."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -46,18 +47,8 @@ def load_classifier(settings: Settings, source: str, labels: Sequence[str]) -> t
         PipelineError: it cannot be loaded or served, is no sequence classifier, or the labels do not fit.
     """
     silence_loading()
-    directory = Path(source).expanduser()
-    if directory.is_dir():
-        _check_files(source, directory)
-    elif source.startswith((".", "/", "~")) or source.count("/") > 1 or directory.exists():
-        raise PipelineError(f"{source} is no directory. Name the directory of a saved classifier, or one of the hub.")
-    elif fault := why_not_available(source):
-        raise PipelineError(
-            f"{source} cannot be imported: there is no such directory, and as a name on the hub, {fault}. Download it "
-            f"where there is a network (`hf download {source} --local-dir DIRECTORY`), and import the directory."
-        )
-    place = str(directory) if directory.is_dir() else source
     try:
+        place = _place(source)
         # Never run code that comes with a model (trust_remote_code), and never read a pickle (use_safetensors).
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         _check_config(source, config)
@@ -68,8 +59,10 @@ def load_classifier(settings: Settings, source: str, labels: Sequence[str]) -> t
         model, found = AutoModelForSequenceClassification.from_pretrained(
             place, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, ImportError, httpx.InvalidURL) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except PipelineError:
+        raise
+    except Exception as error:  # whatever transformers raises about files by strangers
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise PipelineError(
             f"{source} cannot be imported: {reason} A classifier is needed as `save_pretrained` of transformers "
             "writes it: config.json, model.safetensors and tokenizer.json."
@@ -132,20 +125,38 @@ def _check_labels(settings: Settings, source: str, labels: Sequence[str], data_l
         )
 
 
+def _place(source: str) -> str:
+    """Return the directory `source`, or its name on the hub if it can be reached."""
+    directory = Path(source).expanduser()
+    if directory.is_dir():
+        _check_files(source, directory)
+        return str(directory)
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or directory.exists():
+        raise PipelineError(
+            f"{source} is not a directory. Name the directory of a saved classifier, or a classifier on the hub."
+        )
+    if fault := why_not_available(source):
+        raise PipelineError(
+            f"{source} cannot be imported: there is no such directory, and as a name on the hub, {fault}. Download it "
+            f"where there is a network (`hf download {source} --local-dir DIRECTORY`), and import the directory."
+        )
+    return source
+
+
 def _check_files(source: str, directory: Path) -> None:
     if not (directory / "config.json").is_file():
         raise PipelineError(
-            f"{source} contains no config.json, so it is no saved model. Name the directory into which "
+            f"{source} contains no config.json, so it is not a saved model. Name the directory into which "
             "`save_pretrained` of transformers wrote the classifier and its tokenizer."
         )
     if any(directory.glob("*.safetensors")):
         return
     pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
-    problem = (
-        f"its weights are a pickle ({pickles[0]}), which can run code when it is read" if pickles else "no weights"
-    )
+    problem = "it has no weights"
+    if pickles:
+        problem = f"its weights are a pickle ({pickles[0]}), which can run code when it is read"
     raise PipelineError(
-        f"{source} contains no model.safetensors: {problem}. Where you trust it, load it with transformers and save it "
+        f"{source} contains no model.safetensors: {problem}. If you trust it, load it with transformers and save it "
         "with `model.save_pretrained(DIRECTORY)`, which writes safetensors."
     )
 
@@ -186,15 +197,18 @@ def _check_tokenizer(source: str, config: PretrainedConfig, tokenizer: PreTraine
 
 def _labels(source: str, config: PretrainedConfig, given: Sequence[str]) -> tuple[str, ...]:
     configured = sorted((int(index), str(label)) for index, label in (config.id2label or {}).items())
-    names = tuple(given) or tuple(label for _, label in configured)
+    names = tuple(label.strip() for label in given or [label for _, label in configured])
     if len(names) != config.num_labels:
         raise PipelineError(
             f"{source} has {config.num_labels} outputs, and --labels names {len(names)}: {', '.join(names)}. Name one "
             "for each output, in their order."
         )
-    if "" in names or len(set(map(label_form, names))) < len(names):
+    forms = {label_form(name) for name in names}
+    unusable = [name for name in names if label_fault(name) or len(name) > LONGEST_LABEL]
+    if unusable or "" in forms or len(forms) < len(names):
+        told = ", ".join(map(shown, unusable or names))
         raise PipelineError(
-            f"{source} has labels that are empty or the same: {', '.join(names)}. Name one for each output, in their "
-            "order: `--labels negative,positive`."
+            f"{source} has labels that are empty, the same, or cannot be used: {told}. Name one for each output, in "
+            "their order: `--labels negative,positive`."
         )
     return names

@@ -175,11 +175,12 @@ def row_fault(row: LabelledRow) -> str:
         wrong = text_fault(text)
         if wrong is not None:
             return EMPTY_TEXT if wrong == _EMPTY else f"{UNUSABLE_TEXT}: the text {wrong}"
-    return _label_fault(label)
+    return label_fault(label)
 
 
 @lru_cache(maxsize=1024)  # most files have few labels
-def _label_fault(label: str) -> str:
+def label_fault(label: str) -> str:
+    """Return why a label cannot be used; empty if it can."""
     if label.casefold() in _NO_LABELS:
         return MISSING_LABEL
     if error := _SPREADSHEET_ERROR.fullmatch(label):

@@ -116,6 +116,8 @@ def check(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
     if current.problems:
         result["data_problems"] = current.problems
         result["decision"] = "No retraining: the data files cannot be used."
+    elif reasons and not dataset.train.texts:
+        result["decision"] = f"No retraining: there is no training file ({settings.train_data})."
     elif reasons:
         merged = merge(settings, database, dataset)
         result["decision"] = _ask_for_retraining(settings, database, merged.fingerprint, reasons)

@@ -13,8 +13,9 @@ from storage import events
 from storage.database import Database
 from storage.events import EventKind
 from storage.tables import Event, Figures, Job
-from trainer.dataset import DataCheck, Dataset, DatasetError, check_data
+from trainer.dataset import Dataset, DatasetError, check_data
 from trainer.kept_data import KeptFacts, kept_data, kept_facts
+from trainer.own_classifier import judging_data
 
 _NUMBERS = re.compile(r"\([^()]*\)|\d[\d.,]*")
 """Counts, and the lists of counts in parentheses."""
@@ -37,44 +38,55 @@ def current_data(settings: Settings, database: Database, job: Job) -> CurrentDat
     Raises:
         DatasetError: the data files cannot be used, and there is no copy.
     """
-    found = _read(settings)
-    problems = found.problems
+    deployed = _deployed(settings)
+    dataset, problems = _read(settings, deployed)
     unfit = events.data_unfit(database)
     kept = kept_facts(settings)
-    if not problems and found.is_held_out and kept is not None and not kept.is_held_out:
+    if dataset is not None and dataset.is_held_out and kept is not None and not kept.is_held_out:
         # Held-out texts are texts that the deployed version was trained on, and would make it look better.
         problems = [
             f"{settings.val_data}: no such file, and version {kept.version} was made with it. Restore it, or run "
             "`python app.py retrain` to go on with a tenth of the training file in its place"
         ]
-    if found.dataset is not None and not problems:
-        if kept is None or kept.fingerprint != found.dataset.fingerprint:  # otherwise the training has told them
-            found.dataset.log_notes()
+    if dataset is not None and not problems:
+        if kept is None or kept.fingerprint != dataset.fingerprint:  # otherwise the training has told them
+            dataset.log_notes()
         if unfit:
-            _note_fit(database, job, found.dataset, kept)
-        return CurrentData(found.dataset, [])
+            _note_fit(database, job, dataset, kept)
+        return CurrentData(dataset, [])
     copy = kept_data(settings)
-    if kept is None or copy is None or _are_foreign(settings, kept.labels):
+    # A version that was imported may have other labels than the one whose data were kept.
+    are_foreign = kept is not None and deployed is not None and set(kept.labels).isdisjoint(deployed.labels)
+    if kept is None or copy is None or are_foreign:
         raise DatasetError(problems)
     _note_unfit(database, job, problems, kept.version, unfit)
     return CurrentData(copy, problems)
 
 
-def _are_foreign(settings: Settings, labels: tuple[str, ...]) -> bool:
-    """Return whether the deployed version has none of these labels: it was imported, and the copy is another one's."""
+def _deployed(settings: Settings) -> Bundle | None:
     repository = ModelRepository(settings.model_repository)
     with suppress(PipelineError):  # a damaged version is reported where it is loaded
         if deployed := repository.deployed():
-            return set(labels).isdisjoint(Bundle.load(repository.version_directory(deployed)).labels)
-    return False
+            return Bundle.load(repository.version_directory(deployed))
+    return None
 
 
-def _read(settings: Settings) -> DataCheck:
+def _read(settings: Settings, deployed: Bundle | None) -> tuple[Dataset | None, list[str]]:
+    """Return the data of the files, or else what is wrong with them. An imported version needs no training file."""
+    if deployed is not None and deployed.imported:
+        try:
+            dataset = judging_data(settings, deployed.base_model, deployed.labels)
+        except DatasetError as error:
+            return None, error.problems
+        except PipelineError as error:  # the files have other labels
+            return None, [str(error)]
+        return (dataset, []) if dataset.val.texts else (None, ["there are no texts with labels"])
     try:
-        return check_data(settings)
+        found = check_data(settings)
     except PipelineError as error:  # a check needs no list of rejected rows
         log.warning("%s", error)
-        return check_data(settings, write_list=False)
+        found = check_data(settings, write_list=False)
+    return found.dataset, found.problems
 
 
 def _note_unfit(database: Database, job: Job, problems: list[str], version: int, last: Event | None) -> None:

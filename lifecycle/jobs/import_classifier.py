@@ -22,7 +22,6 @@ from storage.versions import add_verdicts, add_version
 from trainer.kept_data import keep
 from trainer.own_classifier import judging_data
 from trainer.tracking import Tracking
-from trainer.train import replace_directory
 
 LEASE_S = 60.0
 
@@ -70,13 +69,14 @@ def _import(settings: Settings, database: Database, source: str, labels: Sequenc
     repository = ModelRepository(settings.model_repository)
     champion = repository.deployed()
     directory.mkdir(parents=True)
-    # The files of the deployed model stay until another takes its place.
-    own = settings.model_copy(update={"model_dir": directory / "model"})
+    model = directory / "model"
+    # The files of a deployed model stay until another takes its place.
+    own = settings if champion is None else settings.model_copy(update={"model_dir": model})
     record = import_classifier(own, source, labels, repository.published())
     version = record.version
     export(own)
-    if champion is None:
-        replace_directory(settings.model_dir, own.model_dir)
+    champion = repository.deployed()  # it may have changed meanwhile
+    if champion is None or champion == version:
         return Imported(version, "is deployed; `python app.py` serves it")
     dataset = judging_data(settings, source, record.labels)
     data = evaluation_data(settings, database, dataset)
@@ -98,10 +98,10 @@ def _import(settings: Settings, database: Database, source: str, labels: Sequenc
     reason = f"{source} was imported and passed every gate"
     if settings.release != "at-once":
         try_live(settings, database, version, settings.release, reason)
-        take_over(settings, database, version, own.model_dir, settings.release)
+        take_over(settings, database, version, model, settings.release)
         return Imported(version, f"passed every gate; its {settings.release} has started")
     before = Bundle.load(repository.version_directory(champion)).metrics
     promote(settings, database, version, reason, {"before": before, "after": figures_of(verdicts)}, only_from=champion)
     keep(settings, version, dataset)
-    take_over(settings, database, version, own.model_dir, None)
+    take_over(settings, database, version, model, None)
     return Imported(version, "passed every gate and is deployed")

@@ -90,6 +90,8 @@ class Bundle:
     """Rows of the files `train` and `val` that the version was made from. Older bundles do not have this field."""
     quick: bool = False
     """True for a quick first version, which the full training is to replace. Older bundles do not have this field."""
+    imported: bool = False
+    """True for a classifier that was fine-tuned elsewhere. Older bundles do not have this field."""
     packed: bool = True
     """True if several texts may share a row of the graphs; all do in older bundles, which do not have this field."""
 

@@ -103,6 +103,9 @@ def test_an_imported_classifier_serves_and_another_takes_over_if_it_passes_the_g
         # No training is begun over it.
         assert [event["kind"] for event in served.ask("GET", "/events").json()] == ["deployed"]
         assert "No check: version 1 was imported, and there are no data" in shell.run("python app.py check")
+        with pytest.raises(AssertionError, match="no such file"):
+            shell.run("python app.py data")
+        assert not (shell.directory / "train_sentiment_data.csv").exists(), "sample data would be other data"
         # There is nothing to compare both on.
         assert "thresholds, comparison, slices cannot judge it, so version 1 stays" in shell.run(IMPORT)
 
@@ -112,6 +115,8 @@ def test_an_imported_classifier_serves_and_another_takes_over_if_it_passes_the_g
         assert served.version() == 3
         assert served.process is not None
         assert Bundle.load(served.repository.version_directory(3)).metrics["accuracy"] == 1.0
+        checked = shell.run("python app.py check")
+        assert re.search(rf"^validation +{len(texts)} +1\.0000", checked, flags=re.MULTILINE), checked
         with pytest.raises(AssertionError, match=r"Version 4 was rejected by thresholds, .*; version 3 stays deployed"):
             shell.run(IMPORT + " --labels spam,ham")
         assert served.version() == 3

@@ -85,9 +85,16 @@ def with_other_tokenizer(directory: Path) -> None:
         pytest.param(lambda own: configured(own, model_type="vit"), "'vit', for which .*bert", id="family of pictures"),
         pytest.param(lambda own: configured(own, model_type="t5"), "encoder and a decoder", id="decoder"),
         pytest.param(
-            lambda own: configured(own, id2label={"0": "Spam", "1": "spam"}), "the same: Spam, spam", id="equal labels"
+            lambda own: configured(own, id2label={"0": "Spam", "1": "spam"}),
+            "the same.*: 'Spam', 'spam'",
+            id="equal labels",
         ),
-        pytest.param(lambda own: shutil.rmtree(own), "is no directory", id="no directory"),
+        pytest.param(
+            lambda own: configured(own, id2label={"0": "#N/A", "1": "spam"}), "cannot be used: '#N/A'", id="no label"
+        ),
+        pytest.param(lambda own: configured(own, n_heads=0), "cannot be imported: ", id="no attention heads"),
+        pytest.param(lambda own: configured(own, id2label=["a", "b"]), "cannot be imported: ", id="list of labels"),
+        pytest.param(lambda own: shutil.rmtree(own), "is not a directory", id="no directory"),
     ],
 )
 def test_what_cannot_be_imported_is_said_with_the_fix(
