@@ -1,6 +1,7 @@
 """Imports a classifier that was fine-tuned elsewhere, and deploys it or puts it through the gates."""
 
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,10 +49,11 @@ def import_version(settings: Settings, database: Database, source: str, labels: 
         PipelineError: it cannot be imported, exported or tried, or a retraining or another import runs.
     """
     directory = settings.state_dir / "import"
-    with leases.held(database, jobs.RETRAIN, LEASE_S) as is_held:
+    with leases.held(database, jobs.RETRAIN, LEASE_S, on_loss=_die) as is_held:
         if not is_held:
             with database.reading() as session:
-                running = next((job for job in jobs.active(session) if job.kind == jobs.RETRAIN), None)
+                retrainings = [job for job in jobs.active(session) if job.kind == jobs.RETRAIN]
+                running = next((job for job in retrainings if job.state == jobs.RUNNING), None)
             raise PipelineError(
                 f"A retraining runs, job {running.id}. Wait until it has ended, or end it with `python app.py cancel "
                 f"{running.id}`; then import the classifier."
@@ -63,6 +65,11 @@ def import_version(settings: Settings, database: Database, source: str, labels: 
             return _import(settings, database, source, labels, directory)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _die() -> None:
+    log.critical("The lease for the import was lost. Another process may train or import, so this process ends.")
+    os._exit(1)
 
 
 def _import(settings: Settings, database: Database, source: str, labels: Sequence[str], directory: Path) -> Imported:
