@@ -185,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="in CSV, put ' before cells that a spreadsheet would run as a formula",
     )
-    scoring.add_argument("--version", type=int, help="version of the model (default: the deployed one)")
+    scoring.add_argument("--version", type=_version_number, help="version of the model (default: the deployed one)")
     scoring.add_argument("--overwrite", action="store_true", help="replace an existing output")
     scoring.add_argument("--ray", metavar="ADDRESS", help="address of a Ray cluster that does the work")
     _add_loop(add)
@@ -203,6 +203,16 @@ def _late(module: str, name: str) -> Command:
     return command
 
 
+def _version_number(given: str) -> int:
+    """Return the number of a version that the command line names."""
+    try:
+        return int(given)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{given!r} is not the number of a version. `python app.py models` lists the versions."
+        ) from None
+
+
 def _add_loop(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
     """Add the commands for evaluation, retraining, versions, events, feedback, jobs and keys."""
     run = partial(_late, "lifecycle.cli.commands")
@@ -213,7 +223,7 @@ def _add_loop(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> No
     ):
         add(name, run(name), text).add_argument("--json", action="store_true", help="print JSON")
     promote = add("promote", run("promote"), "deploy a version, whatever the gates said about it")
-    promote.add_argument("version", type=int)
+    promote.add_argument("version", type=_version_number)
     add("rollback", run("rollback"), "deploy the previous version again")
     events = add("events", run("list_events"), "show what the pipeline did, and why")
     events.add_argument("--limit", type=int, default=30, help="number of newest events (default: %(default)s)")
@@ -260,7 +270,7 @@ def _add_release(add: Callable[[str, Command, str], argparse.ArgumentParser]) ->
         ("canary", "canary release: answer a growing share of live texts with a version, then promote it"),
         ("stop", "end the shadow or canary release of a version"),
     ):
-        add(name, run(name), text).add_argument("version", type=int)
+        add(name, run(name), text).add_argument("version", type=_version_number)
     tried = add("release", run("show_release"), "show the current or last shadow or canary release and its results")
     tried.add_argument(
         "--texts", type=int, default=0, metavar="N", help="list N texts on which the two versions differ"

@@ -329,9 +329,11 @@ class _Server(uvicorn.Server):
     def stop(self) -> None:
         """Refuse new requests and shut down after the accepted ones; at the second call, shut down at once."""
         if self._ending is None:
-            log.info(
-                "Shutting down after %d requests in progress; a second signal stops at once.", self._under_way.count
-            )
+            if count := self._under_way.count:
+                requests = f"{count:,} requests" if count != 1 else "1 request"
+                log.info("Shutting down after %s in progress; a second signal stops at once.", requests)
+            else:
+                log.info("Shutting down; no requests in progress.")
             self._ending = asyncio.create_task(self._end_in_order())
         else:
             self.should_exit = self.force_exit = True

@@ -106,7 +106,7 @@ def prove_variants(
         for proof in proofs
     ]
     for proof in checked:
-        _log(proof)
+        _log(proof, fastest)
         if proof.refused and proof.variant.graph != FLOAT_GRAPH:
             for file in directory.glob(f"{Path(proof.variant.graph).stem}.*"):
                 file.unlink()
@@ -213,12 +213,24 @@ def too_slow(int8: Proof, fastest_float: Proof) -> str:
     return f"it is {gain:.2f} times as fast as {fastest_float.variant}; {LEAST_INT8_GAIN} are needed"
 
 
-def _log(proof: Proof) -> None:
+def _log(proof: Proof, fastest_float: Proof) -> None:
+    if proof.precision == INT8 and proof.refused and proof.refused == too_slow(proof, fastest_float):
+        gain = proof.tokens_per_s / fastest_float.tokens_per_s
+        log.info(
+            "%s is not used, because it is %s (%.2f times as fast as %s; %g are needed).",
+            proof.variant,
+            "slower" if gain < 1 else "hardly faster",
+            gain,
+            fastest_float.variant,
+            LEAST_INT8_GAIN,
+        )
+        return
     if proof.refused:
         log.warning("%s is refused: %s.", proof.variant, proof.refused)
         return
     log.info(
-        "%s: of %s texts in %d mixes, %s get another label than by %s, and %s near ties; macro F1 %.4f; %s tokens/s.",
+        "%s: of %s texts in %d mixes, %s get another label than by %s, and %s near ties; macro F1 on these "
+        "texts %.4f; %s tokens/s.",
         proof.variant,
         f"{proof.texts:,}",
         proof.mixes,

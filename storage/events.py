@@ -111,7 +111,9 @@ def _body(event: Event) -> str:
 
 def _format_figure(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.4f}"
+        return f"{value:,.0f}" if value > 1 and value.is_integer() else f"{value:,.4f}"  # a count may be a float
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_format_figure(item)}" for name, item in value.items())
     if isinstance(value, list):

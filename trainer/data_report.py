@@ -127,7 +127,8 @@ class DataReport:
             shares = [f"{script} {_percent(share)}" for script, share in self.scripts.items() if share >= _RARE_SCRIPT]
             lines.append(f"scripts           {', '.join(shares)}")
         if self.suspects:
-            lines.append(f"suspicious labels {self.suspects.rows}, listed in {self.suspects.path} by the last training")
+            rows = f"the {self.suspects.rows} most suspicious" if self.suspects.is_full else self.suspects.rows
+            lines.append(f"suspicious labels {rows}, listed in {self.suspects.path} by the last training")
         return lines
 
 

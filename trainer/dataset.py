@@ -216,7 +216,7 @@ def _check(settings: Settings, rejected: RejectedRows, path: Path) -> DataCheck:
         paths = " and ".join(str(file.path) for file in files)
         problems = [
             f"{paths}: {len(numbers):,} different labels. Does the label column contain texts? "
-            "Set SENTIMENT_LABEL_COLUMN to another column"
+            "Set SENTIMENT_LABEL_COLUMN to another column."
         ]
     if not problems:
         problems = leave_out_small_classes(train, None if is_held_out else val, numbers, notes)
@@ -287,7 +287,7 @@ def _too_many_rejected(settings: Settings, file: FileRows, path: Path, besides: 
     return (
         f"{file.path}: {rejected:,} of {count(rows, 'row')} cannot be used ({_reasons(counts)}), more than the "
         f"share SENTIMENT_MAX_REJECTED={settings.max_rejected:g} allows. {path} lists them. Repair the rows, or raise "
-        "SENTIMENT_MAX_REJECTED"
+        "SENTIMENT_MAX_REJECTED."
     )
 
 

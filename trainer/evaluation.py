@@ -61,7 +61,7 @@ def under_thresholds(
         value, was = figures[name], before[name] if before else 1.0
         if value < least and (was >= least or value < was - LARGEST_LOSS):
             told = "macro F1" if name == "macro_f1" else name
-            problems.append(f"{told} on {where} is {value:.4f}, under {least:g} ({figures['texts']:.0f} texts)")
+            problems.append(f"{told} on {where} is {value:.4f}, under {least:g} ({figures['texts']:,.0f} texts)")
     return problems
 
 

@@ -150,15 +150,16 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
             )
         chosen = replace(chosen, steps=max(least, min(affordable, chosen.steps)))
         hyperparameters["max_steps"] = chosen.steps
+    epochs = round(chosen.steps / chosen.steps_per_epoch, 2)
     log.info(
-        "Fine-tuning %s (%.1fM parameters) on %s texts, with %s for choosing the best state, for %s steps (%g epochs), "
+        "Fine-tuning %s (%.1fM parameters) on %s texts, with %s for choosing the best state, for %s steps%s, "
         "with a learning rate of %g, %d threads%s, in %s.",
         base.name,
         base.model.num_parameters() / 1e6,
         f"{len(train):,}",
         f"{len(selection):,}",
         f"{chosen.steps:,}",
-        round(chosen.steps / chosen.steps_per_epoch, 2),
+        "" if quick else f" ({epochs:g} {'epoch' if epochs == 1 else 'epochs'})",  # of a quick one, a small part
         chosen.learning_rate,
         torch.get_num_threads(),
         f" in each of {processes.count} processes" if processes.count > 1 else "",

@@ -86,7 +86,7 @@ class FileRows:
             self.problem = str(error)
             return
         if not self._read:
-            self.problem = f"{self.path} has a header but no rows. Add rows"
+            self.problem = f"{self.path} has a header but no rows. Add rows."
         self._settle_contradictions()
 
     def _add(self, row: LabelledRow) -> None:

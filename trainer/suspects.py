@@ -34,6 +34,11 @@ class SuspectList:
     path: Path
     rows: int
 
+    @property
+    def is_full(self) -> bool:
+        """True if there may be more suspects than the list has room for."""
+        return self.rows >= MOST_ROWS
+
 
 def write_suspects(settings: Settings, suspects: Sequence[Suspect]) -> SuspectList:
     """Replace the list with the first `MOST_ROWS` suspects; without any, only the header is written.

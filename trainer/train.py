@@ -189,9 +189,9 @@ def _list_suspects(
         log.info("No label is probably wrong.")
         return listed
     log.info(
-        "Labels that are probably wrong: %d. %s lists them, the most suspicious first. No row was removed: correct the "
+        "Labels that are probably wrong: %s. %s lists them, the most suspicious first. No row was removed: correct the "
         "data files where the list is right.",
-        listed.rows,
+        f"the {listed.rows} most suspicious" if listed.is_full else listed.rows,
         listed.path,
     )
     return listed

@@ -14,8 +14,9 @@ def add(settings: Settings, options: argparse.Namespace) -> None:
     """Create a key and print it alone, so that the output can be piped into a secret store."""
     key = add_key(Database(settings.database), options.name, [Scope(scope) for scope in options.scope])
     log.info(
-        "Created the key %s with the scopes %s. It is shown only now:",
+        "Created the key %s with the scope%s %s. It is shown only now:",
         options.name,
+        "s" if len(options.scope) != 1 else "",
         _join(options.scope),
     )
     print(key)
@@ -25,7 +26,7 @@ def list_keys(settings: Settings, _: argparse.Namespace) -> None:
     """Print the valid keys."""
     keys = valid_keys(Database(settings.database))
     if not keys:
-        print("Nothing yet.")
+        print("No keys yet.")
     for key in keys:
         print(f"{key.name}  {_join(key.scopes)}  since {key.created_at:%Y-%m-%d %H:%M} UTC")
 

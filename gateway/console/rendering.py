@@ -84,7 +84,9 @@ def plain(value: object) -> str:
         return ", ".join(map(plain, value))
     if value is None or isinstance(value, bool):
         return {None: NOTHING, True: "yes", False: "no"}[value]
-    return figure(value, 4 if isinstance(value, float) else 0) if isinstance(value, int | float) else str(value)
+    if isinstance(value, float) and not (value > 1 and value.is_integer()):  # a count may be a float
+        return figure(value, 4)
+    return figure(value, 0) if isinstance(value, int | float) else str(value)
 
 
 def iso(time: datetime | None) -> str:

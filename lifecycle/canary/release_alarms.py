@@ -88,8 +88,8 @@ def _disagreement(settings: Settings, champion: int, name: str, part: Figures) -
     if texts < LEAST_TEXTS or _interval(differ, texts)[0] <= settings.release_max_disagreement:
         return ""
     return (
-        f"disagreement: {differ} of {texts} texts ({_lengths(name)}) got another label than from version {champion}; "
-        f"the limit is {settings.release_max_disagreement:.1%}"
+        f"disagreement: {differ:,} of {texts:,} texts ({_lengths(name)}) got another label than from version "
+        f"{champion}; the limit is {settings.release_max_disagreement:.1%}"
     )
 
 
@@ -103,7 +103,7 @@ def _loss(settings: Settings, name: str, part: Figures) -> str:
         return ""
     return (
         f"estimated accuracy: {part['challenger'] / texts:.4f} instead of {part['champion'] / texts:.4f} on "
-        f"{texts} texts ({_lengths(name)})"
+        f"{texts:,} texts ({_lengths(name)})"
     )
 
 
@@ -112,7 +112,7 @@ def _feedback(champion: int, champion_right: int, challenger_right: int) -> str:
     if not texts or binomtest(champion_right, texts, alternative="greater").pvalue >= _CHANCE:
         return ""
     return (
-        f"feedback: of {texts} texts with different labels, version {champion} is right on {champion_right}, "
+        f"feedback: of {texts:,} texts with different labels, version {champion} is right on {champion_right}, "
         f"and this version on {challenger_right}"
     )
 

@@ -40,7 +40,7 @@ def check(settings: Settings, options: argparse.Namespace) -> None:
         print(f"No check: {job.result['reason']}.")
         return
     rows = [
-        [name, str(found["texts"])]
+        [name, f"{found['texts']:,.0f}"]
         + [f"{found[figure]:.4f}" for figure in ("accuracy", "macro_f1", "calibration_error")]
         + [", ".join(f"{label} {f1:.4f}" for label, f1 in found["f1_by_label"].items())]
         for name in ("validation", "feedback")
@@ -52,7 +52,7 @@ def check(settings: Settings, options: argparse.Namespace) -> None:
         rows = [
             [
                 name,
-                str(part["texts"]),
+                f"{part['texts']:,.0f}",
                 _interval(part["accuracy"]),
                 _interval(part["macro_f1"]),
                 ", ".join(f"{label} {_interval(f1)}" for label, f1 in part["f1_by_label"].items()),
@@ -135,11 +135,16 @@ def models(settings: Settings, options: argparse.Namespace) -> None:
         ]
         for model in found
     ]
-    print_table(["version", "alias", "accuracy", "macro F1", "gates", "deployed (UTC)", "on disk"], rows)
+    print_table(
+        ["version", "alias", "accuracy", "macro F1", "gates", "deployed (UTC)", "on disk"], rows, "No versions yet."
+    )
 
 
 def list_events(settings: Settings, options: argparse.Namespace) -> None:
     """Print the newest events, the latest last."""
+    kinds = [kind.value for kind in events.EventKind]
+    if options.kind is not None and options.kind not in kinds:
+        raise PipelineError(f"--kind {options.kind}: there is no such kind of event. Choose one of {', '.join(kinds)}.")
     found = events.newest(_open(settings), options.limit, options.kind)[::-1]
     if options.json:
         print_json([events.as_json(event) for event in found])
@@ -167,7 +172,11 @@ def suggest(settings: Settings, options: argparse.Namespace) -> None:
     else:
         rows = [[f"{item.label} {item.score:.2f}", item.text] for item in found.texts]
         print_table(["prediction", "text"], rows)
-        print(f"Drawn from {found.considered:,} sampled texts that have no label and are not held out.")
+        print(
+            f"Drawn from {found.considered:,} sampled texts that have no label and are not held out."
+            if found.considered != 1
+            else "Drawn from 1 sampled text that has no label and is not held out."
+        )
 
 
 def run_waiting_job(settings: Settings, options: argparse.Namespace) -> None:

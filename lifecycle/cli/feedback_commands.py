@@ -81,7 +81,7 @@ def _list_sources(settings: Settings, as_json: bool) -> None:
         ]
         for item in found
     ]
-    print_table(["source", "rows", "MiB", "trusted", "in quarantine, because"], rows)
+    print_table(["source", "rows", "MiB", "trusted", "quarantine"], rows)
 
 
 def _withdraw(settings: Settings, options: argparse.Namespace) -> None:
@@ -90,8 +90,9 @@ def _withdraw(settings: Settings, options: argparse.Namespace) -> None:
         count = withdrawal.withdraw_row(database, options.id, options.erase, _REASON)
     else:
         count = withdrawal.withdraw_source(database, _needed_source(options), options.erase, _REASON)
-    erased = " and their texts erased" if options.erase else ""
-    print(f"{count:,} rows of feedback were withdrawn{erased}; no model learns from them again.")
+    erased = f" and {'their texts' if count != 1 else 'its text'} erased" if options.erase else ""
+    rows = f"{count:,} rows of feedback were" if count != 1 else "1 row of feedback was"
+    print(f"{rows} withdrawn{erased}; no model learns from {'them' if count != 1 else 'it'} again.")
 
 
 def _needed_source(options: argparse.Namespace) -> str:

@@ -11,10 +11,13 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns as wide as their content; the last column is wrapped to the rest of the terminal's width."""
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str = "Nothing yet.") -> None:
+    """Print columns as wide as their content; the last column is wrapped to the rest of the terminal's width.
+
+    Without rows, print `empty`.
+    """
     if not rows:
-        print("Nothing yet.")
+        print(empty)
         return
     widths = [max(len(row[column]) for row in [columns, *rows]) for column in range(len(columns) - 1)]
     left = max(shutil.get_terminal_size((120, 40)).columns - sum(widths) - 2 * len(widths), 30)

@@ -46,12 +46,12 @@ def show_release(settings: Settings, options: argparse.Namespace) -> None:
     if times := call_ms(figures):
         print(
             f"Mean time of a call: {times[0]:.1f} ms, with version {found.champion} {times[1]:.1f} ms "
-            f"({figures['calls']} calls)."
+            f"({figures['calls']:,} calls)."
         )
     failed = figures.get("failed", 0)
-    print(f"{failed} of its {failed + figures.get('answered', 0)} predictions failed.")
+    print(f"{failed:,} of its {failed + figures.get('answered', 0):,} predictions failed.")
     rows = [
-        [part.name, str(part.texts), f"{part.differ:.1%}", f"{part.challenger:.4f}", f"{part.champion:.4f}"]
+        [part.name, f"{part.texts:,}", f"{part.differ:.1%}", f"{part.challenger:.4f}", f"{part.champion:.4f}"]
         for part in parts_of(figures)
     ]
     print_table(["texts", "compared", "differ", "estimated accuracy", f"of version {found.champion}"], rows)

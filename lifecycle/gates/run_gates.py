@@ -105,7 +105,7 @@ def _tried(data: EvaluationData, champion: Answers, candidate: Answers) -> GateV
         ],
     }
     return GateVerdict(
-        "trial", True, f"A separate Triton loaded it and classified {len(candidate.labels)} texts.", figures
+        "trial", True, f"A separate Triton loaded it and classified {len(candidate.labels):,} texts.", figures
     )
 
 

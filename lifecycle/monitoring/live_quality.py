@@ -44,7 +44,7 @@ class LiveQuality:
     def problems(self, settings: Settings) -> list[str]:
         """Return the figures whose interval is entirely under a threshold, in words."""
         return [
-            f"estimated {figure} on {self.all.texts} live texts is {value}, below {least:g}"
+            f"estimated {figure} on {self.all.texts:,} live texts is {value}, below {least:g}"
             for figure, value, least in (
                 ("accuracy", self.all.accuracy, settings.min_accuracy),
                 ("macro F1", self.all.macro_f1, settings.min_macro_f1),

@@ -30,7 +30,9 @@ version_policy: {{ specific: {{ versions: [ {version} ] }} }}
 dynamic_batching {{ max_queue_delay_microseconds: 0 }}
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 """
-NOT_DEPLOYED = "No model is deployed yet. Run `python app.py` to train, export and serve one."
+NOT_DEPLOYED = (
+    "No model is deployed yet. Run `python app.py` to train, export and serve one, or wait, if it is training already."
+)
 _TICKET = 'parameters: {{ key: "{key}" value: {{ string_value: "{ticket}" }} }}\n'
 
 

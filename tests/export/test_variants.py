@@ -1,5 +1,6 @@
 """A variant is used only if it agrees with the trained model; one that does not is refused, and the others stay."""
 
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -255,14 +256,25 @@ def test_int8_that_is_right_and_faster_is_kept(
 
 
 def test_int8_that_is_not_faster_is_refused_and_leaves_no_file(
-    bundle: Path, calibration: list[Inputs], validation: Validation, monkeypatch: pytest.MonkeyPatch
+    bundle: Path,
+    calibration: list[Inputs],
+    validation: Validation,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     Speeds(monkeypatch, int8=1050.0)
     loosen(monkeypatch)
     before = {file.name for file in bundle.iterdir()}
+    caplog.set_level(logging.INFO)
     refused = [proof for proof in prove_variants(bundle, validation, calibration, Wanted()) if proof.precision == INT8]
     assert refused
     assert all("1.05 times as fast as" in proof.refused for proof in refused)
+    told = [
+        (record.levelname, record.getMessage()) for record in caplog.records if "is not used" in record.getMessage()
+    ]
+    assert [level for level, _ in told] == ["INFO"] * len(refused), "it is no fault"
+    assert all("is not used, because it is hardly faster (1.05 times as fast as" in message for _, message in told)
+    assert not [record for record in caplog.records if "is refused" in record.getMessage()]
     assert {file.name for file in bundle.iterdir()} == before
 
 

@@ -60,7 +60,11 @@ def test_people_get_mails_only_of_what_they_should_know(database: Database) -> N
 
 
 def test_a_mail_tells_the_message_and_the_figures(database: Database) -> None:
-    figures = {"accuracy": 0.91234, "before": {"macro_f1": 0.5, "texts": 7}, "worst": ["short", 0.25]}
+    figures = {
+        "accuracy": 0.91234,
+        "before": {"macro_f1": 0.5, "texts": 1305.0, "rows": 2305},
+        "worst": ["short", 0.25],
+    }
     with database.transaction() as session:
         event = events.record(session, EventKind.STALE, "It is stale: how.\nAnd why.", figures, version=3)
     (mail,) = events.due_mails(database)
@@ -72,7 +76,7 @@ def test_a_mail_tells_the_message_and_the_figures(database: Database) -> None:
         f"When: {event.at:%Y-%m-%d %H:%M:%S} UTC",
         "Version: 3",
         "accuracy: 0.9123",
-        "before: macro_f1 0.5000, texts 7",
+        "before: macro_f1 0.5000, texts 1,305, rows 2,305",
         "worst: short; 0.2500",
     ]
 

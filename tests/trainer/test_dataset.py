@@ -187,7 +187,7 @@ def test_too_many_rejected_rows_are_an_error_with_reasons_and_list(settings: Set
     assert problems_of(settings) == [
         "train.csv: 5 of 45 rows cannot be used (empty text 3, missing label 1, wrong number of fields 1), more than "
         "the share SENTIMENT_MAX_REJECTED=0.1 allows. state/rejected_rows.csv lists them. Repair the rows, or raise "
-        "SENTIMENT_MAX_REJECTED"
+        "SENTIMENT_MAX_REJECTED."
     ]
     assert [row[1] for row in rejected(settings)] == [42, 43, 44, 45, 46]
     assert len(load_dataset(with_(settings, max_rejected=0.12)).train.texts) == 40

@@ -84,7 +84,7 @@ def test_of_right_labels_none_is_listed(tmp_path: Path) -> None:
     assert last_suspects(settings) is None
     found = find_suspects(learnt, (selection, judged(selection)), (val, judged(val)), LABELS)
     listed = write_suspects(settings, found)
-    assert (listed.rows, last_suspects(settings)) == (0, listed)
+    assert (listed.rows, listed.is_full, last_suspects(settings)) == (0, False, listed)
     assert listed.path.read_text() == "data,text,label,suggested_label,label_score,suggested_score\n"
 
 
@@ -92,7 +92,7 @@ def test_the_list_holds_the_first_ones_is_private_and_runs_no_formula(tmp_path: 
     settings = Settings(state_dir=tmp_path)
     suspects = [Suspect("training", f'=1+{number}\n"a"', "-1", "1", 0.1, 0.87654) for number in range(MOST_ROWS + 1)]
     listed = write_suspects(settings, suspects)
-    assert (listed.rows, last_suspects(settings)) == (MOST_ROWS, listed)
+    assert (listed.rows, listed.is_full, last_suspects(settings)) == (MOST_ROWS, True, listed)
     assert listed.path.stat().st_mode & 0o077 == 0
     with listed.path.open(newline="") as file:
         found = list(csv.reader(file))[1:]

@@ -22,6 +22,8 @@ SHOWN = 50
 EXPORTED = 10_000
 _MOST_CHARACTERS = 200
 _MOST_DIGITS = 18
+_NAMES = {"macro_f1": "macro F1", "f1_by_label": "F1 by label", "calibration_error": "calibration error"}
+"""Names of figures for people; other names stay, because labels are names too."""
 
 
 class Filter(NamedTuple):
@@ -67,10 +69,11 @@ async def export(page_request: PageRequest) -> Response:
 
 
 def flat(figures: Figures, prefix: str = "") -> dict[str, object]:
-    """Flatten nested figures; their names are joined, as in `validation accuracy`."""
+    """Flatten nested figures; their names are joined, as in `validation macro F1`."""
     found: dict[str, object] = {}
     for name, value in figures.items():
-        found |= flat(value, f"{prefix}{name} ") if isinstance(value, dict) else {prefix + name: value}
+        shown = prefix + _NAMES.get(name, name)
+        found |= flat(value, f"{shown} ") if isinstance(value, dict) else {shown: value}
     return found
 
 

@@ -116,6 +116,24 @@ def test_a_second_rollback_names_the_step_forward(desk: Desk) -> None:
 
 
 @in_the_database
+def test_an_unknown_kind_of_events_is_an_error_that_lists_the_kinds(desk: Desk) -> None:
+    status, _, told = desk.run("events", "--kind", "foo")
+    assert status == 1
+    assert told.startswith("error: --kind foo: there is no such kind of event. Choose one of checked, stale, ")
+    assert desk.run("events", "--kind", "checked")[0] == 0
+
+
+@pytest.mark.parametrize("command", ["promote", "shadow", "canary", "stop"])
+def test_a_version_that_is_no_number_is_an_error_that_says_where_versions_are(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        app.main([command, "x"])
+    told = capsys.readouterr().err
+    assert "argument version: 'x' is not the number of a version. `python app.py models` lists the versions." in told
+
+
+@in_the_database
 def test_the_newest_version_comes_first(desk: Desk) -> None:
     _, printed, _ = desk.run("models")
     assert [line.split()[0] for line in printed.splitlines()[1:]] == ["2", "1"]

@@ -33,8 +33,8 @@ def test_a_better_candidate_passes_though_both_are_under_the_thresholds() -> Non
     verdict = judged(0.695, 0.73)
     assert verdict.passed
     assert verdict.message == (
-        "Under a threshold: accuracy on validation is 0.7300, under 0.8 (1000 texts); "
-        "macro F1 on validation is 0.7300, under 0.8 (1000 texts). "
+        "Under a threshold: accuracy on validation is 0.7300, under 0.8 (1,000 texts); "
+        "macro F1 on validation is 0.7300, under 0.8 (1,000 texts). "
         "Version 1 misses it as well, and the candidate is better: "
         "over all texts, accuracy 0.6950 → 0.7300, macro F1 0.6950 → 0.7300."
     )

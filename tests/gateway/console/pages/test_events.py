@@ -9,6 +9,7 @@ from common.settings import Settings
 from lifecycle.deployment import promotion
 from storage import events, jobs
 from storage.events import EventKind
+from storage.tables import Figures
 from tests.gateway.console.conftest import INJECTED, Page
 from tests.gateway.routes.test_feedback import Gateway
 
@@ -45,13 +46,15 @@ def test_the_newest_come_first_with_their_figures(console: Gateway) -> None:
 def test_what_an_event_is_about_is_separated_and_numbers_are_readable(console: Gateway) -> None:
     with console.database.transaction() as session:
         job = jobs.enqueue(console.database, jobs.CHECK, "a test").id
-        figures = {"rows": 12345, "share": 1234.5, "interval": [0.85, 0.9], "kept": True, "none": None}
+        figures: Figures = {"rows": 12345, "share": 1234.5, "interval": [0.85, 0.9], "kept": True, "none": None}
+        figures |= {"validation": {"texts": 1305.0, "macro_f1": 1.0, "f1_by_label": {"very_good": 0.5}}}
         events.record(session, EventKind.STALE, "Of a job.", figures, job_id=job)
         events.record(session, EventKind.CHECKED, "Of both.", version=3, job_id=job)
     text = Page(console.http.get(EVENTS)).text
     assert f"checked version 3 · job {job} Of both." in text
     assert f"stale job {job} Of a job." in text
     assert "rows 12,345 share 1,234.5000 interval 0.8500, 0.9000 kept yes none –" in text
+    assert "validation texts 1,305 validation macro F1 1.0000 validation F1 by label very_good 0.5000" in text
 
 
 def test_they_are_filtered_by_kind_and_words(console: Gateway) -> None:

@@ -46,7 +46,7 @@ def test_it_tells_how_predictions_do(console: Gateway) -> None:
     told = shown(console)
     assert re.search(r"Requests [1-9]\d*\.\d /s", told)
     assert re.search(r"Median \d+(\.\d+)? ms", told)
-    assert "Errors 0.00 % 0 requests since the start" in told
+    assert "Errors 0.00 % 0 failed requests since the start" in told
     assert "Queue 0 requests" in told
 
 
