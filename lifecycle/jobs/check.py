@@ -205,7 +205,7 @@ def _news(found: _Findings, last: Figures, decision: str) -> list[tuple[EventKin
     """Return the events of a check: its findings, and problems that are new since the `last` result of this version."""
     summary = "; ".join(f"{name} {_format_evaluation(item)}" for name, item in found.evaluations.items())
     if found.live is not None:
-        summary += f"; estimated accuracy {found.live.all.accuracy} on {found.live.all.texts} live texts"
+        summary += f"; estimated accuracy {found.live.all.accuracy} on {found.live.all.texts:,} live texts"
     verdict = "under a threshold" if found.problems else "good"
     figures: Figures = {name: evaluation.metrics() for name, evaluation in found.evaluations.items()}
     news = [(EventKind.CHECKED, f"Version {found.version} was checked: {summary}. It is {verdict}.", figures)]
@@ -233,4 +233,4 @@ def _last_result(database: Database, version: int) -> Figures:
 
 
 def _format_evaluation(evaluation: Evaluation) -> str:
-    return f"accuracy {evaluation.accuracy:.4f}, macro F1 {evaluation.macro_f1:.4f} ({evaluation.texts} texts)"
+    return f"accuracy {evaluation.accuracy:.4f}, macro F1 {evaluation.macro_f1:.4f} ({evaluation.texts:,} texts)"

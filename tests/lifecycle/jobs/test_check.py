@@ -313,12 +313,12 @@ def test_live_texts_are_estimated_and_what_seems_bad_is_told_once(
 
     _sample(database, 0.55, 2_000)
     first, again = _check(settings, database), _check(settings, database)
-    assert first.result["live"]["problems"][0].startswith("estimated accuracy on 2000 live texts is 0.5")
+    assert first.result["live"]["problems"][0].startswith("estimated accuracy on 2,000 live texts is 0.5")
     assert not first.result["stale"]
     assert again.result["live"]["problems"]
     (event,) = events.newest(database, 10, "estimated-low")
     assert event.message.startswith(
-        "Version 1 is probably worse than required on live texts: estimated accuracy on 2000 live texts"
+        "Version 1 is probably worse than required on live texts: estimated accuracy on 2,000 live texts"
     )
     assert [mail.event_id for mail in events.due_mails(database)] == [event.id]
 
