@@ -159,7 +159,8 @@ def _build(
     bundle.save(directory)
 
     validation, chosen = _validation(record, dataset, model, tokenizer)
-    log.info("Comparing the graphs' predictions with torch's on %s texts.", f"{len(validation.texts):,}")
+    kind = "texts" if dataset.val.texts else "texts of random words, whose labels by torch count as right"
+    log.info("Comparing the graphs' predictions with torch's on %s %s.", f"{len(validation.texts):,}", kind)
     # Of a quick version, and without texts of people, float32 is proven, and nothing else is tried.
     is_float32 = record.quick or not dataset.val.texts
     wanted = Wanted(ONNXRUNTIME, FLOAT32) if is_float32 else Wanted(settings.runtime, settings.precision)

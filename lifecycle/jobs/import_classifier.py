@@ -85,6 +85,16 @@ def _import(settings: Settings, database: Database, source: str, labels: Sequenc
     champion = repository.deployed()  # it may have changed meanwhile
     if champion is None or champion == version:
         return Imported(version, "is deployed; `python app.py` serves it")
+    known = Bundle.load(repository.version_directory(champion)).labels
+    if set(known) != set(record.labels):
+        log.warning(
+            "Version %d has the labels %s, and version %d, which is deployed, has %s. Once it is promoted, clients get "
+            "the new ones; --labels keeps the names.",
+            version,
+            ", ".join(record.labels),
+            champion,
+            ", ".join(known),
+        )
     dataset = judging_data(settings, source, record.labels)
     data = evaluation_data(settings, database, dataset)
     with database.transaction() as session:

@@ -145,7 +145,7 @@ def _examine_sources(
 def _begin(settings: Settings, database: Database, job: Job, dataset: Dataset, directory: Path) -> jobs.Outcome | None:
     """Store the current training data unless an earlier attempt has; return an outcome if the job is to be skipped."""
     if (directory / _STARTED).exists():
-        log.info("Resuming job %d where it was interrupted.", job.id)
+        log.info("Job %d was interrupted; it goes on with the last step that is saved.", job.id)
         return None
     merged = merge(settings, database, dataset)
     key = training_key(settings, merged.fingerprint)
