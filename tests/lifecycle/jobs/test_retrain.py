@@ -14,6 +14,7 @@ import pytest
 from common.errors import PipelineError
 from common.settings import Settings
 from lifecycle.jobs.job_process import run_job
+from serving.model_repo.repository import ModelRepository
 from storage import deployments, events, jobs, leases, releases
 from storage.database import Database
 from storage.feedback import LabelledText, add_feedback
@@ -95,6 +96,7 @@ def test_the_list_of_suspicious_labels_may_name_no_feedback(tmp_path: Path, monk
         raise PipelineError("this is enough")
 
     monkeypatch.setattr("lifecycle.jobs.retrain.train", training)
+    monkeypatch.setattr(ModelRepository, "require_deployed", lambda _: 1)
     with closing(Database(settings.database)) as database:
         tell(database)
         add_feedback(database, [LabelledText(text, OTHER[label]) for text, label in rows[:20]], "admin")
