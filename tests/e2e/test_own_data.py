@@ -48,11 +48,11 @@ def test_one_file_with_codes_and_bad_rows_is_trained_on_and_served(tmp_path: Pat
         (version,) = served.ask("GET", "/models").json()
         check = served.ask("POST", "/check").json()
     rejected = dict.fromkeys(BAD_ROWS, 10)
-    val = version["data"]["val"]["rows"]
-    assert 80 < val < 115
+    held_out = version["data"]["held_out"]["rows"]
+    assert 80 < held_out < 115
     assert version["data"] == {
         "train": {"rows": 1_000, "kept": 970, "repetitions": 0, "rejected": rejected},
-        "val": {"rows": val, "kept": val, "repetitions": 0, "rejected": {}},
+        "held_out": {"rows": held_out, "kept": held_out, "repetitions": 0, "rejected": {}},
     }
     assert (check["state"], check["result"]["problems"]) == ("succeeded", [])
     report = json.loads(served.app("data", "--json").stdout)
