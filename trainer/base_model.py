@@ -67,7 +67,7 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
     except Exception as error:  # whatever transformers raises about files by strangers
         if is_named:
             raise _not_loaded(settings.base_model, error) from error
-        return _replacement(_reason(error), settings, labels)
+        return _replacement(why_not_loaded(error), settings, labels)
 
 
 def check_base_model(settings: Settings) -> None:
@@ -97,7 +97,8 @@ def check_base_model(settings: Settings) -> None:
         raise _not_loaded(name, error) from error
 
 
-def _reason(error: Exception) -> str:
+def why_not_loaded(error: Exception) -> str:
+    """Return the first line of an error of transformers or the hub's client, without secrets."""
     if isinstance(error, HFValidationError):
         return "it is neither a directory nor a name that the hub allows."
     if isinstance(error, httpx.InvalidURL):
@@ -107,7 +108,7 @@ def _reason(error: Exception) -> str:
 
 def _not_loaded(name: str, error: Exception) -> PipelineError:
     return PipelineError(
-        f"The base model {name!r} (SENTIMENT_BASE_MODEL) cannot be loaded: {_reason(error)} "
+        f"The base model {name!r} (SENTIMENT_BASE_MODEL) cannot be loaded: {why_not_loaded(error)} "
         "Use the name of a Hugging Face model that can be reached, or a directory with config.json, "
         "model.safetensors and tokenizer.json."
     )

@@ -25,6 +25,7 @@ from trainer.base_model import (
     tokenizer_fault,
     warn_if_unpacked,
     why_not_available,
+    why_not_loaded,
 )
 from trainer.base_tokenizer import max_tokens
 from trainer.dataset import Dataset, DatasetError, LabelledTexts, check_data, fingerprint, read_labelled_texts
@@ -62,10 +63,9 @@ def load_classifier(settings: Settings, source: str, labels: Sequence[str]) -> t
     except PipelineError:
         raise
     except Exception as error:  # whatever transformers raises about files by strangers
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise PipelineError(
-            f"{source} cannot be imported: {reason} A classifier is needed as `save_pretrained` of transformers "
-            "writes it: config.json, model.safetensors and tokenizer.json."
+            f"{source} cannot be imported: {why_not_loaded(error)} A classifier is needed as `save_pretrained` of "
+            "transformers writes it: config.json, model.safetensors and tokenizer.json."
         ) from error
     if missing := found["missing_keys"]:
         raise PipelineError(

@@ -56,7 +56,7 @@ class Rates:
     """Share of the requests, 0 to 1. This field and those below are None without requests or texts."""
     p50_ms: float | None
     p99_ms: float | None
-    """Of fewer than 100 requests, a time within which all of them were answered."""
+    """99th percentile of the response time; of fewer than 100 requests, a time within which all were answered."""
     hit_share: float | None
     """Share of the texts looked up in the cache whose prediction was there, 0 to 1."""
 

@@ -19,6 +19,7 @@ from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
 from storage import jobs, leases
 from storage.database import Database
+from storage.tables import Figures
 from storage.versions import add_verdicts, add_version
 from trainer.kept_data import keep
 from trainer.own_classifier import judging_data
@@ -85,15 +86,15 @@ def _import(settings: Settings, database: Database, source: str, labels: Sequenc
     champion = repository.deployed()  # it may have changed meanwhile
     if champion is None or champion == version:
         return Imported(version, "is deployed; `python app.py` serves it")
-    known = Bundle.load(repository.version_directory(champion)).labels
-    if set(known) != set(record.labels):
+    deployed = Bundle.load(repository.version_directory(champion))
+    if set(deployed.labels) != set(record.labels):
         log.warning(
             "Version %d has the labels %s, and version %d, which is deployed, has %s. Once it is promoted, clients get "
             "the new ones; --labels keeps the names.",
             version,
             ", ".join(record.labels),
             champion,
-            ", ".join(known),
+            ", ".join(deployed.labels),
         )
     dataset = judging_data(settings, source, record.labels)
     data = evaluation_data(settings, database, dataset)
@@ -117,8 +118,8 @@ def _import(settings: Settings, database: Database, source: str, labels: Sequenc
         try_live(settings, database, version, settings.release, reason)
         take_over(settings, database, version, model, settings.release)
         return Imported(version, f"passed every gate; its {settings.release} has started")
-    before = Bundle.load(repository.version_directory(champion)).metrics
-    promote(settings, database, version, reason, {"before": before, "after": figures_of(verdicts)}, only_from=champion)
+    figures: Figures = {"before": deployed.metrics, "after": figures_of(verdicts)}
+    promote(settings, database, version, reason, figures, only_from=champion)
     keep(settings, version, dataset)
     take_over(settings, database, version, model, None)
     return Imported(version, "passed every gate and is deployed")
