@@ -9,8 +9,9 @@ MAX_CHARACTERS = 100_000
 CHARACTERS_PER_TOKEN = 10
 """Characters that are tokenized per token that the model reads; languages have 3 to 5 characters per token. Tokenizing
 all of a text of 100,000 characters took 100 to 650 ms, more than the model takes for the part that it reads."""
-LONGEST_BLANKS = 16
-"""Length to which runs of blanks are shortened in a long text; such runs are few tokens or none."""
+LONGEST_BLANKS = 2
+"""Length to which runs of blanks are shortened in a long text. With longer ones, a table of thirty words could have no
+room left for its last words, although a model reads them: blanks are few tokens or none."""
 _LONG_BLANKS = re.compile(rf"\s{{{LONGEST_BLANKS + 1},}}")
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")

@@ -1,7 +1,7 @@
 """Which part of a text is tokenized: of all that people write, no token that the model reads is lost."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -23,6 +23,7 @@ def tokens(text: str, architecture: str) -> tuple[list[int], bool]:
     return encoding.ids, bool(encoding.overflowing)
 
 
+@example([("product!", " " * 16)] * 40)
 @given(st.lists(st.tuples(WORDS, GAPS), max_size=200))
 def test_texts_of_words_get_the_tokens_that_they_would_get_uncut(parts: list[tuple[str, str]]) -> None:
     """However they are laid out: WordPiece has no tokens for blanks."""
