@@ -182,9 +182,12 @@ def suggest(settings: Settings, options: argparse.Namespace) -> None:
 def run_waiting_job(settings: Settings, options: argparse.Namespace) -> None:
     """Run a queued job; the scheduler starts this command."""
     try:
-        run_job(settings, _open(settings), options.job)
+        job = run_job(settings, _open(settings), options.job)
     except BusyError as busy:  # not a failure: another process has started the job first
         log.info("%s", busy)
+        return
+    if job.state == jobs.FAILED:
+        log.error("Job %d (%s) failed: %s", job.id, job.kind, job.error)
 
 
 def name_champion(settings: Settings, _: argparse.Namespace) -> None:
