@@ -155,10 +155,11 @@ def test_a_version_that_is_no_number_is_an_error_that_says_where_versions_are(
     assert "argument version: 'x' is not the number of a version. `python app.py models` lists the versions." in told
 
 
-@in_the_database
-def test_the_newest_version_comes_first(desk: Desk) -> None:
+def test_the_newest_version_comes_first_and_the_deployed_one_is_not_called_never_deployed(desk: Desk) -> None:
     _, printed, _ = desk.run("models")
-    assert [line.split()[0] for line in printed.splitlines()[1:]] == ["2", "1"]
+    newest, deployed = printed.splitlines()[1:]
+    assert (newest.split()[0], "never" in newest) == ("2", True)
+    assert (deployed.split()[0], "from the next start on" in deployed) == ("1", True)
 
 
 @in_the_database
