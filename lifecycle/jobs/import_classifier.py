@@ -22,7 +22,7 @@ from storage.database import Database
 from storage.tables import Figures
 from storage.versions import add_verdicts, add_version
 from trainer.kept_data import keep
-from trainer.own_classifier import judging_data
+from trainer.own_classifier import judging_data, load_classifier
 from trainer.tracking import Tracking
 
 LEASE_S = 60.0
@@ -52,6 +52,7 @@ def import_version(settings: Settings, database: Database, source: str, labels: 
     directory = settings.state_dir / "import"
     with leases.held(database, jobs.RETRAIN, LEASE_S, on_loss=_die) as is_held:
         if not is_held:
+            load_classifier(settings, source, labels)  # what is wrong with it is told now, not after the wait
             with database.reading() as session:
                 retrainings = [job for job in jobs.active(session) if job.kind == jobs.RETRAIN]
                 running = next((job for job in retrainings if job.state == jobs.RUNNING), None)
