@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import mlflow
+import pandas as pd  # type: ignore[import-untyped]
 import pytest
 from mlflow import MlflowClient
 from torch import Tensor
@@ -63,6 +65,11 @@ def test_published_deployed_and_recorded_once(trained: Settings, tmp_path: Path)
     client = MlflowClient(settings.mlflow_uri)
     assert client.get_model_version_by_alias("sentiment", "champion").version in (1, "1")
     assert json.loads(Path(client.download_artifacts(record.run_id, "bundle.json")).read_text())["version"] == 1
+    model = mlflow.pyfunc.load_model(client.download_artifacts(record.run_id, "model"))
+    assert len(model.predict(pd.DataFrame({"text": ["a fine thing", "a poor thing"]}))) == 2
+    for missing in ("", " \t", None, float("nan")):
+        with pytest.raises(mlflow.MlflowException, match=r"row 7: there is no text, but .*1 of 2.* frame = frame\["):
+            model.predict(pd.DataFrame({"text": ["a fine thing", missing]}, index=[3, 7], dtype=object))
 
     before = {path: path.stat().st_mtime_ns for path in version.iterdir()}
     with pytest.raises(PipelineError, match="is already published"):
