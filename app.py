@@ -404,6 +404,9 @@ def _train(settings: Settings, options: argparse.Namespace) -> None:
         check_base_model(settings)
         train(quick(settings), quick=True)
     elif Processes.started().is_first:
+        from export.graph import check_exportable
+
+        check_exportable(settings)
         train(settings)
     else:
         take_part(settings)

@@ -73,17 +73,18 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
         return _replacement(why_not_loaded(error), settings, labels)
 
 
-def check_base_model(settings: Settings) -> None:
-    """Check the encoder that the settings name, without its weights, before a quick version is trained in its place.
+def check_base_model(settings: Settings) -> PretrainedConfig | None:
+    """Check the encoder that the settings name, without its weights, before it or a quick version is trained.
 
-    That the hub cannot be reached is only logged, because the full training, which needs it, comes later.
+    Return its configuration; None if they name none or a packaged one, or if the hub cannot be reached. That is only
+    logged, because after a quick version the full training, which needs the hub, comes later.
 
     Raises:
         PipelineError: it cannot be loaded, is no encoder, or has no tokenizer that serving can read.
     """
     name = settings.base_model
     if name in PACKAGED_ENCODERS or "base_model" not in settings.model_fields_set:
-        return
+        return None
     silence_loading()
     try:
         if not Path(settings.base_model_source).is_dir() and (fault := why_not_available(name)):
@@ -92,8 +93,8 @@ def check_base_model(settings: Settings) -> None:
                 name,
                 fault,
             )
-            return
-        _described(name, settings.base_model_source)
+            return None
+        return _described(name, settings.base_model_source)[0]
     except PipelineError:
         raise
     except Exception as error:
@@ -234,9 +235,9 @@ def size_fault(config: PretrainedConfig) -> str:
 def warn_if_unpacked(name: str, config: PretrainedConfig) -> None:
     """Log that the model of this `name` cannot be packed, if so."""
     if reason := why_unpacked(config.to_dict()):
-        log.warning(
-            "The %s cannot be packed: %s. It will be served slower, with each text in a row of its own, "
+        log_once(
+            log,
+            logging.WARNING,
+            f"The {name} cannot be packed: {reason}. It will be served slower, with each text in a row of its own, "
             "beside texts of similar length.",
-            name,
-            reason,
         )

@@ -40,6 +40,13 @@ class Evaluation:
     confusion: list[list[int]]
     """Rows are the right labels, columns the predicted ones, both in the order of the labels."""
 
+    def summary(self, temperature: float) -> str:
+        """Return the results on the validation texts in a sentence; `temperature` calibrates the scores."""
+        return (
+            f"Validation: accuracy {self.accuracy:.4f}, macro F1 {self.macro_f1:.4f}, calibration error "
+            f"{self.calibration_error:.3f} (temperature {temperature:.2f})."
+        )
+
     def metrics(self) -> dict[str, float]:
         """The results as flat names and numbers, for MLflow and `bundle.json`."""
         figures = asdict(self)

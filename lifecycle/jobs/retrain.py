@@ -11,6 +11,7 @@ from typing import Protocol
 
 from common.settings import Settings
 from export.export import export
+from export.graph import check_exportable
 from export.variants import ParityError
 from lifecycle.deployment.promotion import promote, reconcile
 from lifecycle.deployment.version_report import LEARNT_FROM
@@ -203,6 +204,7 @@ def _train(own: Settings, counts: dict[str, RowCounts], rows: Collection[tuple[s
     """
     if own.model_dir.exists():
         return TrainingRecord.load(own.model_dir)
+    check_exportable(own)
     return train(own, counts, rows)
 
 
