@@ -110,6 +110,13 @@ def _main(arguments: list[str]) -> int:
     except PipelineError as error:
         print(without_secrets(f"error: {error}"), file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(
+            f"error: {error.name}, which this command needs, is not installed here. The gateway's container has only "
+            "what `gateway` needs: run the command in the scheduler's. Elsewhere, `make install` installs everything.",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # which seldom names the file
         if error.errno not in _FILE_FAULTS or not (error.filename or is_full):
