@@ -72,7 +72,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory, bert_bundle: Path) -> Iterat
         for text in ("fine", "fine", "good"):
             assert served.ask("POST", "/predict/live", json={"text": text}).is_success
         assert served.ask("POST", "/feedback", json={"text": "fine", "label": "Positive"}).is_success
-        assert served.ask("POST", "/check").json()["state"] == "succeeded"
+        assert served.check()["state"] == "succeeded"
         yield served
 
 

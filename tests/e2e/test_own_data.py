@@ -46,7 +46,7 @@ def test_one_file_with_codes_and_bad_rows_is_trained_on_and_served(tmp_path: Pat
         batch = served.ask("POST", "/predict/batch", json={"texts": texts}).json()
         assert list(batch["predictions"]["label"].values()) == ["Negative", "Neutral", "Positive"]
         (version,) = served.ask("GET", "/models").json()
-        check = served.ask("POST", "/check").json()
+        check = served.check()
     rejected = dict.fromkeys(BAD_ROWS, 10)
     held_out = version["data"]["held_out"]["rows"]
     assert 80 < held_out < 115

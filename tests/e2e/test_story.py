@@ -31,7 +31,7 @@ def test_train_serve_check_retrain_promote_roll_back_and_end(tmp_path: Path) -> 
 
         rows = [{"text": text, "label": label} for text, label in labelled(60, seed=2)]
         assert story.ask("POST", "/feedback", json={"feedback": rows}).json() == {"accepted": 60}
-        check = story.ask("POST", "/check").json()
+        check = story.check()
         assert (check["state"], check["result"]["version"], check["result"]["problems"]) == ("succeeded", 1, [])
 
         assert "Version 2 passed every gate" in app("retrain")

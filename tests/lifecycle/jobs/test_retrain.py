@@ -132,7 +132,7 @@ def test_what_was_told_is_learnt_and_serves_and_is_not_learnt_twice(served: Serv
         ]
         again = served.app("retrain")
         assert f"No retraining: job {job['id']} (succeeded) trained on the same data" in again.stdout + again.stderr
-        check = served.ask("POST", "/check").json()
+        check = served.check()
         assert check["result"]["version"] == 2
         assert check["result"]["feedback"]["texts"] > 5
     assert set(load.statuses) == {200}

@@ -65,7 +65,7 @@ def _kill_scheduling_host(target: Target) -> None:
         target.served.kill()
         target.is_over()
         wait_for(lambda: "The scheduler runs here" in second.log, TAKE_OVER_S, "the other host to schedule")
-        assert second.ask("POST", "/check").json()["state"] == "succeeded"
+        assert second.check()["state"] == "succeeded"
         target.is_well()
         target.served.start()
     finally:
