@@ -1,9 +1,9 @@
 """Compares packed with padded serving for each family of encoders: `python -m benchmarks.families`.
 
 All encoders have the size of the packaged one (6 layers of 384 units) and random weights, which are as fast as trained
-ones. They run in float32 in ONNX Runtime, on texts of the benchmark's set `reviews`. The output is Markdown: the largest
-difference of a probability from that of `transformers`, the largest between a text alone and beside others in a row,
-and texts per second. Families and ways are measured in one run, the ways in turns.
+ones. They run in float32 in ONNX Runtime, on texts of the benchmark's set `reviews`. The output is Markdown: texts per
+second, the largest difference of a probability from that of `transformers`, and the largest between a text alone and
+beside others in a row. Families and ways are measured in one run, the ways in turns.
 """
 
 import argparse
