@@ -103,8 +103,10 @@ $(VENV)/.installed-dev: requirements-dev.lock $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet -r $<
 	@touch $@
 
-$(VENV)/.installed-bench: requirements-bench.lock $(INSTALLED)
+# optimum needs another transformers, so it lies in a directory of its own, which only its server reads.
+$(VENV)/.installed-bench: requirements-bench.lock benchmarks/baselines/optimum.txt $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet -r $<
+	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/optimum -r benchmarks/baselines/optimum.txt
 	@touch $@
 
 $(VENV)/.installed-fuzz: pyproject.toml $(VENV)/.installed-dev

@@ -25,6 +25,7 @@ from serving.model_repo.repository import ModelRepository
 from serving.model_repo.variants import FLOAT_GRAPH, INT8, Variant
 from trainer.base_model import silence_loading
 from trainer.base_tokenizer import packaged_directory
+from trainer.record import TrainingRecord
 
 ModelKind = Literal["packaged", "bert-base"]
 MODEL_KINDS: tuple[ModelKind, ...] = get_args(ModelKind)
@@ -48,7 +49,7 @@ class BenchmarkModel:
     """The run's own repository, in which `version` is deployed."""
     version: int
     transformers: Path
-    """Directory for `from_pretrained`."""
+    """Directory for `from_pretrained` and `export_standard`."""
 
     @property
     def directory(self) -> Path:
@@ -97,6 +98,7 @@ def make_model(kind: ModelKind, directory: Path, progress: Progress) -> Benchmar
     saved = directory / "transformers"
     model.save_pretrained(saved)
     AutoTokenizer.from_pretrained(encoder).save_pretrained(saved)
+    TrainingRecord(1, "", description, _LABELS, _MAX_LENGTH, 1.0, "", {}).save(saved)
     texts = text_set(REVIEWS, load_tokenizer(saved / TOKENIZER, _MAX_LENGTH))
     return publish_untrained(model, saved, directory, description, texts, progress)
 

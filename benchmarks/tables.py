@@ -19,7 +19,7 @@ _SERVERS = (
     ("Triton over gRPC, 4 streams of 64 ÷ engine", (server.TRITON_GRPC, server.streams(4, 64)), _ENGINE, "texts_per_s"),
     *(
         (f"gateway ÷ {name}, {count}", (server.GATEWAY, count), (name, count), figure)
-        for name in (server.TRANSFORMERS, server.LITSERVE)
+        for name in (server.TRANSFORMERS, server.OPTIMUM, server.LITSERVE)
         for count, figure in ((server.connections(64), "texts_per_s"), (server.connections(1), "p50_ms"))
     ),
     (

@@ -207,7 +207,7 @@ def save_beside(model_dir: Path, model: PreTrainedModel, tokenizer: PreTrainedTo
         shutil.rmtree(staging, ignore_errors=True)
         raise PipelineError(
             f"The trained model cannot be saved beside {model_dir}: {error}. "
-            "Free some space, then run it again: it resumes."
+            "Free some space, then run it again: a training resumes."
         ) from error
     return staging
 

@@ -1,11 +1,14 @@
-"""A simple alternative server: FastAPI and a `transformers` pipeline. Usage: `transformers_pipeline.py MODEL PORT`."""
+"""A simple alternative server: FastAPI and a `transformers` pipeline, on torch or, with optimum, on ONNX Runtime.
+
+Usage: `transformers_pipeline.py MODEL PORT [optimum]`. With `optimum`, MODEL is a directory of `export --standard`.
+"""
 
 import sys
 
 import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
-from transformers import pipeline
+from transformers import AutoTokenizer, pipeline
 
 
 class Request(BaseModel):
@@ -14,9 +17,15 @@ class Request(BaseModel):
     text: str
 
 
-def create_app(model: str) -> FastAPI:
+def create_app(model: str, with_optimum: bool) -> FastAPI:
     """Create the app that serves the model in the directory `model`."""
-    classify = pipeline("text-classification", model=model, device="cpu")
+    if with_optimum:
+        from optimum.onnxruntime import ORTModelForSequenceClassification
+
+        loaded = ORTModelForSequenceClassification.from_pretrained(model)
+        classify = pipeline("text-classification", model=loaded, tokenizer=AutoTokenizer.from_pretrained(model))
+    else:
+        classify = pipeline("text-classification", model=model, device="cpu")
     app = FastAPI()
 
     @app.get("/health")
@@ -32,4 +41,5 @@ def create_app(model: str) -> FastAPI:
 
 
 if __name__ == "__main__":
-    uvicorn.run(create_app(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]), log_level="warning")
+    app = create_app(sys.argv[1], with_optimum=sys.argv[3:] == ["optimum"])
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="warning")

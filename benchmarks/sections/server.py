@@ -14,6 +14,8 @@ from benchmarks.processes import Server, free_ports, running, running_pipeline
 from benchmarks.results import Case, Figures
 from benchmarks.run import Run
 from benchmarks.texts import REVIEWS
+from common.settings import Settings
+from export.standard import export_standard
 from serving.backend.cpu import usable_cores
 from serving.backend.runtime import float_variants
 from serving.model_repo.variants import BFLOAT16, OPENVINO
@@ -27,6 +29,7 @@ CACHED = "gateway, live, 64 texts again and again"
 CONSTANT = "gateway, a route that answers a constant"
 TRITON_GRPC = "Triton, gRPC"
 TRANSFORMERS = "FastAPI + transformers pipeline"
+OPTIMUM = "FastAPI + optimum pipeline, ONNX Runtime"
 _LITSERVE_PRECISION = next(variant.precision for variant in float_variants() if variant.runtime == OPENVINO)
 LITSERVE = f"LitServe + OpenVINO {_LITSERVE_PRECISION}, padded batches of 32"
 
@@ -34,6 +37,8 @@ CONNECTIONS = (1, 16, 64, 256)
 START_TIMEOUT_S = 300.0
 _REPEATED_TEXTS = 64
 _BASELINES = Path(baselines.__file__).resolve().parent
+_OPTIMUM_PACKAGES = Path(sys.prefix) / "optimum"
+"""Directory into which `make bench` installs optimum, with the older transformers that it needs."""
 
 
 def connections(count: int) -> str:
@@ -103,16 +108,24 @@ def _start_baselines(run: Run, stack: ExitStack) -> Iterator[tuple[str, Server]]
     """Start the alternative servers whose packages are installed."""
     model = str(run.model.transformers)
     hint = "bf16" if _LITSERVE_PRECISION == BFLOAT16 else "f32"
-    for name, script, package, arguments in (
-        (TRANSFORMERS, "transformers_pipeline", "transformers", []),
-        (LITSERVE, "litserve_server", "litserve", [str(usable_cores()), hint]),
+    packages = {"PYTHONPATH": str(_OPTIMUM_PACKAGES), "HF_HUB_OFFLINE": "1"}
+    for name, script, package, arguments, environment in (
+        (TRANSFORMERS, "transformers_pipeline", "transformers", [], {}),
+        (OPTIMUM, "transformers_pipeline", "optimum", ["optimum"], packages),
+        (LITSERVE, "litserve_server", "litserve", [str(usable_cores()), hint], {}),
     ):
-        if importlib.util.find_spec(package) is None:
+        is_there = _OPTIMUM_PACKAGES.is_dir() if name == OPTIMUM else importlib.util.find_spec(package) is not None
+        if not is_there:
             run.results.notes.append(f"{SECTION}: {name} is left out, for {package} is not installed.")
             continue
+        directory = run.directory / package
+        served = model
+        if name == OPTIMUM:
+            served = str(directory / "standard")
+            export_standard(Settings(model_dir=run.model.transformers), Path(served))
         port = free_ports(1)
-        command = [sys.executable, str(_BASELINES / f"{script}.py"), model, str(port), *arguments]
-        server = stack.enter_context(running(command, port, run.directory / script, script))
+        command = [sys.executable, str(_BASELINES / f"{script}.py"), served, str(port), *arguments]
+        server = stack.enter_context(running(command, port, directory, script, environment))
         # Until the server listens, its port would look free to others.
         server.wait_until_answering("/health", START_TIMEOUT_S)
         yield name, server

@@ -37,6 +37,8 @@ LARGEST_GROWTH = 3.0
 SLACK_MS = 2.0
 SLACK_MIB = 32.0
 """A difference below `SLACK_MS` or `SLACK_MIB` is noise, whatever the ratio."""
+BASE_MODEL_CHANGED = "The base model changed"
+"""Beginning of the gate's message if it only reports."""
 _MEASUREMENTS = 3
 _PAUSE_S = 2.0
 """Seconds between two measurements."""
@@ -109,7 +111,7 @@ def within_budget(champion: Trial, candidate: Trial, texts: Sequence[str], chang
     """Gate: the candidate is about as fast as the champion, and needs about as much memory.
 
     If the base model has changed, the figures are only reported: what another encoder costs is what was asked for.
-    `change` says in words what changed.
+    `change` says in words what changed, and the message what it costs.
 
     Both are timed in turns, so that other load on the machine slows both. But load comes in bursts, and one may meet
     only the candidate. So a candidate is over the budget only if `_MEASUREMENTS` measurements in a row say so.
@@ -117,7 +119,7 @@ def within_budget(champion: Trial, candidate: Trial, texts: Sequence[str], chang
     verdict = _measured(champion, candidate, texts)
     if change:
         costs = verdict.message.partition(" the budget ")[2]
-        message = f"Not judged, because the base model changed: {change} {costs}"
+        message = f"{BASE_MODEL_CHANGED}, so its costs are reported and not judged: {change} {costs}"
         return GateVerdict(verdict.gate, True, message, verdict.figures)
     for _ in range(_MEASUREMENTS - 1):
         if verdict.passed:
@@ -156,7 +158,10 @@ def _measured(champion: Trial, candidate: Trial, texts: Sequence[str]) -> GateVe
         for name, item in figures.items()
         if item["ratio"] > item["at most"] and item["candidate"] - item["champion"] > item["slack"]
     ]
-    told = ", ".join(f"{item['champion']:.1f} → {item['candidate']:.1f} {name}" for name, item in figures.items())
+    told = "; ".join(
+        f"{item['champion']:,.1f} → {item['candidate']:,.1f} {name}, {item['ratio']:.1f} times"
+        for name, item in figures.items()
+    )
     message = f"{'Over' if failed else 'Within'} the budget ({told})."
     return GateVerdict("budget", not failed, message, figures)
 

@@ -9,6 +9,7 @@ from common.settings import Settings
 from lifecycle.canary.release import start, stop
 from lifecycle.deployment.promotion import DeploymentError
 from lifecycle.deployment.version_report import LEARNT_FROM
+from lifecycle.gates.trial import BASE_MODEL_CHANGED
 from lifecycle.jobs import mlflow_alias
 from lifecycle.jobs.retention import remove_old_versions
 from storage import events, jobs, releases
@@ -82,6 +83,12 @@ def take_over(settings: Settings, database: Database, version: int, model: Path,
         log.warning("Cannot set MLflow's alias champion now; the scheduler tries again: %s", error)
     if mode is None:
         jobs.enqueue(database, jobs.CHECK, f"version {version} was promoted")
+
+
+def costs(verdicts: list[GateVerdict]) -> str:
+    """Return what another base model costs, to follow a reason; empty if the base model is the champion's."""
+    found = (verdict.message for verdict in verdicts if verdict.message.startswith(BASE_MODEL_CHANGED))
+    return next((f". {message.removesuffix('.')}" for message in found), "")
 
 
 def figures_of(verdicts: list[GateVerdict]) -> Figures:

@@ -14,7 +14,7 @@ from export.own_model import import_classifier
 from lifecycle.deployment.promotion import promote
 from lifecycle.gates.evaluation_data import evaluation_data
 from lifecycle.gates.run_gates import NEED_TEXTS, run_gates
-from lifecycle.jobs.candidate import figures_of, reject, take_over, try_live
+from lifecycle.jobs.candidate import costs, figures_of, reject, take_over, try_live
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
 from storage import jobs, leases
@@ -114,7 +114,7 @@ def _import(settings: Settings, database: Database, source: str, labels: Sequenc
             f"passed the other gates, but without a validation file {', '.join(NEED_TEXTS)} cannot judge it, so "
             f"version {champion} stays deployed. `python app.py promote {version}` deploys it",
         )
-    reason = f"{source} was imported and passed every gate"
+    reason = f"{source} was imported and passed every gate{costs(verdicts)}"
     if settings.release != "at-once":
         try_live(settings, database, version, settings.release, reason)
         take_over(settings, database, version, model, settings.release)

@@ -20,7 +20,7 @@ from lifecycle.gates.evaluation_data import evaluation_data, shortfalls
 from lifecycle.gates.run_gates import run_gates
 from lifecycle.gates.training_data import TRAIN_FILE, VAL_FILE, merge, write
 from lifecycle.gates.trial import trial
-from lifecycle.jobs.candidate import figures_of, from_sources, reject, take_over, try_live
+from lifecycle.jobs.candidate import costs, figures_of, from_sources, reject, take_over, try_live
 from lifecycle.jobs.check import learnt_before
 from lifecycle.monitoring import quarantine
 from serving.model_repo.bundle import Bundle, RowCounts
@@ -112,6 +112,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
         reason = f"job {job.id} passed every gate" + (
             f". It is under a threshold, but better than version {champion}: {'; '.join(under)}" if under else ""
         )
+        reason += costs(verdicts)
         if settings.release != "at-once":
             step(f"starting the {settings.release} of version {record.version}", can_cancel=False)
             try_live(settings, database, record.version, settings.release, reason)

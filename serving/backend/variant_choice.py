@@ -49,13 +49,16 @@ def choose_variant(bundle: Bundle, wanted: Wanted) -> Choice:
         PipelineError: no variant that `wanted` allows can be used, and no other is proven on this processor.
     """
     if bundle.quick:
-        return Choice(Variant(ONNXRUNTIME, FLOAT32), "a quick first version has no other")
+        proven = (proof.variant for proof in bundle.proofs if not proof.refused)
+        return Choice(next(proven, Variant(ONNXRUNTIME, FLOAT32)), "a quick first version has no other")
+    # float32 gives the same results on all processors, so its refusal on one holds for all.
+    refused_float32 = {proof.variant for proof in bundle.proofs if proof.refused and proof.precision == FLOAT32}
     tried = [proof for proof in bundle.proofs if proof.arithmetic == arithmetic_of(proof.variant)]
     if has_cuda():
         on_gpu = [Variant(ONNXRUNTIME, FLOAT16), Variant(ONNXRUNTIME, FLOAT32)]
         if choice := _fastest([proof for proof in tried if proof.variant in on_gpu and wanted.allows(proof.variant)]):
             return Choice(choice.variant, f"on the GPU, {choice.reason}")
-        if wanted.allows(on_gpu[-1]):
+        if wanted.allows(on_gpu[-1]) and on_gpu[-1] not in refused_float32:
             return Choice(on_gpu[-1], "on the GPU")
     here = [proof for proof in tried if wanted.allows(proof.variant)]
     if choice := _fastest(here):
@@ -63,10 +66,7 @@ def choose_variant(bundle: Bundle, wanted: Wanted) -> Choice:
     refused = [f"{proof.variant} was refused: {proof.refused}." for proof in here]
     # The first is float32 in ONNX Runtime, the reference for the proofs of the others.
     floats = [*float_variants(), Variant(OPENVINO, FLOAT32)]
-    # float32 gives the same results on all processors, so its refusal on one holds for all.
-    no_more = {
-        proof.variant for proof in bundle.proofs if proof in here or (proof.refused and proof.precision == FLOAT32)
-    }
+    no_more = refused_float32.union(proof.variant for proof in here)
     if unrefused := [variant for variant in floats if wanted.allows(variant) and variant not in no_more]:
         return Choice(
             unrefused[0], f"nothing was proven on such a processor ({arithmetic()}); export here to have more"

@@ -61,15 +61,16 @@ def test_numbers_are_rounded_without_exponents(value: float, text: str) -> None:
     assert rounded(value) == text
 
 
-def test_ratios_are_taken_repeat_by_repeat_of_what_was_measured() -> None:
+@pytest.mark.parametrize("baseline", [server.TRANSFORMERS, server.OPTIMUM, server.LITSERVE])
+def test_ratios_are_taken_repeat_by_repeat_of_what_was_measured(baseline: str) -> None:
     measured = results("bert-base")
     gateway = measured.measurement(server.SECTION, server.GATEWAY, server.connections(64))
-    others = measured.measurement(server.SECTION, server.TRANSFORMERS, server.connections(64))
+    others = measured.measurement(server.SECTION, baseline, server.connections(64))
     for ours, theirs in ((100, 10), (300, 15), (160, 10)):
         gateway.add({"texts_per_s": ours})
         others.add({"texts_per_s": theirs})
     [(what, above, below, figure)] = compared(measured)
-    assert what == f"gateway ÷ {server.TRANSFORMERS}, 64 connections"
+    assert what == f"gateway ÷ {baseline}, 64 connections"
     assert ratios(above, below, figure) == [10, 20, 16]
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from benchmarks.processes import running
 from serving.model_repo.bundle import Bundle
 from tests.conftest import make_encoder
 from tests.e2e.conftest import PROJECT, free_ports, run_block, wait_for
@@ -27,8 +28,7 @@ pytestmark = pytest.mark.full
 PAGE = "docs/how-to-own-model.md"
 IMPORT, LABELS, HUB = (line for line in "\n".join(blocks(PAGE)).splitlines() if line.startswith("python app.py import"))
 LOVE, TERRIBLE = "I love this product!", "This is terrible."
-OTHER_TOOLS = ("transformers<4.58", "huggingface-hub<1", "tokenizers<0.23", "optimum~=2.1.0", "optimum-onnx==0.1.0")
-"""What `pip install optimum-onnx` brings besides packages that the tests have; its transformers is older."""
+BASELINES = PROJECT / "benchmarks" / "baselines"
 
 
 class Shell:
@@ -186,9 +186,16 @@ def test_optimum_and_a_pipeline_of_transformers_load_the_standard_export(shell: 
         shell.run(block(PAGE, "python app.py export --standard"))
     packages = tmp_path / "packages"
     # Whatever these need besides is in the environment of the tests.
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(packages), *OTHER_TOOLS]
-    subprocess.run(install, check=True, capture_output=True)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(packages), "-r"]
+    subprocess.run([*install, str(BASELINES / "optimum.txt")], check=True, capture_output=True)
     (code,) = [code for code in blocks(PAGE, "python") if "optimum" in code]
-    printed = python(code, shell.directory, PYTHONPATH=str(packages), HF_HUB_OFFLINE="1")
+    environment = {"PYTHONPATH": str(packages), "HF_HUB_OFFLINE": "1"}
+    printed = python(code, shell.directory, **environment)
     found = [answer["label"] for answer in json.loads(printed.replace("'", '"'))]
     assert found == shell.labels([LOVE, TERRIBLE])
+    port = free_ports(1)
+    script = [sys.executable, str(BASELINES / "transformers_pipeline.py"), str(shell.directory / "standard-model")]
+    with running([*script, str(port), "optimum"], port, tmp_path, "optimum", environment) as baseline:
+        baseline.wait_until_answering("/health", 120)
+        answer = httpx.post(f"{baseline.url}/predict/live", json={"text": LOVE}, trust_env=False)
+    assert answer.json()["predictions"]["label"]["0"] == shell.labels([LOVE])[0]

@@ -1,6 +1,7 @@
 """The gates on real graphs in real Tritons: what is as good passes, and what is not falls at the right one."""
 
 import random
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -174,6 +175,12 @@ def test_a_slow_model_is_rejected_for_its_time_alone(tmp_path: Path, champion: P
     assert failed_gates(verdicts) == ["budget"]
     assert verdicts[-1].figures["ms for a lone text"]["ratio"] > 2
     assert "Over the budget" in verdicts[-1].message
+    # It is as slow with another encoder, which is only told.
+    bundle = served.repository.version_directory(2)
+    replace(Bundle.load(bundle), base_model="a larger one").save(bundle)
+    verdicts = run_gates(served.settings, served.repository, data, 1, 2, tmp_path / "trial")
+    assert failed_gates(verdicts) == []
+    assert re.search(r"random became a larger one \(.* ms for a lone text, .* times; ", verdicts[-1].message)
 
 
 def test_a_version_that_does_not_load_is_rejected_by_the_trial(

@@ -9,6 +9,7 @@ import pytest
 
 from lifecycle.gates import trial as trial_module
 from lifecycle.gates.trial import Trial, within_budget
+from lifecycle.jobs.candidate import costs
 
 BURST = 7
 """Rounds of a measurement."""
@@ -39,3 +40,21 @@ def test_only_lasting_slowness_is_over_the_budget(
     verdict = within_budget(*trials, ["a text"])
     assert verdict.passed == passes
     assert ("Over the budget" in verdict.message) == (not passes)
+
+
+def test_another_base_model_is_not_judged_and_says_what_it_costs(
+    trials: tuple[Trial, Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def timed(address: str, _: Sequence[str]) -> tuple[float, float]:
+        return (0.05, 0.9) if address == "candidate" else (0.01, 0.1)
+
+    monkeypatch.setattr(trial_module, "_time", timed)
+    monkeypatch.setattr(Trial, "memory_mib", lambda tried: 500.0 if tried.address == "candidate" else 50.0)
+    verdict = within_budget(*trials, ["a text"], "small became large")
+    assert verdict.passed
+    assert verdict.message == (
+        "The base model changed, so its costs are reported and not judged: small became large (10.0 → 50.0 ms for a "
+        "lone text, 5.0 times; 100.0 → 900.0 ms for 64 texts, 9.0 times; 50.0 → 500.0 MiB of memory, 10.0 times)."
+    )
+    assert costs([verdict]) == f". {verdict.message}".removesuffix(".")
+    assert costs([within_budget(trials[0], trials[0], ["a text"])]) == ""

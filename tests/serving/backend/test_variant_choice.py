@@ -84,6 +84,14 @@ def test_a_gpu_is_used_unless_something_else_is_asked_for(bundle: Bundle, monkey
     monkeypatch.setattr(variant_choice, "has_cuda", lambda: True)
     assert choose_variant(bundle, Wanted()).reason == "on the GPU"
     assert choose_variant(bundle, Wanted(precision=INT8)).variant == Variant(OPENVINO, INT8)
+    refused = replace(FLOAT, arithmetic="cuda", refused="its labels differ")
+    assert choose_variant(replace(bundle, proofs=(refused, FASTER)), Wanted()).variant == FASTER.variant
+
+
+def test_a_quick_version_never_uses_a_graph_that_was_refused(bundle: Bundle) -> None:
+    second = replace(proof(OPENVINO, "float32", 900), arithmetic="another")
+    proofs = (replace(FLOAT, refused="its labels differ"), second)
+    assert choose_variant(replace(bundle, proofs=proofs, quick=True), Wanted()).variant == second.variant
 
 
 def test_on_a_gpu_float16_is_used_where_it_was_proven_there_and_is_faster(
