@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # The gateway, without what trains, exports and runs models. Built from the root of the repository:
 #
 #   docker build -f deploy/images/gateway.Dockerfile -t sentiment-gateway .

@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # The scheduler with its trainings, and MLflow: one image, for they share most packages, and are then always of one
 # version. Built from the root of the repository:
 #

@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # NVIDIA's Triton with the packed_onnx backend. Built from the root of the repository:
 #
 #   docker build -f deploy/images/triton.Dockerfile -t sentiment-triton .
