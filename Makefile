@@ -84,8 +84,8 @@ endef
 $(VENV)/.installed: requirements.lock
 	$(ENVIRONMENT)
 	@echo "Installing the dependencies into $(VENV); this takes some minutes, once."
-	@$(BIN)/python -m pip install --quiet --no-deps --retries 1 --extra-index-url $(TORCH_CPU_INDEX) "$$(grep '^torch==' $<)"
-	@$(BIN)/python -m pip install --quiet -r $<
+	@$(BIN)/python -m pip install --no-deps --retries 1 --extra-index-url $(TORCH_CPU_INDEX) "$$(grep '^torch==' $<)"
+	@$(BIN)/python -m pip install -r $<
 	@$(BIN)/python $(CHECK) build
 	@touch $@
 
@@ -94,7 +94,7 @@ $(VENV)/.installed-gpu: requirements-gpu.lock
 	$(ENVIRONMENT)
 	@echo "Installing the dependencies with CUDA into $(VENV); this downloads about 3 GB, once."
 	@$(BIN)/python -m pip uninstall -qq --yes onnxruntime onnxruntime-gpu
-	@$(BIN)/python -m pip install --quiet -r $<
+	@$(BIN)/python -m pip install -r $<
 	@$(BIN)/python $(CHECK) build
 	@touch $@
 

@@ -25,7 +25,7 @@ from common.logging_setup import set_up_logging
 from common.private_files import PRIVATE_UMASK, close_to_other_accounts
 from common.proxies import prepare_proxies
 from common.pypi_download import use_state_directory
-from common.settings import Settings, former_names, load_settings
+from common.settings import PACKAGED, PACKAGED_BASE, Settings, former_names, load_settings
 from common.tracing import set_up_tracing
 from serving.host.die_with_parent import command_dying_with_parent
 
@@ -362,22 +362,24 @@ def _prepare(settings: Settings, _: argparse.Namespace) -> None:
         log.info("The quick version is already trained; it is exported next.")
     elif settings.first_version == "quick" and fetch_encoder():
         log.info(
-            "First, a quick version is trained; it is served in about three minutes. The full training with %s follows "
-            "in the background, where `python app.py` or its scheduler runs, and its version takes over when it passes "
-            "the gates. SENTIMENT_FIRST_VERSION=full trains that one before anything is served.",
+            "Training a quick version first; it is served in about three minutes. The full training of %s follows "
+            "while it is served, and replaces it if its version is not worse. SENTIMENT_FIRST_VERSION=full leaves the "
+            "quick version out.",
             _base_model(settings),
         )
         _run_step("train", "--quick")
     else:
-        log.info("Training the first version with %s.", _base_model(settings))
+        log.info("Training the first version: %s.", _base_model(settings))
         _run_step("train")
     _run_step("export")
 
 
 def _base_model(settings: Settings) -> str:
     """Return the encoder of the next full training, in words."""
-    is_named = "base_model" in settings.model_fields_set
-    return settings.base_model if is_named else f"{settings.base_model} (MPNet base where the hub cannot be reached)"
+    if "base_model" not in settings.model_fields_set:
+        return f"{settings.base_model} (MPNet base if the Hugging Face hub cannot be reached)"
+    packaged = {PACKAGED: "the small packaged encoder", PACKAGED_BASE: "the packaged encoder of base size"}
+    return packaged.get(settings.base_model, settings.base_model)
 
 
 def _run_step(*arguments: str) -> None:

@@ -37,9 +37,9 @@ def close_to_other_accounts(settings: Settings) -> None:
         had_content = _has_content(path)
         _close(path)
         if _mode(path) != before and had_content:  # a fresh clone has no texts and no models yet
-            closed.append(f"{path} (its rights were {before:03o})")
+            closed.append(str(path))
     if closed:
-        log.info("Closed to other accounts of this machine: %s.", ", ".join(closed))
+        log.info("Only this account can read %s from now on; others of this machine could.", ", ".join(closed))
     for warning in what_stays_open(settings):
         log.warning("%s", warning)
 

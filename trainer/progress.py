@@ -37,6 +37,13 @@ class ProgressLine(TrainerCallback):
         if self._line.is_due() and not control.should_evaluate:
             self._report(state)
 
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Show that an evaluation is under way, which can take a minute on a busy machine."""
+        if self._line.is_due():
+            self._line.show(f"step {state.global_step:,} of {state.max_steps:,}  evaluating on held-out texts")
+
     def on_evaluate(
         self,
         args: TrainingArguments,
@@ -56,9 +63,10 @@ class ProgressLine(TrainerCallback):
             time_left = f"{duration(elapsed / max(1, steps) * (state.max_steps - state.global_step))} left"
         else:
             time_left = f"{duration(elapsed)} so far, estimating the time left"
+        # Of a quick training, which ends within an epoch, the steps alone tell how far it is.
+        epoch = f"epoch {state.epoch or 0:.1f} of {state.num_train_epochs}  " if state.num_train_epochs > 1 else ""
         resumed = f" (resumed at {self._first_step:,})" if self._first_step else ""
         self._line.show(
-            f"epoch {state.epoch or 0:.1f} of {state.num_train_epochs}  "
-            f"step {state.global_step:,} of {state.max_steps:,}{resumed}{self._loss}{quality}  {time_left}",
+            f"{epoch}step {state.global_step:,} of {state.max_steps:,}{resumed}{self._loss}{quality}  {time_left}",
             stays,
         )

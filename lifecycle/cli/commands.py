@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 def check(settings: Settings, options: argparse.Namespace) -> None:
     """Check the deployed model; print its figures, then the verdict, then what follows from it."""
     logging.getLogger("lifecycle.jobs.check").setLevel(logging.WARNING)  # its lines say the same as the output
+    if not options.json:
+        print("Checking the deployed version; this takes some seconds, or a minute on a busy machine.", flush=True)
     job = _do(settings, jobs.CHECK)
     if options.json:
         print_json(job.result)
@@ -64,9 +66,12 @@ def check(settings: Settings, options: argparse.Namespace) -> None:
             print("These texts differ from the training data, so the estimate may be far off.")
         for problem in live["problems"]:
             print(f"Warning: {problem}.")
+    if quiet := [kind for kind, item in job.result["drift"].items() if not item["alarm"]]:
+        print(f"No drift of {' and of '.join(quiet)} was found.")
     for kind, item in job.result["drift"].items():
-        measure = f"ROC AUC {_interval(item['auc'])}" if "auc" in item else f"distance {item['distance']:.4f}"
-        print(f"Drift of {kind}: {measure}{', ' + item['alarm'] if item['alarm'] else ', no alarm'}.")
+        if item["alarm"]:
+            measure = f"ROC AUC {_interval(item['auc'])}" if "auc" in item else f"distance {item['distance']:.4f}"
+            print(f"Drift of {kind}: {item['alarm']} ({measure}).")
     problems = "; ".join(job.result["problems"])
     print(f"Version {job.result['version']} is {f'under a threshold: {problems}' if problems else 'good'}.")
     if decision := job.result.get("decision"):

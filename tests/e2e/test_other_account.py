@@ -245,4 +245,4 @@ def test_after_all_that_it_serves_as_before(other: OtherAccount) -> None:
     log = other.served.log
     assert "Traceback" not in log
     assert log.count("Triton ended") == 1, "only by this test's hand"
-    assert log.count("Closed to other accounts of this machine: ") == 1
+    assert log.count("Only this account can read ") == 1
