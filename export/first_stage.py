@@ -100,10 +100,8 @@ def add_first_stage(
         risk = safest_share(answers.max(axis=1), differs, thresholds, limit)
         certified = bundle
         if risk is not None:
-            certified = replace(
-                bundle, first_stage=_certificate(risk, len(differs), limit, student.origin, chosen, variant)
-            )
-            certified.save(directory)
+            certificate = _certificate(risk, len(differs), limit, student.origin, chosen, variant)
+            replace(bundle, first_stage=certificate).save(directory)
             with Engine(directory, variant, usable_cores()) as pair:
                 gain = _gain(pair, full, dataset.val.texts)
             certified = replace(bundle, first_stage=replace(certificate, gain=gain))

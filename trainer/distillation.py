@@ -36,8 +36,10 @@ from trainer.processes import Processes
 from trainer.progress import ProgressLine
 from trainer.resumable_trainer import ResumableTrainer, SaveInTime, bf16, last_whole_checkpoint
 
+PACKAGED_WEIGHTS = 10_600_000
+"""Weights of the packaged encoder apart from its embeddings."""
 MUCH_LARGER = 3.0
-"""A model with so many times the weights of the packaged encoder is imitated by that; a smaller one by its own half."""
+"""A model with so many times these weights is imitated by the packaged encoder; a smaller one by half of its layers."""
 COST_OF_OWN_LAYERS, COST_OF_PACKAGED = 0.45, 0.15
 """Cost of a distillation, as a share of the full model's training. Predictions of all texts add some hundredths."""
 SOFTNESS = 2.0
@@ -73,22 +75,21 @@ def choose_student(
 
     It is the packaged encoder for a much larger model, and the first half of the model's own layers otherwise.
     """
-    hidden: int = model.config.hidden_size
-    steps = choose_hyperparameters(settings, hidden, texts).steps
-    try:
-        packaged = load_base_model(settings.model_copy(update={"base_model": PACKAGED}), labels)
-    except PipelineError as error:
-        log.warning("The packaged encoder cannot be used as a first stage: %s", error)
-    else:
-        ratio = _weights(packaged.model) / _weights(model)
-        if ratio * MUCH_LARGER <= 1 and packaged.max_length == max_length:
-            affordable = max(1, round(steps * COST_OF_PACKAGED / ratio))
-            return Student(f"the packaged encoder {packaged.name}", packaged.model, packaged.tokenizer, affordable)
+    steps = choose_hyperparameters(settings, model.config.hidden_size, texts).steps
+    if _weights(model) >= MUCH_LARGER * PACKAGED_WEIGHTS:
+        try:
+            packaged = load_base_model(settings.model_copy(update={"base_model": PACKAGED}), labels)
+        except PipelineError as error:
+            log.warning("The packaged encoder cannot be the first stage: %s", error)
+        else:
+            if packaged.max_length == max_length:  # otherwise they would cut texts at different places
+                affordable = max(1, round(steps * COST_OF_PACKAGED * _weights(model) / _weights(packaged.model)))
+                return Student(f"the packaged encoder {packaged.name}", packaged.model, packaged.tokenizer, affordable)
     layers: int = model.config.num_hidden_layers
     own = _first_layers(model, layers // 2)
     if own is None:
         return None
-    affordable = max(1, round(steps * COST_OF_OWN_LAYERS / (_weights(own) / _weights(model))))
+    affordable = max(1, round(steps * COST_OF_OWN_LAYERS * _weights(model) / _weights(own)))
     return Student(f"the first {layers // 2} of {layers} layers", own, tokenizer, affordable)
 
 

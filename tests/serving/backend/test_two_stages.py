@@ -21,7 +21,7 @@ from serving.model_repo.variants import FLOAT32, OPENVINO, Variant
 from tests.conftest import REFERENCE, SENTENCES, make_bundle, make_encoder
 
 CORES = 2
-TEXTS = [f"{sentence} {'good ' * (number % 23)}" for number, sentence in enumerate(SENTENCES * 12)]
+TEXTS = [f"{sentence} {'good ' * (number % 23)}" for number, sentence in enumerate(SENTENCES * 32)]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -70,9 +70,7 @@ def expected(directory: Path, bert_bundle: Path) -> FloatArray:
         answers, others = first.classify(TEXTS).values, full.classify(TEXTS).values
     is_sure = answers.max(axis=1) >= certificate.threshold
     assert 60 <= is_sure.sum() <= len(TEXTS) - 60
-    assert np.abs(answers - others).max(axis=1).min() > 1e-3, (
-        "both models must differ, or the same result shows nothing"
-    )
+    assert np.median(np.abs(answers - others)) > 0.1, "both models must differ, or the same result shows nothing"
     return np.where(is_sure[:, None], answers, others)
 
 
@@ -128,6 +126,7 @@ def test_undecided_texts_of_many_requests_fill_the_full_models_runs(engine: Engi
     held.may_run.release(10_000)
     assert engine.first is not None
     engine.first.threshold = 1.1  # sure of nothing
+    engine.full.seconds_per_token = 1.0  # texts wait as long as it takes to fill a run
     answers = [engine.submit([text]) for text in TEXTS * 4]
     for answer in answers:
         answer.result(60)
@@ -146,7 +145,7 @@ def test_an_undecided_text_keeps_its_place_before_longer_requests(engine: Engine
         assert held.began.acquire(timeout=20)
     long = engine.submit(["good " * 250] * 6)
     short = engine.submit(["good"])
-    for answer in (*busy, short, long):
+    for _ in range(CORES + 2):
         held.may_run.release(1)
         assert held.began.acquire(timeout=20)
         if held.runs[CORES:]:
