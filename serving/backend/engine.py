@@ -14,19 +14,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding
 
-from serving.backend.packing import CHOICE, ROW_LENGTH, STEP, TOKENS_PER_RUN, Row, choose_rows, lay_out, rows_of_shape
+from serving.backend.packing import CHOICE, ROW_LENGTH, STEP, TOKENS_PER_RUN, choose_rows, lay_out, rows_of_shape
 from serving.backend.requests import Probabilities, Request, TextError, WaitingText
 from serving.backend.runtime import Graph
-from serving.backend.stage import Stage
+from serving.backend.stage import Run, Stage
 from serving.backend.variant_choice import arithmetic_of
 from serving.model_repo.bundle import FIRST_STAGE
-from serving.model_repo.texts import Readable, readable
+from serving.model_repo.texts import readable
 from serving.model_repo.variants import Variant
 
 LOOK_S = 0.05
@@ -65,16 +64,6 @@ class Totals:
     graph_s: float = 0.0
     waiting_texts: int = 0
     busy_cores: int = 0
-
-
-class _Run(NamedTuple):
-    """A run of one stage's graph."""
-
-    stage: Stage
-    graph: Graph
-    rows: list[Row]
-    texts: list[WaitingText]
-    """The texts that the rows' indices refer to."""
 
 
 class Engine:
@@ -169,16 +158,15 @@ class Engine:
     def _tokenize(self, request: Request) -> None:
         """Tokenize the texts of a request and queue them."""
         encodings: list[Encoding] = []
-        try:
-            for start in range(0, len(request.texts), TOKENIZED_TOGETHER):
-                if start and (error := request.useless(LOOK_S)):
-                    request.answer.set_exception(error)
+        for start in range(0, len(request.texts), TOKENIZED_TOGETHER):
+            if start and (error := request.useless(LOOK_S)):
+                request.answer.set_exception(error)
+                return
+            for one in self._stages[0].encode(request.texts[start : start + TOKENIZED_TOGETHER]):
+                if isinstance(one, BaseException):
+                    request.answer.set_exception(_at_fault(len(encodings), one))
                     return
-                part = request.texts[start : start + TOKENIZED_TOGETHER]
-                encodings += self._stages[0].encode(part)
-        except BaseException as error:  # a panic in the tokenizer's Rust code is not an Exception
-            request.answer.set_exception(_text_error(self._stages[0], request.texts, error))
-            return
+                encodings.append(one)
         request.queue(encodings)
         self._enqueue(request)
 
@@ -216,7 +204,7 @@ class Engine:
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Return how many tokens of the texts the full model reads."""
         read = [readable(text, self.bundle.max_length) for text in texts]
-        return sum(len(encoding.ids) for encoding in self.full.encode(read))
+        return sum(len(one.ids) for one in self.full.tokenizer.encode_batch_fast([text.text for text in read]))
 
     def totals(self) -> Totals:
         """Return a copy of the counters, with the current load."""
@@ -275,44 +263,23 @@ class Engine:
                 self._count(run, packed.input_ids.size, packed_at - started, time.perf_counter() - packed_at)
                 self._deliver(stage, run, values)
 
-    def _take(self) -> _Run | None:
+    def _take(self) -> Run | None:
         """Return the next run, or None to wait.
 
         The full model waits until its texts fill a run, while the first stage has texts: it gets more from them.
         """
+        is_interactive = self.cores > 1 and time.monotonic() < self._interactive_until and not self._closing
         stages = self._stages
         if self.first is not None and (self.full.is_ripe() or not self.first.waiting):
             stages = [self.full, self.first]
-        for stage in stages:
-            if (taken := self._take_from(stage)) is not None:
-                return taken
-        return None
-
-    def _take_from(self, stage: Stage) -> _Run | None:
-        choice = stage.waiting[:CHOICE]
-        is_interactive = self.cores > 1 and time.monotonic() < self._interactive_until and not self._closing
-        texts = choice
-        if is_interactive and self._busy == self.cores - 1:
-            texts = [text for text in choice if not text.request.is_bulk and text.tokens <= ROW_LENGTH]
-        if not texts:
-            return None
-        lengths = [text.tokens for text in texts]
-        tokens = sum(lengths)
-        is_kept_free = is_interactive and (texts[0].request.is_bulk or lengths[0] > ROW_LENGTH)
-        if self._busy == 0 and (len(texts) == 1 or tokens <= ROW_LENGTH) and not is_kept_free:
-            graph, budget = stage.graph_of_all_cores, ROW_LENGTH
-        else:
-            share = -(-tokens // (self.cores - self._busy))
-            graph, budget = stage.graph, min(TOKENS_PER_RUN, max(ROW_LENGTH, share))
-        rows = choose_rows(lengths, budget, stage.bundle.packed)
-        chosen = {texts[index].number for row in rows for index in row.texts}
-        stage.remove(chosen)
-        now = time.perf_counter()
-        for request in {text.request for text in texts if text.number in chosen}:
-            if request.begun is None:
-                request.begun = now
-                self._totals.queue_s += now - request.queued
-        return _Run(stage, graph, rows, texts)
+        run = next((run for stage in stages if (run := stage.take(self._busy, is_interactive))), None)
+        if run is not None:
+            now = time.perf_counter()
+            for request in {run.texts[index].request for row in run.rows for index in row.texts}:
+                if request.begun is None:
+                    request.begun = now
+                    self._totals.queue_s += now - request.queued
+        return run
 
     def _count(self, texts: Sequence[WaitingText], slots: int, pack_s: float, graph_s: float) -> None:
         """Add a run to the counters."""
@@ -357,22 +324,15 @@ class Engine:
 
     def _for_full_model(self, texts: Sequence[WaitingText]) -> tuple[list[WaitingText], dict[Request, BaseException]]:
         """Tokenize texts for the full model; also return the errors of the requests on which its tokenizer fails."""
+        if not texts:
+            return [], {}
         read = [text.request.texts[text.position] for text in texts]
-        errors: dict[Request, BaseException] = {}
-        try:
-            encodings = self.full.encode(read) if texts else []
-        except BaseException as error:
-            for text in texts:
-                try:
-                    self.full.encode([text.request.texts[text.position]])
-                except BaseException as own:
-                    errors[text.request] = _at_fault(text.position, own)
-            if not errors:
-                return [], dict.fromkeys((text.request for text in texts), error)
-            passed_on, _ = self._for_full_model([text for text in texts if text.request not in errors])
-            return passed_on, errors
         passed_on = []
-        for text, one, encoding in zip(texts, read, encodings, strict=True):
+        errors: dict[Request, BaseException] = {}
+        for text, one, encoding in zip(texts, read, self.full.encode(read), strict=True):
+            if isinstance(encoding, BaseException):
+                errors[text.request] = _at_fault(text.position, encoding)
+                continue
             text.request.token_ids[text.position] = encoding.ids
             text.request.truncated[text.position] = one.is_cut or bool(encoding.overflowing)
             passed_on.append(text._replace(tokens=len(encoding.ids)))
@@ -421,16 +381,6 @@ class Engine:
                 good.append(text)
         self._deliver(stage, good, values)
         self._end(errors)
-
-
-def _text_error(stage: Stage, texts: Sequence[Readable], error: BaseException) -> BaseException:
-    """Return a TextError that names the text on which the tokenizer fails; `error` if each text works alone."""
-    for position, text in enumerate(texts):
-        try:
-            stage.encode([text])
-        except BaseException as own:
-            return _at_fault(position, own)
-    return error
 
 
 def _at_fault(position: int, error: BaseException) -> TextError:

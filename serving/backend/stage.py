@@ -4,11 +4,12 @@ import time
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tokenizers import Encoding, Tokenizer
 
 from common.errors import PipelineError
-from serving.backend.packing import CHOICE, ROW_LENGTH, TOKENS_PER_RUN, all_shapes, rows_of_shape
+from serving.backend.packing import CHOICE, ROW_LENGTH, TOKENS_PER_RUN, Row, all_shapes, choose_rows, rows_of_shape
 from serving.backend.requests import WaitingText
 from serving.backend.runtime import Graph, load_graph
 from serving.model_repo.bundle import TOKENIZER, Bundle
@@ -26,6 +27,16 @@ def load_tokenizer(file: Path, max_length: int) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     return tokenizer
+
+
+class Run(NamedTuple):
+    """A run of one stage's graph."""
+
+    stage: "Stage"
+    graph: Graph
+    rows: list[Row]
+    texts: list[WaitingText]
+    """The texts that the rows' indices refer to."""
 
 
 class Stage:
@@ -53,9 +64,19 @@ class Stage:
         self._cores = cores
         self._held_since = 0.0
 
-    def encode(self, texts: Sequence[Readable]) -> list[Encoding]:
-        """Tokenize texts."""
-        return self.tokenizer.encode_batch_fast([text.text for text in texts])
+    def encode(self, texts: Sequence[Readable]) -> list[Encoding | BaseException]:
+        """Tokenize texts. A text on which the tokenizer fails gets its error instead, which may be a panic of Rust."""
+        try:
+            return list(self.tokenizer.encode_batch_fast([text.text for text in texts]))
+        except BaseException as error:
+            alone = [self._encode_alone(text.text) for text in texts]
+            return alone if any(isinstance(one, BaseException) for one in alone) else [error] * len(texts)
+
+    def _encode_alone(self, text: str) -> Encoding | BaseException:
+        try:
+            return self.tokenizer.encode(text)
+        except BaseException as error:
+            return error
 
     def insert(self, texts: Sequence[WaitingText]) -> None:
         """Add texts, most urgent first, to the queue."""
@@ -68,10 +89,30 @@ class Stage:
             for text in texts:
                 insort(self.waiting, text)
 
-    def remove(self, numbers: set[int]) -> None:
-        """Remove the texts with these numbers, which are among the first `CHOICE` of the queue, for a run."""
-        self.waiting[:CHOICE] = [text for text in self.waiting[:CHOICE] if text.number not in numbers]
+    def take(self, busy: int, is_interactive: bool) -> Run | None:
+        """Take texts from the queue for a run on a core, while `busy` of them run; None if none of the texts may run.
+
+        `is_interactive` tells that short requests arrive one by one. The last idle core is then kept for them.
+        """
+        choice = self.waiting[:CHOICE]
+        texts = choice
+        if is_interactive and busy == self._cores - 1:
+            texts = [text for text in choice if not text.request.is_bulk and text.tokens <= ROW_LENGTH]
+        if not texts:
+            return None
+        lengths = [text.tokens for text in texts]
+        tokens = sum(lengths)
+        is_kept_free = is_interactive and (texts[0].request.is_bulk or lengths[0] > ROW_LENGTH)
+        if busy == 0 and (len(texts) == 1 or tokens <= ROW_LENGTH) and not is_kept_free:
+            graph, budget = self.graph_of_all_cores, ROW_LENGTH
+        else:
+            share = -(-tokens // (self._cores - busy))
+            graph, budget = self.graph, min(TOKENS_PER_RUN, max(ROW_LENGTH, share))
+        rows = choose_rows(lengths, budget, self.bundle.packed)
+        chosen = {texts[index].number for row in rows for index in row.texts}
+        self.waiting[:CHOICE] = [text for text in choice if text.number not in chosen]
         self._held_since = time.monotonic()
+        return Run(self, graph, rows, texts)
 
     def is_ripe(self) -> bool:
         """Return whether the waiting texts fill a run, or have waited for as long as a full run takes."""

@@ -177,14 +177,18 @@ def test_a_text_on_which_the_full_models_tokenizer_fails_fails_its_own_request_a
 ) -> None:
     assert engine.first is not None
     engine.first.threshold = 1.1
-    encode = engine.full.encode
+    tokenizer = engine.full.tokenizer
 
-    def fails(texts: Any) -> Any:
-        if any("terrible" in text.text for text in texts):
-            raise RuntimeError("a panic")
-        return encode(texts)
+    class Failing:
+        def encode_batch_fast(self, texts: list[str]) -> Any:
+            return [self.encode(text) for text in texts]
 
-    monkeypatch.setattr(engine.full, "encode", fails)
+        def encode(self, text: str) -> Any:
+            if "terrible" in text:
+                raise RuntimeError("a panic")
+            return tokenizer.encode(text)
+
+    monkeypatch.setattr(engine.full, "tokenizer", Failing())
     good, bad = engine.submit(["good day", "fine"]), engine.submit(["good", "terrible"])
     assert good.result(20).values.shape == (2, 2)
     with pytest.raises(TextError, match=r"TEXT\[1\] cannot be classified: RuntimeError: a panic"):
