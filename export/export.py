@@ -17,7 +17,7 @@ from transformers import (
 from common.errors import PipelineError
 from common.settings import Settings
 from export.first_stage import add_first_stage
-from export.graph import export_graph
+from export.graph import GraphError, export_graph
 from export.int8 import CALIBRATION_TEXTS, Inputs, calibration_inputs
 from export.mlflow_model import mlflow_model
 from export.parity import reference_probabilities
@@ -50,25 +50,26 @@ RANDOM_TEXTS, MOST_RANDOM_TOKENS = 300, 100
 log = logging.getLogger(__name__)
 
 
-def export(settings: Settings) -> int:
+def export(settings: Settings, data: Dataset | None = None) -> int:
     """Publish the trained model as a version of the repository; deploy it if none is deployed yet.
 
-    Returns the version.
+    `data` are those that an import has read already. Returns the version.
 
     Raises:
-        PipelineError: there is no trained model, it is already published, the data have changed since the training, or
-            the graph's predictions differ from torch's. Nothing is published then.
+        PipelineError: there is no trained model, it is already published, or the data have changed since the training.
+            Nothing is published then.
+        GraphError: no graph can be made that agrees with torch. Nothing is published then.
     """
     record = TrainingRecord.load(settings.model_dir)
     repository = ModelRepository(settings.model_repository)
     tracking = Tracking(settings)
     # An export that was killed between publishing and deploying continues with deploying.
     if record.version not in repository.published():
-        _publish(settings, record, repository, tracking)
+        _publish(settings, record, data, repository, tracking)
     elif repository.deployed() is not None:
         raise PipelineError(
             f"Version {record.version}, the model in {settings.model_dir}, is already published, and a published "
-            "version is never overwritten. Train again to get a new version."
+            f"version is never overwritten. For a new version: {record.again}"
         )
     if repository.deployed() is None:
         repository.deploy(record.version)
@@ -77,8 +78,8 @@ def export(settings: Settings) -> int:
     return record.version
 
 
-def load_trained(model_dir: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the trained model and its tokenizer.
+def load_trained(model_dir: Path, record: TrainingRecord) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the trained model with this `record`, and its tokenizer.
 
     Raises:
         PipelineError: a file is missing or damaged.
@@ -92,23 +93,30 @@ def load_trained(model_dir: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     except Exception as error:  # tokenizers raises no narrower exception
         reason = str(error).strip().partition("\n")[0]
         raise PipelineError(
-            f"The trained model in {model_dir} is incomplete or damaged ({reason}). Train again."
+            f"The trained model in {model_dir} is incomplete or damaged ({reason}). {record.again}"
         ) from error
     return model, tokenizer
 
 
-def _publish(settings: Settings, record: TrainingRecord, repository: ModelRepository, tracking: Tracking) -> None:
-    dataset = judging_data(settings, record.base_model, record.labels) if record.imported else load_dataset(settings)
-    kept = dataset  # all of it
+def _publish(
+    settings: Settings,
+    record: TrainingRecord,
+    data: Dataset | None,
+    repository: ModelRepository,
+    tracking: Tracking,
+) -> None:
+    if data is None:
+        data = judging_data(settings, record.base_model, record.labels) if record.imported else load_dataset(settings)
+    dataset = data
     if record.quick:
         dataset = sampled(dataset)
     if dataset.fingerprint != record.data_fingerprint:
         raise PipelineError(
             f"{settings.train_data} or {settings.val_data} has changed since the model in {settings.model_dir} was "
-            "trained, so its results would not be comparable. Train again."
+            f"{'imported' if record.imported else 'trained'}, so its results would not be comparable. {record.again}"
         )
-    tracking.check_registered(record.version)
-    model, tokenizer = load_trained(settings.model_dir)
+    tracking.check_registered(record)
+    model, tokenizer = load_trained(settings.model_dir, record)
     try:
         staging = repository.staging_directory(record.version)
         try:
@@ -116,14 +124,16 @@ def _publish(settings: Settings, record: TrainingRecord, repository: ModelReposi
             with mlflow_model(staging) as pyfunc:
                 tracking.record_export(record.run_id, record.version, asdict(bundle), pyfunc)
             repository.publish(staging, record.version)
-            if repository.deployed() is None and kept.val.texts:  # then this version is deployed next
-                keep(settings, record.version, kept)
+            if repository.deployed() is None and data.val.texts:  # then this version is deployed next
+                keep(settings, record.version, data)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+    except GraphError as error:
+        raise type(error)(f"{error} {record.another}") from error
     except OSError as error:
+        again = record.again if record.imported else "Then run `python app.py export` again."
         raise PipelineError(
-            f"Version {record.version} cannot be written to {repository.model}: {error}. "
-            "Free some space, then run `python app.py export` again."
+            f"Version {record.version} cannot be written to {repository.model}: {error}. Free some space. {again}"
         ) from error
     log.info("Published version %d in %s.", record.version, repository.version_directory(record.version))
 
@@ -160,7 +170,7 @@ def _build(
     bundle.save(directory)
 
     validation, chosen = _validation(record, dataset, model, tokenizer)
-    kind = "texts" if dataset.val.texts else "texts of random words, whose labels by torch count as right"
+    kind = "texts" if dataset.val.texts else "texts of random words"
     log.info("Comparing the graphs' predictions with torch's on %s %s.", f"{len(validation.texts):,}", kind)
     # Of a quick version, and without texts of people, float32 is proven, and nothing else is tried.
     is_float32 = record.quick or not dataset.val.texts
@@ -202,13 +212,13 @@ def _validation(
 ) -> tuple[Validation, list[str]]:
     """Return the texts on which graphs are compared with torch, and those that calibrate int8 graphs.
 
-    Without data, random words of the tokenizer's vocabulary take their place, and torch's labels count as right.
+    Without data, random words of the tokenizer's vocabulary take their place.
     """
     most = MOST_QUICK_TEXTS if record.quick else MOST_TEXTS
     sample = dataset.val.at(random.Random(0).sample(range(len(dataset.val.texts)), min(len(dataset.val.texts), most)))
     texts = sample.texts or _random_texts(tokenizer)
     reference = reference_probabilities(model, tokenizer, texts, record.max_length, record.temperature)
-    targets = targets_of(sample.labels, record.labels) if sample.texts else reference.argmax(axis=1)
+    targets = targets_of(sample.labels, record.labels) if sample.texts else None
     learnt = dataset.train.texts or texts
     return (
         Validation(texts=texts, targets=targets, labels=record.labels, reference=reference),

@@ -1,9 +1,12 @@
 """Writes a classifier's ONNX graph: of packed rows where its family allows it, and of padded rows otherwise."""
 
+import io
 import logging
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
@@ -12,12 +15,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from common.errors import PipelineError
+from common.settings import Settings
 from export.packed_graph import PackedClassifier
-from trainer.architectures import check_architecture, why_unpacked
+from trainer.architectures import OTHER_FAMILY, check_architecture, why_unpacked
+from trainer.base_model import check_base_model, load_base_model
 
 OPSET = 20
 INPUT_NAMES = ["input_ids", "position_ids", "segment_ids", "first_tokens"]
 OUTPUT_NAME = "probabilities"
+
+log = logging.getLogger(__name__)
+
+
+class GraphError(PipelineError):
+    """There is no graph that agrees with the model. The message lacks the fix, which depends on the model's origin."""
 
 
 class PaddedClassifier(nn.Module):
@@ -49,7 +60,8 @@ def export_graph(model: PreTrainedModel, temperature: float, path: Path) -> None
     """Write `model` to one self-contained ONNX file, and check the file with `onnx`.
 
     Raises:
-        PipelineError: the model cannot be exported.
+        PipelineError: the model has a decoder.
+        GraphError: the model cannot be exported.
     """
     config = model.config.to_dict()
     check_architecture(config)
@@ -68,6 +80,29 @@ def export_graph(model: PreTrainedModel, temperature: float, path: Path) -> None
     )
 
 
+def check_exportable(settings: Settings) -> None:
+    """Try to write the graph of the base model before its training, which can take hours; without one it cannot serve.
+
+    Families that can be packed are tested, so they are left out.
+
+    Raises:
+        PipelineError: the base model cannot be loaded or exported.
+    """
+    config = check_base_model(settings)
+    if config is None or not why_unpacked(config.to_dict()):
+        return
+    log.info("Trying to write %s as a graph before the training.", settings.base_model)
+    model = load_base_model(settings, ("Negative", "Positive")).model
+    try:
+        with TemporaryDirectory() as directory:
+            export_graph(model, 1.0, Path(directory) / "model.onnx")
+    except GraphError as error:
+        raise PipelineError(
+            f"The base model {settings.base_model!r} (SENTIMENT_BASE_MODEL) cannot be served, so it is not trained. "
+            f"{error} Choose an encoder {OTHER_FAMILY}."
+        ) from error
+
+
 def write_graph(
     module: nn.Module,
     inputs: Mapping[str, Tensor],
@@ -81,15 +116,16 @@ def write_graph(
     `dynamic_shapes` has for each input the dimensions that vary.
 
     Raises:
-        PipelineError: the model cannot be exported.
+        GraphError: the model cannot be exported.
     """
     # They warn about missing torchvision, which is not needed, and about what they do not optimise.
-    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # On standard error, torch.export prints the whole graph of a model that it cannot export.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")  # deprecations inside torch.export itself
             program = torch.onnx.export(
                 module,
@@ -102,13 +138,14 @@ def write_graph(
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise PipelineError(
-            f"A model of the family {family!r} cannot be written as an ONNX graph: "
-            f"{str(error).strip().partition(chr(10))[0]} Set SENTIMENT_BASE_MODEL to another encoder and train again."
-        ) from error
+        reason: BaseException = error
+        while reason.__cause__ is not None:  # the exporter's own errors only name its step
+            reason = reason.__cause__
+        first = str(reason).strip().partition("\n")[0].rstrip(". ")
+        raise GraphError(f"A model of the family {family!r} cannot be written as an ONNX graph: {first}.") from error
     finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
     assert program is not None  # None only without dynamo
     program.save(str(path), external_data=False)
     onnx.checker.check_model(str(path), full_check=True)

@@ -8,6 +8,7 @@ import numpy as np
 from common.errors import PipelineError
 from common.settings import Settings
 from export.parity import reference_probabilities
+from trainer.dataset import Dataset
 from trainer.evaluation import at_bound, calibrated, evaluate, fit_temperature, targets_of, under_thresholds
 from trainer.own_classifier import judging_data, load_classifier, spelt_as
 from trainer.record import TrainingRecord
@@ -17,20 +18,28 @@ from trainer.train import replace_directory, save_beside
 log = logging.getLogger(__name__)
 
 
-def import_classifier(settings: Settings, source: str, labels: Sequence[str], taken: set[int]) -> TrainingRecord:
+def import_classifier(
+    settings: Settings, source: str, labels: Sequence[str], taken: set[int], deployed_labels: Sequence[str] = ()
+) -> tuple[TrainingRecord, Dataset]:
     """Load, calibrate and evaluate a classifier, record it in MLflow, and save it to the model directory.
+
+    Return its record, and the data by which it is judged.
 
     `source` is a directory or a name on the hub; `labels` name its outputs, unless its configuration is right. With
     validation texts, the temperature that calibrates it is fitted on them; without any, its scores stay as they are.
-    `taken` are versions that the registry must not give again.
+    `taken` are versions that the registry must not give again. Labels are spelt as in the data or, where these lack
+    them, as `deployed_labels`, those of the deployed version.
 
     Raises:
         PipelineError: it cannot be imported (`load_classifier`), the data do not fit, or MLflow or the disk fails.
     """
     classifier, names = load_classifier(settings, source, labels)
+    given, names = names, spelt_as(names, deployed_labels)
     dataset = judging_data(settings, source, names)
     dataset.log_notes()
     names = spelt_as(names, dataset.labels)
+    if given != names:
+        log.info("The labels %s are spelt as in the data: %s.", ", ".join(given), ", ".join(names))
     classifier.model.config.id2label = dict(enumerate(names))
     classifier.model.config.label2id = {name: index for index, name in enumerate(names)}
     log.info("Importing %s with the labels %s.", source, ", ".join(names))
@@ -84,19 +93,13 @@ def import_classifier(settings: Settings, source: str, labels: Sequence[str], ta
     record.save(staging)
     replace_directory(settings.model_dir, staging)
     log.info("Imported %s as version %d, and recorded it in MLflow at %s.", source, record.version, tracking.uri)
-    return record
+    return record, dataset
 
 
 def _tell(settings: Settings, validated: Validated, temperature: float, *, is_held_out: bool) -> None:
     """Log the results on the validation texts, and what is doubtful about them."""
     found = validated.evaluation
-    log.info(
-        "Validation: accuracy %.4f, macro F1 %.4f, calibration error %.3f (temperature %.2f).",
-        found.accuracy,
-        found.macro_f1,
-        found.calibration_error,
-        temperature,
-    )
+    log.info("%s", found.summary(temperature))
     if is_held_out:
         log.warning(
             "These texts are a part of %s. If the classifier was trained on that file, its figures are too high.",

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pandas as pd  # type: ignore[import-untyped]
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from tokenizers import Tokenizer
@@ -33,9 +34,21 @@ class SentimentModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Classify the column `text`: return `label`, `score`, and a column for each label's probability."""
+        """Classify the column `text`: return `label`, `score`, and a column for each label's probability.
+
+        Raises:
+            MlflowException: a row has no text; MLflow's server answers with status 400.
+        """
         del context, params
-        tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(list(model_input["text"]))]
+        texts = model_input["text"]
+        if faulty := [row for row in texts.items() if not isinstance(row[1], str) or not row[1].strip()]:
+            row, found = faulty[0]
+            raise MlflowException.invalid_parameter_value(
+                f"Column text, row {row!r}: there is no text, but {found!r}. Such rows, {len(faulty):,} of "
+                f"{len(texts):,}, cannot be classified. Remove them: "
+                'frame = frame[frame["text"].fillna("").str.strip() != ""]'
+            )
+        tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         probabilities = np.empty((len(tokens), len(self._labels)), dtype=np.float32)
         order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]), reverse=True)
         while order:

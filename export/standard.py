@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from common.errors import PipelineError
 from common.settings import Settings
 from export.export import load_trained
-from export.graph import write_graph
+from export.graph import GraphError, write_graph
 from trainer.record import TrainingRecord
 
 GRAPH = "model.onnx"
@@ -54,7 +54,7 @@ def export_standard(settings: Settings, directory: Path) -> None:
     record = TrainingRecord.load(settings.model_dir)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise PipelineError(f"{directory} exists already and is not an empty directory. Name another one.")
-    model, tokenizer = load_trained(settings.model_dir)
+    model, tokenizer = load_trained(settings.model_dir, record)
     tokenizer.model_max_length = record.max_length
     inputs = dict(tokenizer(_SENTENCES, padding=True, return_tensors="pt"))
     classifier = _Classifier(model, list(inputs), record.temperature)
@@ -66,6 +66,8 @@ def export_standard(settings: Settings, directory: Path) -> None:
         if directory.exists():
             directory.rmdir()
         part.rename(directory)
+    except GraphError as error:
+        raise PipelineError(f"{error} {record.another}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     log.info("Wrote version %d to %s, for optimum and transformers.", record.version, directory)
@@ -90,9 +92,9 @@ def _write(
         (found,) = session.run(None, {name: value.numpy() for name, value in one.items()})
         difference = float(np.abs(torch.from_numpy(found).softmax(dim=-1).numpy() - wanted).max())
         if not difference <= LARGEST_DIFFERENCE:
-            raise PipelineError(
-                f"The graph differs from the trained model by {difference:.3g} in a probability, and at most "
-                f"{LARGEST_DIFFERENCE:g} are allowed. Do not use it; train with another encoder."
+            raise GraphError(
+                f"Nothing is written, because the graph differs from the model by {difference:.3g} in a probability, "
+                f"and at most {LARGEST_DIFFERENCE:g} are allowed."
             )
 
 

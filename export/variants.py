@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import PipelineError
 from export.float16 import halve
+from export.graph import GraphError
 from export.int8 import Inputs, quantize
 from export.parity import FloatArray, check_parity
 from serving.backend.cpu import usable_cores
@@ -41,7 +41,7 @@ SPEED_TEXTS = 256
 log = logging.getLogger(__name__)
 
 
-class ParityError(PipelineError):
+class ParityError(GraphError):
     """The predictions of every float variant differ too much from the model's."""
 
 
@@ -50,8 +50,8 @@ class Validation:
     """The texts for trying variants."""
 
     texts: Sequence[str]
-    targets: npt.NDArray[np.int64]
-    """Right labels, [texts], as positions in `labels`."""
+    targets: npt.NDArray[np.int64] | None
+    """Right labels, [texts], as positions in `labels`; None for texts of random words."""
     labels: tuple[str, ...]
     reference: FloatArray
     """Torch's probabilities, [texts, labels]."""
@@ -87,7 +87,7 @@ def prove_variants(
             reasons = "; ".join(f"{proof.variant}: {proof.refused}" for proof in proofs)
             raise ParityError(
                 "The version is not published, because the exported graph does not agree with the trained model. "
-                f"{reasons}. Set SENTIMENT_BASE_MODEL to another encoder and train again."
+                f"{reasons}."
             )
         for variant in filter(wanted.allows, gpu_variants()):
             log.info("Making the float16 graph.")
@@ -106,7 +106,7 @@ def prove_variants(
         for proof in proofs
     ]
     for proof in checked:
-        _log(proof, fastest)
+        _log(proof, fastest, has_targets=validation.targets is not None)
         if proof.refused and proof.variant.graph != FLOAT_GRAPH:
             for file in directory.glob(f"{Path(proof.variant.graph).stem}.*"):
                 file.unlink()
@@ -158,7 +158,6 @@ def _try(
         if variant.precision == INT8
         else parity.refusal("by torch", LEAST_AGREEMENT)
     )
-    evaluation = evaluate(answers, validation.targets, validation.labels)
     proof = replace(
         unmeasured_proof(variant, refused),
         texts=parity.texts,
@@ -170,9 +169,10 @@ def _try(
         steady=parity.unsteady.share,
         differing=parity.differing,
         near_ties=parity.near_ties,
-        accuracy=evaluation.accuracy,
-        macro_f1=evaluation.macro_f1,
     )
+    if validation.targets is not None:
+        evaluation = evaluate(answers, validation.targets, validation.labels)
+        proof = replace(proof, accuracy=evaluation.accuracy, macro_f1=evaluation.macro_f1)
     return proof, answers
 
 
@@ -213,7 +213,7 @@ def too_slow(int8: Proof, fastest_float: Proof) -> str:
     return f"it is {gain:.2f} times as fast as {fastest_float.variant}; {LEAST_INT8_GAIN} are needed"
 
 
-def _log(proof: Proof, fastest_float: Proof) -> None:
+def _log(proof: Proof, fastest_float: Proof, *, has_targets: bool) -> None:
     if proof.precision == INT8 and proof.refused and proof.refused == too_slow(proof, fastest_float):
         gain = proof.tokens_per_s / fastest_float.tokens_per_s
         log.info(
@@ -229,14 +229,13 @@ def _log(proof: Proof, fastest_float: Proof) -> None:
         log.warning("%s is refused: %s.", proof.variant, proof.refused)
         return
     log.info(
-        "%s: of %s texts in %d mixes, %s get another label than by %s, and %s near ties; macro F1 on these "
-        "texts %.4f; %s tokens/s.",
+        "%s: of %s texts in %d mixes, %s get another label than by %s, and %s near ties;%s %s tokens/s.",
         proof.variant,
         f"{proof.texts:,}",
         proof.mixes,
         proof.differing or "none",
         "the float graph" if proof.precision == INT8 else "torch",
         proof.near_ties or "no",
-        proof.macro_f1,
+        f" macro F1 on these texts {proof.macro_f1:.4f};" if has_targets else "",
         f"{proof.tokens_per_s:,.0f}",
     )

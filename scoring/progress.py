@@ -30,7 +30,7 @@ class Progress:
         if self._share_before is None:
             # The share of a compressed file that was skipped is only known now.
             self._share_before = self._share()
-        if self._line.is_due():
+        if self._line.is_due() and self._share() < 1:  # otherwise the final figures follow
             self._line.show(self._text())
 
     def end(self) -> None:

@@ -99,7 +99,9 @@ class FeedbackSource(Table):
     name: Mapped[str] = mapped_column(StorableText, primary_key=True)
     """`key:NAME`, `admin`, `console:NAME`, `import:FILE`, `anonymous`, or `legacy:NAME` for rows of older releases."""
     rows: Mapped[int] = mapped_column(default=0)
+    """Number of its rows that are not withdrawn."""
     bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Size of its stored rows. Withdrawn ones count until their texts are erased."""
     day: Mapped[datetime]
     """Start of the day of `rows_of_day`."""
     rows_of_day: Mapped[int] = mapped_column(default=0)

@@ -49,7 +49,7 @@ def _withdraw(database: Database, which: ColumnElement[bool], name: str, erase: 
         changed = len(session.scalars(query).all())
         if not changed:
             return 0
-        for source in sources if erase else ():
+        for source in sources:
             _recount(session, source)
         done = "withdrawn, and their texts erased" if erase else "withdrawn"
         message = f"{changed:,} rows of feedback of {name} were {done}, {reason}. No model learns from them again."
@@ -58,9 +58,11 @@ def _withdraw(database: Database, which: ColumnElement[bool], name: str, erase: 
 
 
 def _recount(session: Session, source: str) -> None:
-    """Recount a source's stored rows, without those whose text was erased."""
+    """Recount a source's rows without withdrawn ones, and its bytes without erased texts."""
+    counters = FeedbackSource.name == source
+    session.scalars(select(FeedbackSource.name).where(counters).with_for_update()).all()  # no row is added meanwhile
     size = func.coalesce(func.sum(func.length(Feedback.text) + BYTES_OF_ROW), 0)
-    query = select(func.count(), size).where(Feedback.source == source, Feedback.text != _ERASED)
+    used = func.count().filter(Feedback.withdrawn_at.is_(None))
+    query = select(used, size).where(Feedback.source == source, Feedback.text != _ERASED)
     rows, bytes_ = session.execute(query).one()
-    counters = update(FeedbackSource).where(FeedbackSource.name == source)
-    session.execute(counters.values(rows=rows, bytes=bytes_))
+    session.execute(update(FeedbackSource).where(counters).values(rows=rows, bytes=bytes_))

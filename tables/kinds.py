@@ -33,6 +33,8 @@ PARQUET_MAGIC = b"PAR1"
 """First bytes of Parquet."""
 _JSON_OBJECT = re.compile(r"\ufeff?\s*\{")
 _JSON_ARRAY = re.compile(r"\ufeff?\s*\[\s*\{")
+_JSON_KEY = re.compile(r"[\ufeff\s\[]*\{\s*\"(\\.|[^\"\\])*\"\s*:")
+"""Beginning of JSON that no header of a CSV file has."""
 _FOREIGN = {
     b"PK\x03\x04": "an Excel workbook or a zip archive",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
@@ -66,14 +68,18 @@ def compression_of(start: bytes, kind: Kind | None) -> str | None:
     return next(by_content, kind.compression if kind else None)
 
 
-def format_of(start: str, name: str) -> Format:
-    """Return the format of a text file of unknown suffix by its beginning.
+def format_of(start: str, name: str, by_suffix: Format | None) -> Format:
+    """Return the format of a text file by its suffix, or if that is unknown, by its beginning.
 
     Raises:
-        TableError: the file is a JSON array.
+        TableError: the file is a JSON array, or JSON Lines under the name of a CSV file.
     """
+    if by_suffix is Format.JSON_LINES or (by_suffix is Format.CSV and not _JSON_KEY.match(start)):
+        return by_suffix
     if _JSON_ARRAY.match(start):
         raise TableError(f"{name} is one JSON array. Write JSON Lines: one object per line.")
+    if by_suffix is Format.CSV:
+        raise TableError(f"{name} contains JSON and not CSV. If it has one object per line, name it ….jsonl.")
     return Format.JSON_LINES if _JSON_OBJECT.match(start) else Format.CSV
 
 

@@ -67,7 +67,7 @@ def inspect(source: Source, name: str, wanted: Sequence[Wanted], kind: Kind | No
         columns = tuple(parquet_columns(source, name))
     else:
         given = kind.delimiter if kind else None
-        kind = Kind(kind.format if kind else format_of(head.text, name), compression, given)
+        kind = Kind(format_of(head.text, name, kind.format if kind else None), compression, given)
         if kind.format is Format.CSV:
             layout = csv_layout(head, name, given, wanted)
             columns = layout.columns
@@ -75,6 +75,7 @@ def inspect(source: Source, name: str, wanted: Sequence[Wanted], kind: Kind | No
             layout = Layout(head.encoding, head.newline)
             columns = _field_names(head)
             if not columns:
+                format_of(head.text, name, None)  # raises for a JSON array, whose lines are no objects
                 return Table(source, name, kind, layout, ())
     found = [find_column(columns, column) for column in wanted]
     if problems := [problem for problem in found if isinstance(problem, str)]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from serving.model_repo.repository import NOT_DEPLOYED
+from tests.conftest import make_encoder
 from tests.e2e.conftest import PROJECT, free_ports
 
 INSIDE_TRITON = {Path("serving/backend/packed_onnx/model.py"), Path("serving/backend/engine_metrics.py")}
@@ -41,6 +42,25 @@ def test_the_version_is_one_everywhere(tmp_path: Path) -> None:
 def test_help_names_each_command(tmp_path: Path) -> None:
     output = app(tmp_path, "--help").stdout
     assert all(f"\n    {command} " in output for command in ("data", "train", "export", "serve", "predict"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["retrian"], "app.py: error: argument COMMAND: invalid choice: 'retrian' "),
+        (["retrian"], "; did you mean retrain?\n"),
+        (["retrain", "--jsn"], "app.py retrain: error: unrecognized arguments: --jsn; did you mean --json?\n"),
+        (["events", "--limt=4"], "unrecognized arguments: --limt=4; did you mean --limit?\n"),
+        (["keys", "add", "anna", "--scope", "predct"], "; did you mean predict?\n"),
+        (["predict", "hello", "world"], "app.py predict: error: unrecognized arguments: world\n"),
+    ],
+)
+def test_a_mistake_of_the_command_line_is_told_with_what_was_probably_meant(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module("app").main(arguments)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -112,6 +132,18 @@ def test_a_reader_that_ends_early_is_no_fault(tmp_path: Path) -> None:
         )
     assert ended.returncode == 128 + signal.SIGPIPE
     assert b"BrokenPipeError" not in ended.stderr
+
+
+def test_an_encoder_that_cannot_be_written_as_a_graph_is_refused_before_its_training(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    make_encoder("longformer", tmp_path / "encoder", attention_window=8, pad_token_id=0, **sizes)
+    refused = app(tmp_path, "train", SENTIMENT_BASE_MODEL="encoder")
+    assert refused.returncode == 1
+    *_, trying, error = refused.stderr.splitlines()
+    assert "Trying to write encoder as a graph before the training." in trying
+    assert "The base model 'encoder' (SENTIMENT_BASE_MODEL) cannot be served, so it is not trained." in error
+    assert "'longformer' cannot be written as an ONNX graph: Could not guard on data-dependent expression" in error
+    assert "Choose an encoder of another family, best of one that can be packed: bert, " in error
 
 
 def test_another_pipe_that_breaks_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,43 @@ def test_once_installed_for_a_gpu_make_keeps_its_builds(tmp_path: Path) -> None:
     (tmp_path / ".installed-gpu").touch()
     for target in ("install", "run", "test"):
         assert "requirements.lock" not in commands(target), target
+
+
+def test_the_client_is_built_from_its_sdist_without_modules_of_earlier_builds_and_not_installed_editable(
+    tmp_path: Path,
+) -> None:
+    checkout = tmp_path / "checkout"
+    for name in ("client", "common", "serving"):
+        shutil.copytree(PROJECT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__", "build"))
+
+    def build(hook: str, directory: Path) -> subprocess.CompletedProcess[str]:
+        """Call a hook of the build backend, as pip and `python -m build` do."""
+        call = f"from setuptools import build_meta; build_meta.{hook}({str(tmp_path)!r})"
+        return subprocess.run([sys.executable, "-c", call], cwd=directory, capture_output=True, text=True)
+
+    packed = build("build_sdist", checkout / "client")
+    assert packed.returncode == 0, packed.stderr
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / sdist.name.removesuffix(".tar.gz")
+    stale = unpacked / "build/lib/sentiment_client/stale.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    built = build("build_wheel", unpacked)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("stale.py")]
+    used = "import sentiment_client, sys; print(sentiment_client.Client, *(name for name in sys.modules if name in"
+    environment = dict(os.environ) | {"PYTHONPATH": str(wheel)}
+    printed = subprocess.run(
+        [sys.executable, "-P", "-c", f"{used} ('common', 'serving')))"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert printed.stdout == "<class 'sentiment_client.serving.client.client.Client'>\n", printed.stderr
+    refused = build("build_editable", checkout / "client")
+    assert refused.returncode != 0
+    assert "cannot be installed with -e" in refused.stderr

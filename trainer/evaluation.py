@@ -1,13 +1,13 @@
-"""Evaluates a classifier: accuracy, F1, confusion matrix and calibration."""
+"""Evaluates a classifier: accuracy, F1, confusion matrix and calibration.
+
+The gateway imports this module, and its image has no SciPy: only the functions for training import that.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
-from sklearn.metrics import confusion_matrix
 
 from common.settings import Settings
 
@@ -39,6 +39,13 @@ class Evaluation:
     """Expected calibration error, from 0 (perfectly calibrated) to 1."""
     confusion: list[list[int]]
     """Rows are the right labels, columns the predicted ones, both in the order of the labels."""
+
+    def summary(self, temperature: float) -> str:
+        """Return the results on the validation texts in a sentence; `temperature` calibrates the scores."""
+        return (
+            f"Validation: accuracy {self.accuracy:.4f}, macro F1 {self.macro_f1:.4f}, calibration error "
+            f"{self.calibration_error:.3f} (temperature {temperature:.2f})."
+        )
 
     def metrics(self) -> dict[str, float]:
         """The results as flat names and numbers, for MLflow and `bundle.json`."""
@@ -88,7 +95,6 @@ def evaluate_answers(
 
     Macro F1 is the mean over the labels that occur among the targets.
     """
-    indices = list(range(len(labels)))
     f1 = _f1_by_label(predicted, targets, len(labels))
     return Evaluation(
         texts=len(targets),
@@ -96,7 +102,7 @@ def evaluate_answers(
         macro_f1=macro_f1(predicted, targets),
         f1_by_label={label: float(value) for label, value in zip(labels, f1, strict=True)},
         calibration_error=expected_calibration_error(confidence, predicted == targets),
-        confusion=confusion_matrix(targets, predicted, labels=indices).tolist(),
+        confusion=_confusion(predicted, targets, len(labels)),
     )
 
 
@@ -121,6 +127,13 @@ def _f1_by_label(predicted: npt.NDArray[np.integer], targets: npt.NDArray[np.int
     return f1_scores(right, np.bincount(targets, minlength=len(answered)), answered)
 
 
+def _confusion(predicted: npt.NDArray[np.integer], targets: npt.NDArray[np.integer], labels: int) -> list[list[int]]:
+    known = predicted >= 0
+    cells = np.bincount(targets[known] * labels + predicted[known], minlength=labels**2)
+    rows: list[list[int]] = cells.reshape(labels, labels).tolist()
+    return rows
+
+
 def expected_calibration_error(confidence: npt.NDArray[np.floating], correct: npt.NDArray[np.bool_]) -> float:
     """Mean distance between confidence and accuracy over equal-width bins, weighted by their texts; both [texts].
 
@@ -139,6 +152,8 @@ def fit_temperature(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.in
 
     It changes the confidence, and no label. Temperature scaling: Guo et al. 2017, section 4.2.
     """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
 
     def penalised_loss(temperature: float) -> float:
         log_probabilities = log_softmax(logits / temperature, axis=1)
@@ -150,6 +165,8 @@ def fit_temperature(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.in
 
 def calibrated(logits: npt.NDArray[np.floating], temperature: float) -> Scores:
     """Return the probabilities, [texts, labels], of logits that are divided by the temperature."""
+    from scipy.special import softmax
+
     probabilities: Scores = softmax(logits / temperature, axis=1)
     return probabilities
 

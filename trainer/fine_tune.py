@@ -169,7 +169,13 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
             )
         checkpoint = processes.as_first_finds(lambda: last_whole_checkpoint(checkpoints))
         if checkpoint:
-            log.info("Resuming the interrupted training from %s.", checkpoint.name)
+            done = int(checkpoint.name.rpartition("-")[2])
+            log.info(
+                "Resuming the interrupted training at step %s of %s (epoch %.1f).",
+                f"{done:,}",
+                f"{chosen.steps:,}",
+                done / chosen.steps_per_epoch,
+            )
         if not processes.is_first:
             set_seed(settings.seed + processes.rank)  # otherwise dropout would remove the same units in all
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -91,6 +91,12 @@ class Labels:
             missing = [label for form, (label, _) in self._names.items() if form not in found]
             if missing:
                 notes.append(f"No row has a label that SENTIMENT_LABEL_NAMES names: {', '.join(missing)}")
+            if unnamed := [self.name(number) for number in chosen if self._lacks_name(self._forms[number])]:
+                told = ", ".join(map(shown, unnamed))
+                notes.append(
+                    f"SENTIMENT_LABEL_NAMES gives no name to {told}, which clients then get as a label. Add a name, "
+                    f"such as {unnamed[0]}=Neutral"
+                )
         elif proposal := self.proposal(chosen):
             notes.append(proposal)
         return notes
@@ -108,6 +114,11 @@ class Labels:
         """Return the form of a label, or of the name that a setting gives it."""
         form = label_form(spelling)
         return label_form(self._names[form][1]) if form in self._names else form
+
+    def _lacks_name(self, form: str) -> bool:
+        """Return whether a label of this form is a number or a code of a known scheme, and stays one."""
+        codes = {pair.partition("=")[0] for scheme in _SCHEMES for pair in scheme.split(",")}
+        return form not in self._fixed and (form in codes or _WHOLE_NUMBER.fullmatch(form) is not None)
 
     def _unified(self, number: int) -> list[tuple[str, int]]:
         """Return the other spellings of a label with their rows, without those that a setting names."""

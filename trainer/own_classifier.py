@@ -17,7 +17,7 @@ from transformers import (
 
 from common.errors import PipelineError
 from common.settings import Settings
-from trainer.architectures import PACKED_FAMILIES, check_architecture
+from trainer.architectures import OTHER_FAMILY, check_architecture
 from trainer.base_model import (
     BaseModel,
     silence_loading,
@@ -80,7 +80,7 @@ def judging_data(settings: Settings, source: str, labels: Sequence[str]) -> Data
     """Return the data by which the classifier `source` with these `labels` is judged; its parts may be empty.
 
     They are those of the data files; without a training file, those of the validation file; without both, the copy of
-    the deployed version's data, if it has the same labels.
+    the deployed version's data, if the classifier has their labels, in whatever spelling.
 
     Raises:
         DatasetError: the files cannot be used.
@@ -98,7 +98,7 @@ def judging_data(settings: Settings, source: str, labels: Sequence[str]) -> Data
         known = fingerprint(nothing, rows.texts)
         return Dataset(nothing, rows.texts, tuple(labels), known, rows.notes, {"val": rows.counts})
     kept = kept_data(settings)
-    if kept is not None and set(kept.labels) <= set(labels):
+    if kept is not None and set(map(label_form, kept.labels)) <= set(map(label_form, labels)):
         return kept
     return Dataset(nothing, nothing, tuple(labels), fingerprint(nothing, nothing), [])
 
@@ -166,7 +166,7 @@ def _check_config(source: str, config: PretrainedConfig) -> None:
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise PipelineError(
             f"{source} is of the family {config.model_type!r}, for which transformers has no sequence classifier. "
-            f"Import one of another family, best of one that can be packed: {', '.join(PACKED_FAMILIES)}."
+            f"Import one {OTHER_FAMILY}."
         )
     others = [name for name in config.architectures or [] if not name.endswith(_HEAD)]
     if others:

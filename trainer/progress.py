@@ -14,16 +14,17 @@ class ProgressLine(TrainerCallback):
     """Reports steps, quality and the time left."""
 
     def __init__(self) -> None:
-        """Print nothing until the first step."""
+        """Print nothing until the training begins."""
         self._line = StatusLine()
         self._started = 0.0
         self._first_step = 0
         self._loss = ""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Record the time and the step at which this process began."""
+        """Record the time and the step at which this process began, and report that it has."""
         self._started = time.monotonic()
         self._first_step = state.global_step
+        self._report(state)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep the newest loss."""
@@ -32,9 +33,8 @@ class ProgressLine(TrainerCallback):
             self._loss = f"  loss {logs['loss']:.3f}"
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Report progress at a limited rate."""
-        enough_to_estimate = state.global_step - self._first_step >= _STEPS_BEFORE_AN_ESTIMATE
-        if enough_to_estimate and self._line.is_due():
+        """Report progress at a limited rate. After an evaluation of this step, another line follows anyway."""
+        if self._line.is_due() and not control.should_evaluate:
             self._report(state)
 
     def on_evaluate(
@@ -51,10 +51,14 @@ class ProgressLine(TrainerCallback):
 
     def _report(self, state: TrainerState, quality: str = "", stays: bool = False) -> None:
         """Show a line; `quality` is given only at the step of its evaluation, so no line repeats an old one."""
-        steps = state.global_step - self._first_step
-        left = (time.monotonic() - self._started) / max(1, steps) * (state.max_steps - state.global_step)
+        steps, elapsed = state.global_step - self._first_step, time.monotonic() - self._started
+        if steps >= _STEPS_BEFORE_AN_ESTIMATE or state.global_step >= state.max_steps:
+            time_left = f"{duration(elapsed / max(1, steps) * (state.max_steps - state.global_step))} left"
+        else:
+            time_left = f"{duration(elapsed)} so far, estimating the time left"
+        resumed = f" (resumed at {self._first_step:,})" if self._first_step else ""
         self._line.show(
             f"epoch {state.epoch or 0:.1f} of {state.num_train_epochs}  "
-            f"step {state.global_step:,} of {state.max_steps:,}{self._loss}{quality}  {duration(left)} left",
+            f"step {state.global_step:,} of {state.max_steps:,}{resumed}{self._loss}{quality}  {time_left}",
             stays,
         )

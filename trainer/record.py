@@ -9,6 +9,7 @@ from common.errors import PipelineError
 from common.settings import Settings
 from common.stored_json import read_object
 from serving.model_repo.bundle import RowCounts
+from trainer.architectures import OTHER_FAMILY
 
 FILE_NAME = "training.json"
 
@@ -39,6 +40,18 @@ class TrainingRecord:
     """True for a quick first version (`first_version`), which the full training is to replace."""
     imported: bool = False
     """True for a classifier that was fine-tuned elsewhere."""
+
+    @property
+    def again(self) -> str:
+        """Say how this model is made again, as a sentence."""
+        return f"Import it again: `python app.py import {self.base_model}`." if self.imported else "Train again."
+
+    @property
+    def another(self) -> str:
+        """Say how a model that can be served is made in place of this one, as a sentence."""
+        if self.imported:
+            return f"Import a classifier {OTHER_FAMILY}."
+        return "Set SENTIMENT_BASE_MODEL to another encoder and train again."
 
     def is_of(self, settings: Settings, fingerprint: str, *, quick: bool = False) -> bool:
         """Return whether a training on the data with this fingerprint, with these settings, would repeat this one."""

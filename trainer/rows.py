@@ -14,7 +14,7 @@ from serving.model_repo.bundle import RowCounts
 from serving.model_repo.texts import MAX_CHARACTERS, text_fault
 from tables.errors import TableError
 from tables.labelled import ColumnChoice, LabelledRow, open_labelled
-from trainer.labels import Labels, shown
+from trainer.labels import Labels, count, shown
 from trainer.rejected import RejectedRows
 
 EMPTY_TEXT = "empty text"
@@ -26,6 +26,8 @@ CONTRADICTION = "contradictory labels"
 SMALL_CLASS = "class too small"
 UNKNOWN_LABEL = "unknown label"
 
+_FEW_LABELS = 10
+"""So many labels are usual, also in a small file of contradictory rows."""
 _NO_LABELS = frozenset({"nan", "null"})
 """Labels, in lower case, with which programs write a missing value."""
 _SPREADSHEET_ERROR = re.compile(
@@ -76,6 +78,7 @@ class FileRows:
         try:
             with open_labelled(self.path, ColumnChoice(settings.text_column, settings.label_column)) as file:
                 self.encoding, self.delimiter = file.encoding, file.delimiter
+                columns = file.text_column, file.label_column
                 for self._read, row in enumerate(file.rows(), start=1):
                     if reason := row_fault(row) or (fault(row) if fault else ""):
                         self.reject(row.row, row.line, reason, row.text, row.label)
@@ -87,6 +90,14 @@ class FileRows:
             return
         if not self._read:
             self.problem = f"{self.path} has a header but no rows. Add rows."
+        labels = len({*self.labels, *self._again[-1]})
+        if labels > _FEW_LABELS and len(self.texts) < labels:
+            self.problem = (
+                f"{self.path}: the column {shown(columns[1])} has {labels:,} different labels, and {shown(columns[0])} "
+                f"only {count(len(self.texts), 'text')}. If the columns are swapped, set "
+                f"SENTIMENT_TEXT_COLUMN={columns[1]} and SENTIMENT_LABEL_COLUMN={columns[0]}"
+            )
+            return
         self._settle_contradictions()
 
     def _add(self, row: LabelledRow) -> None:

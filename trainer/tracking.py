@@ -198,14 +198,14 @@ class Tracking:
         """Save the training record, which contains the version, in the run."""
         self._client.log_dict(record.run_id, asdict(record), f"{MODEL}/{FILE_NAME}")
 
-    def check_registered(self, version: int) -> None:
-        """Raise a PipelineError unless the registry contains `version`."""
+    def check_registered(self, record: TrainingRecord) -> None:
+        """Raise a PipelineError unless the registry contains the version of `record`."""
         try:
-            self._client.get_model_version(MODEL_NAME, str(version))
+            self._client.get_model_version(MODEL_NAME, str(record.version))
         except MlflowException as error:
             raise PipelineError(
-                f"MLflow at {self.uri} does not return version {version}: {error.message} Check "
-                "SENTIMENT_MLFLOW_TRACKING_URI and SENTIMENT_STATE_DIR. If the store is gone, train again."
+                f"MLflow at {self.uri} does not return version {record.version}: {error.message} Check "
+                f"SENTIMENT_MLFLOW_TRACKING_URI and SENTIMENT_STATE_DIR. If the store is gone: {record.again}"
             ) from error
 
     def record_export(self, run_id: str, version: int, bundle: Mapping[str, Any], pyfunc: Path) -> None:

@@ -79,13 +79,7 @@ def train(
     temperature = fit_temperature(tuned.selection_logits, tuned.selection_targets)
     probabilities = calibrated(tuned.val_logits, temperature)
     evaluation = evaluate(probabilities, tuned.val_targets, dataset.labels)
-    log.info(
-        "Validation: accuracy %.4f, macro F1 %.4f, calibration error %.3f (temperature %.2f).",
-        evaluation.accuracy,
-        evaluation.macro_f1,
-        evaluation.calibration_error,
-        temperature,
-    )
+    log.info("%s", evaluation.summary(temperature))
     if (warning := at_bound(temperature)) and not quick:
         log.warning("%s (calibration error %.3f on the validation texts).", warning, evaluation.calibration_error)
     facts = TrainingFacts(

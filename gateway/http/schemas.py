@@ -102,8 +102,8 @@ class FeedbackSource(BaseModel):
     trusted: Annotated[bool, Field(description="Models are evaluated on its feedback.")]
     quarantined: Annotated[bool, Field(description="It is excluded from training and evaluation.")]
     reason: Annotated[str, Field(description="Reason of the last quarantine or release.")]
-    rows: int
-    bytes: int
+    rows: Annotated[int, Field(description="Number of its rows that are not withdrawn.")]
+    bytes: Annotated[int, Field(description="Size of its stored rows; withdrawn ones count until they are erased.")]
 
 
 class Withdrawn(BaseModel):

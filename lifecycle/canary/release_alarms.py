@@ -15,8 +15,6 @@ from the confidence of each version on the same texts. Feedback on differing tex
 
 import math
 
-from scipy.stats import binomtest
-
 from common.settings import Settings
 from lifecycle.canary.release_figures import call_ms
 from storage.releases import ALL
@@ -109,11 +107,19 @@ def _loss(settings: Settings, name: str, part: Figures) -> str:
 
 def _feedback(champion: int, champion_right: int, challenger_right: int) -> str:
     texts = champion_right + challenger_right
-    if not texts or binomtest(champion_right, texts, alternative="greater").pvalue >= _CHANCE:
+    if not texts or _sign_test(champion_right, texts) >= _CHANCE:
         return ""
     return (
         f"feedback: of {texts:,} texts with different labels, version {champion} is right on {champion_right}, "
         f"and this version on {challenger_right}"
+    )
+
+
+def _sign_test(right: int, texts: int) -> float:
+    """Return the probability that at least `right` of `texts` fair coins show heads."""
+    ways = math.lgamma(texts + 1) - texts * math.log(2)
+    return math.fsum(
+        math.exp(ways - math.lgamma(heads + 1) - math.lgamma(texts - heads + 1)) for heads in range(right, texts + 1)
     )
 
 

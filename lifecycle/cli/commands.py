@@ -130,7 +130,9 @@ def models(settings: Settings, options: argparse.Namespace) -> None:
                 for name in ("accuracy", "macro_f1")
             ),
             _gates(model["gates"]),
-            "; ".join(f"{_short(time['from'])} – {_short(time['to'])}" for time in model["served"]) or "never",
+            "; ".join(f"{_short(time['from'])} – {_short(time['to'])}" for time in model["served"])
+            # The start of the pipeline records the deployment of an export or import.
+            or ("from the next start on" if "champion" in model["aliases"] else "never"),
             "yes" if model["published"] else "removed",
         ]
         for model in found
@@ -170,8 +172,8 @@ def suggest(settings: Settings, options: argparse.Namespace) -> None:
     elif options.json:
         print_json(found.figures())
     else:
-        rows = [[f"{item.label} {item.score:.2f}", item.text] for item in found.texts]
-        print_table(["prediction", "text"], rows)
+        # Without the predictions, because people who see them agree too often.
+        print_table(["#", "text"], [[str(place), item.text] for place, item in enumerate(found.texts, start=1)])
         print(
             f"Drawn from {found.considered:,} sampled texts that have no label and are not held out."
             if found.considered != 1
@@ -182,9 +184,12 @@ def suggest(settings: Settings, options: argparse.Namespace) -> None:
 def run_waiting_job(settings: Settings, options: argparse.Namespace) -> None:
     """Run a queued job; the scheduler starts this command."""
     try:
-        run_job(settings, _open(settings), options.job)
+        job = run_job(settings, _open(settings), options.job)
     except BusyError as busy:  # not a failure: another process has started the job first
         log.info("%s", busy)
+        return
+    if job.state == jobs.FAILED:
+        log.error("Job %d (%s) failed: %s", job.id, job.kind, job.error)
 
 
 def name_champion(settings: Settings, _: argparse.Namespace) -> None:

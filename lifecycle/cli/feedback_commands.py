@@ -18,6 +18,7 @@ from tables.errors import TableError
 from tables.labelled import ColumnChoice, open_labelled
 
 _REASON = "by command"
+_ACTIONS = ("sources", "quarantine", "release", "withdraw")
 
 
 def feedback(settings: Settings, options: argparse.Namespace) -> None:
@@ -40,9 +41,11 @@ def feedback(settings: Settings, options: argparse.Namespace) -> None:
 def import_file(settings: Settings, file: Path) -> None:
     """Import a file of feedback. Rows that cannot be used are left out and listed; the others are stored together."""
     from trainer.dataset import read_labelled_texts
+    from trainer.labels import nearest
 
     if not file.exists():
-        raise PipelineError(f"{file}: no such file, and no action of `python app.py feedback` either.")
+        hint = nearest(str(file), _ACTIONS) or "."
+        raise PipelineError(f"{file}: no such file, and no action of `python app.py feedback` either{hint}")
     labels = _known_labels(settings)
     if _is_as_suggested(file):
         settings = settings.model_copy(update={"text_column": None, "label_column": None})

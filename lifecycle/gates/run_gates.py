@@ -145,7 +145,11 @@ def _parity(bundle: Bundle) -> GateVerdict:
     found = [str(proof.variant) + _agreement(proof) for proof in proven]
     refused = [f"{proof.variant} is refused: {proof.refused}" for proof in bundle.proofs if proof.refused]
     message = f"{'Agrees' if proven else 'No graph agrees'} with the trained model: {'; '.join([*found, *refused])}."
-    return GateVerdict("parity", bool(proven), message, {str(proof.variant): asdict(proof) for proof in bundle.proofs})
+    figures: Figures = {str(proof.variant): asdict(proof) for proof in bundle.proofs}
+    if not bundle.metrics:  # there were no validation texts
+        for item in figures.values():
+            del item["accuracy"], item["macro_f1"]
+    return GateVerdict("parity", bool(proven), message, figures)
 
 
 def _agreement(proof: Proof) -> str:

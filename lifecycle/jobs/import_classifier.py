@@ -22,7 +22,7 @@ from storage.database import Database
 from storage.tables import Figures
 from storage.versions import add_verdicts, add_version
 from trainer.kept_data import keep
-from trainer.own_classifier import judging_data
+from trainer.own_classifier import load_classifier
 from trainer.tracking import Tracking
 
 LEASE_S = 60.0
@@ -52,6 +52,7 @@ def import_version(settings: Settings, database: Database, source: str, labels: 
     directory = settings.state_dir / "import"
     with leases.held(database, jobs.RETRAIN, LEASE_S, on_loss=_die) as is_held:
         if not is_held:
+            load_classifier(settings, source, labels)  # what is wrong with it is told now, not after the wait
             with database.reading() as session:
                 retrainings = [job for job in jobs.active(session) if job.kind == jobs.RETRAIN]
                 running = next((job for job in retrainings if job.state == jobs.RUNNING), None)
@@ -80,9 +81,10 @@ def _import(settings: Settings, database: Database, source: str, labels: Sequenc
     model = directory / "model"
     # The files of a deployed model stay until another takes its place.
     own = settings if champion is None else settings.model_copy(update={"model_dir": model})
-    record = import_classifier(own, source, labels, repository.published())
+    known = () if champion is None else Bundle.load(repository.version_directory(champion)).labels
+    record, dataset = import_classifier(own, source, labels, repository.published(), known)
     version = record.version
-    export(own)
+    export(own, dataset)
     champion = repository.deployed()  # it may have changed meanwhile
     if champion is None or champion == version:
         return Imported(version, "is deployed; `python app.py` serves it")
@@ -96,7 +98,6 @@ def _import(settings: Settings, database: Database, source: str, labels: Sequenc
             champion,
             ", ".join(deployed.labels),
         )
-    dataset = judging_data(settings, source, record.labels)
     data = evaluation_data(settings, database, dataset)
     with database.transaction() as session:
         add_version(session, Bundle.load(repository.version_directory(version)))

@@ -1,8 +1,8 @@
 """Runs one job in this process under the lease of its kind; if the lease is lost, the process ends."""
 
-import _thread
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -144,23 +144,28 @@ def _fail(settings: Settings, database: Database, job: Job, error: Exception, re
         jobs.end(session, job.id, jobs.Outcome(jobs.FAILED, result, reason))
         message = f"Job {job.id} ({job.kind}) failed: {reason}"
         events.record(session, EventKind.JOB_FAILED, message, job_id=job.id)
-    log.error("%s", message)
+    if not isinstance(error, PipelineError):  # otherwise the command tells it
+        log.error("%s", message)
 
 
 @contextmanager
 def _cancellable(database: Database, job_id: int) -> Iterator[Callable[[], None]]:
-    """Interrupt the block, as Ctrl-C does, when cancellation of the job is requested.
+    """Interrupt the block, which the main thread runs, as Ctrl-C does, when cancellation of the job is requested.
 
     The block gets a function. After it has returned, cancellation no longer interrupts the block.
     """
     ended = threading.Event()
     deciding = threading.Lock()
+    main_thread = threading.get_ident()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell script started the pipeline in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt() -> None:
         with deciding:
             if not ended.is_set() and jobs.is_cancel_requested(database, job_id):
                 ended.set()
-                _thread.interrupt_main()
+                # A real signal, which also ends a wait for another process, such as pip's download.
+                signal.pthread_kill(main_thread, signal.SIGINT)
 
     def finish() -> None:
         # If cancellation comes first, this thread is interrupted here, before it goes on.

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from common.settings import Settings
 from export.export import export
+from export.graph import check_exportable
 from export.variants import ParityError
 from lifecycle.deployment.promotion import promote, reconcile
 from lifecycle.deployment.version_report import LEARNT_FROM
@@ -59,10 +60,11 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
     """
     reconcile(settings, database)
     repository = ModelRepository(settings.model_repository)
+    directory = _directory(settings, job)
+    _remove_left_over(database, directory.parent)
     dataset = load_dataset(settings)
     repository.require_deployed()  # before the training, which takes long
     dataset.log_notes()
-    directory = _directory(settings, job)
     step("collecting training data")
     if not (directory / _STARTED).exists():
         _examine_sources(settings, database, repository, dataset, directory / "examination")
@@ -127,6 +129,17 @@ def _directory(settings: Settings, job: Job) -> Path:
     return settings.state_dir / "retraining" / str(job.id)
 
 
+def _remove_left_over(database: Database, directory: Path) -> None:
+    """Remove the directories, in `directory`, of retrainings that have failed or were cancelled. Nothing resumes them.
+
+    Checkpoints are elsewhere: a new training with the same data goes on from them.
+    """
+    for left in directory.glob("*"):
+        job = jobs.get(database, int(left.name)) if left.name.isdecimal() else None
+        if job is not None and job.ended_at is not None:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _examine_sources(
     settings: Settings, database: Database, repository: ModelRepository, dataset: Dataset, directory: Path
 ) -> None:
@@ -145,7 +158,7 @@ def _examine_sources(
 def _begin(settings: Settings, database: Database, job: Job, dataset: Dataset, directory: Path) -> jobs.Outcome | None:
     """Store the current training data unless an earlier attempt has; return an outcome if the job is to be skipped."""
     if (directory / _STARTED).exists():
-        log.info("Job %d was interrupted; it goes on with the last step that is saved.", job.id)
+        log.info("Job %d was interrupted; it goes on with %s.", job.id, _remaining(settings, directory / _MODEL))
         return None
     merged = merge(settings, database, dataset)
     key = training_key(settings, merged.fingerprint)
@@ -175,6 +188,15 @@ def _begin(settings: Settings, database: Database, job: Job, dataset: Dataset, d
     return None
 
 
+def _remaining(settings: Settings, model_dir: Path) -> str:
+    """Return in words what an interrupted retraining, whose model is in `model_dir` once it is trained, does next."""
+    if not model_dir.exists():
+        return "the training"
+    version = TrainingRecord.load(model_dir).version
+    is_published = version in ModelRepository(settings.model_repository).published()
+    return f"the {'gates' if is_published else 'export'} of version {version}, which is trained"
+
+
 def _train(own: Settings, counts: dict[str, RowCounts], rows: Collection[tuple[str, str]]) -> TrainingRecord:
     """Return the trained model of an earlier attempt, or train one.
 
@@ -182,6 +204,7 @@ def _train(own: Settings, counts: dict[str, RowCounts], rows: Collection[tuple[s
     """
     if own.model_dir.exists():
         return TrainingRecord.load(own.model_dir)
+    check_exportable(own)
     return train(own, counts, rows)
 
 

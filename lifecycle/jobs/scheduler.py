@@ -35,6 +35,7 @@ from storage.feedback import purge_keys
 from storage.lazy_database import Storage
 from storage.releases import purge_differences
 from storage.sampled_predictions import purge_sample
+from storage.tables import Job
 
 LEASE_S = 15.0
 _RENEW_S = 3.0
@@ -197,13 +198,13 @@ class Scheduler:
                     log.error("%s", message)
                 else:
                     jobs.requeue(session, job.id)
-                    message = f"Job {job.id} ({job.kind}) was interrupted and resumes."
+                    message = f"Job {job.id} ({job.kind}) was interrupted and resumes.{_place(job)}"
                     events.record(session, EventKind.JOB_RESUMED, message, job_id=job.id)
                     log.warning("%s", message)
         for kind in jobs.KINDS:
             waiting = jobs.waiting(database, kind)
             if waiting is not None and kind not in self._children and leases.holder_of(database, kind) is None:
-                log.info("Starting job %d (%s): %s.", waiting.id, kind, waiting.reason)
+                log.info("Starting job %d (%s): %s.%s", waiting.id, kind, waiting.reason, _place(waiting))
                 self._children[kind] = _start("job", str(waiting.id))
 
     def _look_after_alias(self, database: Database) -> None:
@@ -255,6 +256,11 @@ class _Scheduler(BackgroundScheduler):  # type: ignore[misc]
             wait_s: float | None = super()._process_jobs()
             return wait_s
         return self._main.pause_s
+
+
+def _place(job: Job) -> str:
+    """Return a sentence about the step at which a job was interrupted; empty if it has not begun one."""
+    return f" It was at this step: {job.step}." if job.step else ""
 
 
 def _stored_time(database: Database) -> datetime | None:

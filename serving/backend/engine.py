@@ -198,8 +198,17 @@ class Engine:
             self._changed.notify_all()
 
     def classify(self, texts: Sequence[str]) -> Probabilities:
-        """Classify any number of texts and wait for the result."""
-        return self.submit(texts).result()
+        """Classify any number of texts and wait for the result.
+
+        If Ctrl-C or the cancellation of a job ends the wait, the texts that are still queued are dropped.
+        """
+        is_wanted = [True]
+        answer = self.submit(texts, is_wanted=lambda: is_wanted[0])
+        try:
+            return answer.result()
+        except KeyboardInterrupt:
+            is_wanted[0] = False  # `close` would finish them, which can take minutes
+            raise
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Return how many tokens of the texts the full model reads."""

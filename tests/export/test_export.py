@@ -2,8 +2,11 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import mlflow
+import pandas as pd  # type: ignore[import-untyped]
 import pytest
 from mlflow import MlflowClient
 from torch import Tensor
@@ -11,13 +14,15 @@ from torch import Tensor
 from common.errors import PipelineError
 from common.settings import Settings
 from export.export import export
+from export.own_model import import_classifier
 from export.packed_graph import PackedClassifier
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
 from tests.conftest import REFERENCE
 from tests.trainer.test_fine_tune import largest_file, make_learner, write_texts
 from tests.trainer.test_train import write_data
-from trainer.kept_data import kept_facts
+from trainer.dataset import Dataset, LabelledTexts
+from trainer.kept_data import keep, kept_facts
 from trainer.record import TrainingRecord
 from trainer.train import train
 
@@ -63,6 +68,11 @@ def test_published_deployed_and_recorded_once(trained: Settings, tmp_path: Path)
     client = MlflowClient(settings.mlflow_uri)
     assert client.get_model_version_by_alias("sentiment", "champion").version in (1, "1")
     assert json.loads(Path(client.download_artifacts(record.run_id, "bundle.json")).read_text())["version"] == 1
+    model = mlflow.pyfunc.load_model(client.download_artifacts(record.run_id, "model"))
+    assert len(model.predict(pd.DataFrame({"text": ["a fine thing", "a poor thing"]}))) == 2
+    for missing in ("", " \t", None, float("nan")):
+        with pytest.raises(mlflow.MlflowException, match=r"row 7: there is no text, but .*1 of 2.* frame = frame\["):
+            model.predict(pd.DataFrame({"text": ["a fine thing", missing]}, index=[3, 7], dtype=object))
 
     before = {path: path.stat().st_mtime_ns for path in version.iterdir()}
     with pytest.raises(PipelineError, match="is already published"):
@@ -86,9 +96,40 @@ def test_a_graph_that_answers_otherwise_is_not_published(
     settings = trained.model_copy(
         update={"model_dir": tmp_path / "model", "model_repository": tmp_path / "triton_repo"}
     )
-    with pytest.raises(PipelineError, match=r"is not published.* onnxruntime float32: .* at least 99\.5% must agree"):
+    expected = r"is not published.* onnxruntime float32: .* 99\.5% must agree.*SENTIMENT_BASE_MODEL .* train again"
+    with pytest.raises(PipelineError, match=expected):
         export(settings)
+    record = TrainingRecord.load(settings.model_dir)
+    replace(record, imported=True).save(settings.model_dir)
+    with pytest.raises(PipelineError, match=r"is not published.*Import a classifier of another family") as told:
+        export(settings)
+    assert "rain again" not in str(told.value)
     assert list((tmp_path / "triton_repo" / "sentiment").iterdir()) == []
+
+
+def test_an_import_spells_labels_as_kept_data_reads_data_once_and_does_not_evaluate_on_random_words(
+    bert_encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(
+        train_data=tmp_path / "train.csv",
+        val_data=tmp_path / "val.csv",
+        state_dir=tmp_path / "state",
+        model_dir=tmp_path / "model",
+        model_repository=tmp_path / "triton_repo",
+    )
+    settings.model_fields_set.clear()  # files at their usual places need not be there
+    record, data = import_classifier(settings, str(bert_encoder), ["negative", "positive"], set())
+    assert (record.labels, record.metrics) == (("negative", "positive"), {})
+    monkeypatch.setattr("export.export.judging_data", lambda *_: pytest.fail("the data are read again"))
+    assert export(settings, data) == 1
+    assert "random words" in caplog.text
+    assert "macro F1" not in caplog.text
+
+    texts = LabelledTexts(["good", "poor"] * 20, ["Positive", "Negative"] * 20)
+    keep(settings, 1, Dataset(texts, texts, ("Negative", "Positive"), "", []))
+    record, data = import_classifier(settings, str(bert_encoder), ["negative", "positive"], {1})
+    assert (record.labels, len(data.val.texts)) == (("Negative", "Positive"), 40)
+    assert "The labels negative, positive are spelt as in the data: Negative, Positive." in caplog.text
 
 
 def test_data_that_changed_since_the_training_are_told(trained: Settings, tmp_path: Path) -> None:
@@ -170,6 +211,6 @@ def test_a_tokenizer_that_the_engine_does_not_follow_is_not_published(tmp_path: 
 
 def test_a_store_that_is_gone_is_told_before_anything_is_published(trained: Settings, tmp_path: Path) -> None:
     settings = trained.model_copy(update={"state_dir": tmp_path / "new", "model_repository": tmp_path / "triton_repo"})
-    with pytest.raises(PipelineError, match=r"MLflow.*train"):
+    with pytest.raises(PipelineError, match=r"MLflow.*Train"):
         export(settings)
     assert not list((tmp_path / "triton_repo").glob("*/*"))

@@ -220,7 +220,7 @@ def test_nothing_is_published_if_no_float_variant_agrees(
     bundle: Path, validation: Validation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Faulty(monkeypatch, *float_variants(), OPENVINO_FLOAT32)
-    with pytest.raises(ParityError, match=r"onnxruntime float32: 48 of 48 texts .*openvino .*SENTIMENT_BASE_MODEL"):
+    with pytest.raises(ParityError, match=r"onnxruntime float32: 48 of 48 texts .*openvino "):
         prove_variants(bundle, validation, [], Wanted())
 
 

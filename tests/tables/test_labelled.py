@@ -107,7 +107,11 @@ def test_formats_by_their_first_bytes(tmp_path: Path) -> None:
         ("a.jsonl", "\n", None, "FILE has no row that is a JSON object"),
         ("a.csv", b"PK\x03\x04...", None, "FILE is an Excel workbook or a zip archive. Save it as CSV."),
         ("a.xls", b"\xd0\xcf\x11\xe0...", None, "FILE is an old Excel workbook. Save it as CSV."),
-        ("a.json", '[\n {"text": "a"}]', None, "FILE is one JSON array. Write JSON Lines: one object per line."),
+        *(
+            (name, '[\n {"text": "a"}]', None, "FILE is one JSON array. Write JSON Lines: one object per line.")
+            for name in ("a.json", "a.jsonl", "a.csv")
+        ),
+        ("a.csv", '{"text": "a"}\n', None, "FILE contains JSON and not CSV. If it has one object per line, name it"),
         ("a.parquet", "text,label\n", None, "FILE cannot be read as Parquet"),
         ("a.csv", '"text,label\na,x\n', None, "FILE: the header cannot be read: broken quoting"),
         ("a.csv", "x" * 300_000, None, "FILE has no line end in its first 262,144 bytes"),
@@ -141,6 +145,7 @@ def test_no_file_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "choice", "expected"),
     [
+        ("{a},1\n[{b}],2\n", ColumnChoice("1", "2"), [("{a}", "1"), ("[{b}]", "2")]),  # is not JSON
         ("a,1\nb,2\n", ColumnChoice("1", "2"), [("a", "1"), ("b", "2")]),  # a name of a column would be "1" too
         ("sentiment,review\nx,a\n", ColumnChoice("2"), [("a", "x")]),  # a position in a file with a header
         ("sentiment,review\nx,a\n", ColumnChoice("2", "1"), [("a", "x")]),

@@ -176,10 +176,21 @@ def test_one_label_cannot_be_learned(settings: Settings) -> None:
 
 
 def test_exchanged_columns_are_recognised(settings: Settings) -> None:
-    settings.train_data.write_text("label,text\n" + lines([(f"text {i}", "Positive") for i in range(1001)]))
-    (problem,) = problems_of(settings)
-    assert "1,003 different labels. Does the label column contain texts?" in problem
-    assert "SENTIMENT_LABEL_COLUMN" in problem
+    for texts in (20, 1001):
+        rows = [(f"text {i}", ("Positive", "Negative")[i % 2]) for i in range(texts)]
+        settings.train_data.write_text("label,text\n" + lines(rows))
+        assert problems_of(settings) == [
+            f"train.csv: the column 'label' has {texts:,} different labels, and 'text' only 2 texts. If the columns "
+            "are swapped, set SENTIMENT_TEXT_COLUMN=label and SENTIMENT_LABEL_COLUMN=text"
+        ]
+
+
+def test_texts_in_the_label_column_are_recognised(settings: Settings) -> None:
+    for texts in (20, 1001):
+        settings.train_data.write_text(HEADER + lines([(f"text {i}", f"another {i}") for i in range(texts)]))
+        (problem,) = problems_of(settings)
+        assert "Does the label column contain texts? Set SENTIMENT_LABEL_COLUMN to another column" in problem
+        assert len(problem) < 1000
 
 
 def test_too_many_rejected_rows_are_an_error_with_reasons_and_list(settings: Settings) -> None:
@@ -290,7 +301,10 @@ def test_several_codes_may_have_one_name(settings: Settings) -> None:
     settings = with_(one_file(settings), label_names="1=Negative,2=Negative,4=Positive,5=Positive,9=Great")
     dataset = load_dataset(settings)
     assert dataset.labels == ("3", "Negative", "Positive")
-    assert "No row has a label that SENTIMENT_LABEL_NAMES names: 9" in dataset.notes
+    assert dataset.notes[-2:] == [
+        "No row has a label that SENTIMENT_LABEL_NAMES names: 9",
+        "SENTIMENT_LABEL_NAMES gives no name to '3', which clients then get as a label. Add a name, such as 3=Neutral",
+    ]
 
 
 @pytest.mark.parametrize("names", ["0", "0=", "=Negative", "0=Negative,0=Positive", "0=Negative;4=Positive=1,x"])

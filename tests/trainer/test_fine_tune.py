@@ -185,7 +185,7 @@ def test_half_written_checkpoint_is_removed_and_the_one_before_is_taken(
 
     resumed = fine_tune(settings, dataset)
 
-    assert "Resuming the interrupted training from checkpoint-30." in caplog.messages
+    assert "Resuming the interrupted training at step 30 of 40 (epoch 3.0)." in caplog.messages
     assert not half.exists()
     assert [step for step, _ in scores(resumed)] == [10, 20, 30, 40]
 

@@ -152,7 +152,7 @@ def test_a_killed_process_ends_all_and_the_next_command_resumes(settings: Settin
     )
     resumed = torchrun(settings)
     assert resumed.returncode == 0, resumed.stdout
-    assert resumed.stdout.count("Resuming the interrupted training from checkpoint-10.") == 1
+    assert resumed.stdout.count("Resuming the interrupted training at step 10 of ") == 1
     assert_result_of(settings, one)
 
 

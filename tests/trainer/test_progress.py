@@ -9,22 +9,39 @@ import common.progress
 from trainer.progress import ProgressLine
 
 
-def test_the_quality_is_told_at_its_evaluation_and_not_again(
+def run(steps: range, most: int, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Train from the step before `steps`, with an evaluation after each tenth one; return the lines."""
+    line, state = ProgressLine(), TrainerState(max_steps=most, num_train_epochs=1, global_step=steps[0] - 1)
+    control = TrainerControl()
+    given: Any = (TrainingArguments(report_to=[]), state, control)
+    line.on_train_begin(*given)
+    for step in steps:
+        state.global_step = step
+        line.on_log(*given, logs={"loss": 1 / step})
+        control.should_evaluate = step % 10 == 0
+        line.on_step_end(*given)
+        if control.should_evaluate:
+            line.on_evaluate(*given, metrics={"eval_accuracy": 0.4 + step / 100, "eval_macro_f1": step / 100})
+    return capsys.readouterr().err.splitlines()
+
+
+def test_each_step_is_told_once_and_the_quality_at_its_evaluation(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(common.progress, "_SECONDS_BETWEEN_LINES", 0)
-    line, state = ProgressLine(), TrainerState(max_steps=2_000, num_train_epochs=1, global_step=1_980)
-    given: Any = (TrainingArguments(report_to=[]), state, TrainerControl())
-    line.on_train_begin(*given)
-    for step in range(1, 21):
-        state.global_step += 1
-        line.on_log(*given, logs={"loss": 1 / step})
-        line.on_step_end(*given)
-        if step in (10, 20):
-            line.on_evaluate(*given, metrics={"eval_accuracy": 0.4 + step / 100, "eval_macro_f1": step / 100})
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) > 10
-    assert [told_ for told_ in told if "accuracy" in told_] == [
-        "epoch 0.0 of 1  step 1,990 of 2,000  loss 0.100  accuracy 0.500  macro F1 0.100  0 s left",
-        "epoch 0.0 of 1  step 2,000 of 2,000  loss 0.050  accuracy 0.600  macro F1 0.200  0 s left",
+    told = run(range(1, 21), 20, capsys)
+    assert len(told) == 21
+    assert told[:2] == [
+        "epoch 0.0 of 1  step 0 of 20  0 s so far, estimating the time left",
+        "epoch 0.0 of 1  step 1 of 20  loss 1.000  0 s so far, estimating the time left",
     ]
+    assert [line for line in told if "accuracy" in line] == [
+        "epoch 0.0 of 1  step 10 of 20  loss 0.100  accuracy 0.500  macro F1 0.100  0 s left",
+        "epoch 0.0 of 1  step 20 of 20  loss 0.050  accuracy 0.600  macro F1 0.200  0 s left",
+    ]
+
+
+def test_a_training_that_resumes_says_where(capsys: pytest.CaptureFixture[str]) -> None:
+    told = run(range(1_981, 1_991), 2_000, capsys)
+    start = "epoch 0.0 of 1  step 1,980 of 2,000 (resumed at 1,980)"
+    assert told[0] == f"{start}  0 s so far, estimating the time left"

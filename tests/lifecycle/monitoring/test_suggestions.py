@@ -96,7 +96,7 @@ def test_the_command_prints_a_table_or_json(
     asked(database, unlike(30))
     status, table, _ = run(capsys, "suggest", "--limit", "3")
     assert status == 0
-    assert table.splitlines()[0].split() == ["prediction", "text"]
+    assert table.splitlines()[0].split() == ["#", "text"]
     assert "Drawn from 30 sampled texts" in table
     assert json.loads(run(capsys, "suggest", "--json")[1]) == suggest(settings, database, 30).figures()
     status, _, error = run(capsys, "suggest", "--limit", "301")

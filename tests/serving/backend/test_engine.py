@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -225,6 +226,25 @@ def test_a_request_that_nobody_wants_any_more_costs_no_run(engine: Engine, monke
     for answer in (*busy, stayed):
         answer.result(20)
     assert held.runs[CORES:] == [engine.count_tokens(["good"])]
+
+
+def test_an_interrupted_wait_leaves_nothing_to_finish(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by the cancellation of a job that proves its export."""
+    monkeypatch.setattr(serving.backend.engine, "LOOK_S", 0.0)
+    held = HeldGraph(engine)
+    main_thread = threading.get_ident()
+
+    def interrupt() -> None:
+        for _ in range(CORES):
+            assert held.began.acquire(timeout=20)
+        signal.pthread_kill(main_thread, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        engine.classify(["very " * 100] * 100)
+    held.may_run.release(CORES)  # another run would fail
+    engine.close()
+    assert len(held.runs) == CORES
 
 
 def test_a_request_that_is_answered_while_it_is_asked_about_stays_answered(

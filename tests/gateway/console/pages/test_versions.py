@@ -141,6 +141,7 @@ def test_who_may_only_read_is_offered_no_change(console: Gateway) -> None:
 
 
 def test_a_version_is_promoted_and_gone_back_from_after_it_was_said_what_will_happen(console: Gateway) -> None:
+    assert "There is no previous version to roll back to." in Page(console.http.get(VERSIONS)).text
     asked = Page(console.http.get(f"{CONFIRM}?change=promote&version=2"))
     assert "Version 2 is loaded beside version 1, which keeps serving until then. No request fails" in asked.text
     assert "The gates were never run on it." in asked.text
@@ -151,7 +152,9 @@ def test_a_version_is_promoted_and_gone_back_from_after_it_was_said_what_will_ha
     assert (done.status_code, done.headers["location"]) == (303, f"{VERSIONS}?done=promoted")
     assert console.repository.deployed() == 2
     assert newest(console.database, Deployment).reason == "by the console (admin)"
-    assert "the version is deployed" in Page(console.http.get(done.headers["location"])).text
+    page = Page(console.http.get(done.headers["location"]))
+    assert "the version is deployed" in page.text
+    assert "Roll back to version 1" in page.text
 
     back = Page(console.http.get(f"{CONFIRM}?change=roll-back"))
     assert "Roll back to version 1?" in back.text
