@@ -169,7 +169,7 @@ def test_a_quick_training_has_a_least_number_of_steps_and_says_if_the_machine_is
 def test_training_is_in_bf16_only_with_amx(
     settings: Settings, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, flag: str, rounds: bool
 ) -> None:
-    monkeypatch.setattr("trainer.fine_tune.instruction_sets", lambda: frozenset({flag}))
+    monkeypatch.setattr("trainer.resumable_trainer.instruction_sets", lambda: frozenset({flag}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     tuned = fine_tune(settings.model_copy(update={"epochs": 1}), dataset)
     assert tuned.hyperparameters["bf16"] == rounds
