@@ -92,7 +92,7 @@ def bf16() -> bool:
     """
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported())
-    return "amxbf16" in instruction_sets()
+    return "amx_bf16" in instruction_sets()
 
 
 def last_whole_checkpoint(directory: Path) -> Path | None:
