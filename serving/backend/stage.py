@@ -80,9 +80,11 @@ class Stage:
 
     def insert(self, texts: Sequence[WaitingText]) -> None:
         """Add texts, most urgent first, to the queue."""
+        if not texts:
+            return
         if not self.waiting:
             self._held_since = time.monotonic()
-        place = bisect_left(self.waiting, texts[0]) if texts else 0
+        place = bisect_left(self.waiting, texts[0])
         if place == len(self.waiting) or texts[-1] < self.waiting[place]:
             self.waiting[place:place] = texts
         else:

@@ -172,6 +172,50 @@ def test_a_request_that_is_dropped_before_the_full_model_ends_and_others_go_on(e
         answer.result(20)
 
 
+def test_a_core_goes_on_after_a_run_whose_requests_are_all_dropped(engine: Engine) -> None:
+    assert engine.first is not None
+    engine.first.threshold = 1.1
+    engine.full.seconds_per_token = 1.0
+    first, text = engine.first.graph, "good " * 200
+    gates = [threading.Event() for _ in range(3)]
+    began: list[threading.Event] = [threading.Event() for _ in gates]
+    next_gate = iter(range(len(gates)))
+
+    class Gated:
+        prepares_each_shape = False
+
+        def run(self, rows: PackedRows) -> Any:
+            if (rows.segment_ids > 0).sum() >= tokens:
+                number = next(next_gate)
+                began[number].set()
+                assert gates[number].wait(20)
+            return first.run(rows)
+
+    [encoding] = engine.first.tokenizer.encode_batch_fast([text])
+    tokens = len(encoding.ids)
+    engine.first.graph = engine.first.graph_of_all_cores = Gated()
+    full = HeldGraph(engine.full)
+    is_wanted = [True]
+    dropped = engine.submit([text] * 3, is_wanted=lambda: is_wanted[0])
+    assert began[0].wait(20)
+    assert began[1].wait(20)
+    others = [engine.submit(["good"]), engine.submit(["good " * 150])]
+    gates[1].set()
+    assert began[2].wait(20)  # by the core that has run the others in the first stage
+    is_wanted[0] = False
+    threading.Event().wait(0.1)
+    gates[2].set()
+    assert full.began.acquire(timeout=20)
+    with pytest.raises(DroppedError):
+        dropped.result(20)
+    assert engine.totals().waiting_texts == 1
+    gates[0].set()  # all texts of this run are dropped, while another text waits for the full model
+    assert full.began.acquire(timeout=20), "the core has stopped"
+    full.may_run.release(100)
+    for other in others:
+        other.result(20)
+
+
 def test_a_text_on_which_the_full_models_tokenizer_fails_fails_its_own_request_alone(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
