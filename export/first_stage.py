@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.errors import PipelineError
 from common.settings import Settings
 from export.certificate import Risk, least_texts, safest_share
-from export.graph import export_graph
+from export.graph import GraphError, export_graph
 from export.int8 import CALIBRATION_TEXTS, calibration_inputs
-from export.parity import reference_probabilities
+from export.parity import FloatArray, reference_probabilities
 from export.variants import Validation, prove_variants
 from serving.backend.cpu import usable_cores
 from serving.backend.engine import Engine
@@ -30,7 +31,7 @@ from serving.model_repo.bundle import FIRST_STAGE, TOKENIZER, Bundle, Certificat
 from serving.model_repo.variants import FLOAT_GRAPH, Variant
 from trainer.architectures import why_unpacked
 from trainer.dataset import Dataset
-from trainer.distillation import choose_student, distil
+from trainer.distillation import Student, checkpoints_of, choose_student, distil
 from trainer.evaluation import fit_temperature, targets_of
 from trainer.selection import hold_out
 
@@ -40,6 +41,10 @@ SPEED_ROUNDS = 3
 SPEED_TEXTS = 512
 THRESHOLDS = 400
 """Number of thresholds that are tried: quantiles of the first stage's confidence on the selection."""
+
+AT_ONCE = 4_096
+"""Number of texts that an engine gets at once. It keeps the tokens of all its texts in memory, and a training file may
+have millions."""
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +59,8 @@ def add_first_stage(
     dataset: Dataset,
 ) -> Bundle:
     """Return the bundle with a certificate, if a first stage makes it faster within the limit; else the bundle itself.
+
+    A first stage that fails, such as one whose graph disagrees with torch, is left out.
 
     `variant` will run the full model, whose bundle is complete in `directory`. The first stage is written there too.
 
@@ -72,20 +79,40 @@ def add_first_stage(
             f"{least:,}",
         )
         return bundle
-    learnt, selection = hold_out(dataset.train)
-    student = choose_student(settings, model, tokenizer, bundle.labels, bundle.max_length, len(learnt.texts))
-    if student is None:
-        return bundle
-    with Engine(directory, variant, usable_cores()) as full:
-        checkpoints = distil(
-            settings,
-            student,
-            learnt,
-            bundle.labels,
-            full.classify(learnt.texts).values,
-            bundle.max_length,
-            f"{bundle.mlflow_run} {variant}",
+    checkpoints: Path | None = None
+    try:
+        student = choose_student(
+            settings, model, tokenizer, bundle.labels, bundle.max_length, len(hold_out(dataset.train)[0].texts)
         )
+        if student is None:
+            return bundle
+        checkpoints = checkpoints_of(settings, student, f"{bundle.mlflow_run} {variant}")
+        certified = _certified(settings, bundle, directory, variant, student, dataset, checkpoints)
+    except Exception as error:  # of many kinds: those of the training, of the graph and of the runtimes
+        if isinstance(error, OSError) or (isinstance(error, PipelineError) and not isinstance(error, GraphError)):
+            raise  # the disk is full: the version could not be written either
+        log.warning("The version has one stage, because the first one failed: %s", error, exc_info=True)
+        shutil.rmtree(directory / FIRST_STAGE, ignore_errors=True)
+        bundle.save(directory)
+        certified = None
+    if checkpoints is not None:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return bundle if certified is None else _kept_if_faster(certified, bundle, directory)
+
+
+def _certified(
+    settings: Settings,
+    bundle: Bundle,
+    directory: Path,
+    variant: Variant,
+    student: Student,
+    dataset: Dataset,
+    checkpoints: Path,
+) -> Bundle:
+    """Train and export the first stage; return the bundle with its certificate, or the bundle itself without one."""
+    learnt, selection = hold_out(dataset.train)
+    with Engine(directory, variant, usable_cores()) as full:
+        distil(settings, student, learnt, bundle.labels, _classify(full, learnt.texts), bundle.max_length, checkpoints)
         # Logits up to a constant of each text, which the softmax takes away.
         scores = reference_probabilities(student.model, student.tokenizer, selection.texts, bundle.max_length, 1.0)
         logits = np.log(np.maximum(scores, np.finfo(np.float32).tiny))
@@ -95,18 +122,22 @@ def add_first_stage(
         with Engine(own, chosen, usable_cores()) as first:
             confidence = first.classify(selection.texts).values.max(axis=1)
             thresholds = np.quantile(confidence, np.linspace(0, 1, THRESHOLDS))
-            answers = first.classify(dataset.val.texts).values
-        differs = answers.argmax(axis=1) != full.classify(dataset.val.texts).values.argmax(axis=1)
-        risk = safest_share(answers.max(axis=1), differs, thresholds, limit)
-        certified = bundle
-        if risk is not None:
-            certificate = _certificate(risk, len(differs), limit, student.origin, chosen, variant)
-            replace(bundle, first_stage=certificate).save(directory)
-            with Engine(directory, variant, usable_cores()) as pair:
-                gain = _gain(pair, full, dataset.val.texts)
-            certified = replace(bundle, first_stage=replace(certificate, gain=gain))
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return _kept_if_faster(certified, bundle, directory)
+            answers = _classify(first, dataset.val.texts)
+        differs = answers.argmax(axis=1) != _classify(full, dataset.val.texts).argmax(axis=1)
+        risk = safest_share(answers.max(axis=1), differs, thresholds, limit := settings.max_disagreement)
+        if risk is None:
+            return bundle
+        certificate = _certificate(risk, len(differs), limit, student.origin, chosen, variant)
+        replace(bundle, first_stage=certificate).save(directory)
+        with Engine(directory, variant, usable_cores()) as pair:
+            gain = _gain(pair, full, dataset.val.texts)
+    return replace(bundle, first_stage=replace(certificate, gain=gain))
+
+
+def _classify(engine: Engine, texts: Sequence[str]) -> FloatArray:
+    """Return the probabilities [texts, labels] of any number of texts; the engine gets them in parts to save memory."""
+    parts = [engine.classify(texts[start : start + AT_ONCE]).values for start in range(0, len(texts), AT_ONCE)]
+    return np.concatenate(parts)
 
 
 def _export(

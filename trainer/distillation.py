@@ -93,6 +93,12 @@ def choose_student(
     return Student(f"the first {layers // 2} of {layers} layers", own, tokenizer, affordable)
 
 
+def checkpoints_of(settings: Settings, student: Student, key: str) -> Path:
+    """Return the directory of the checkpoints of a distillation; `key` names the full model."""
+    what = [key, student.origin, student.steps, _learning_rate(student), settings.batch_size, settings.seed]
+    return settings.state_dir / "training" / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
 def distil(
     settings: Settings,
     student: Student,
@@ -100,21 +106,18 @@ def distil(
     labels: tuple[str, ...],
     probabilities: npt.NDArray[np.float32],
     max_length: int,
-    key: str,
-) -> Path:
+    checkpoints: Path,
+) -> None:
     """Train the student's model on `texts` to imitate the full model's `probabilities` [texts, labels].
 
-    An interrupted distillation with the same `key` resumes. Returns the directory of its checkpoints, to be removed
-    when the result is saved.
+    An interrupted distillation with the same directory of `checkpoints` resumes. The directory is to be removed when
+    the result is saved.
 
     Raises:
         PipelineError: the disk is full.
     """
     torch.set_num_threads(usable_cores())
     set_seed(settings.seed)
-    rate = usual_learning_rate(student.model.config.hidden_size)
-    what = [key, student.origin, student.steps, rate, settings.batch_size, settings.seed]
-    checkpoints = settings.state_dir / "training" / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     log.info(
         "Distilling a first stage from the model: %s, %s texts, %s steps.",
         student.origin,
@@ -129,7 +132,7 @@ def distil(
             output_dir=str(checkpoints),
             max_steps=student.steps,
             per_device_train_batch_size=settings.batch_size,
-            learning_rate=rate,
+            learning_rate=_learning_rate(student),
             warmup_steps=WARMUP_RATIO,
             weight_decay=WEIGHT_DECAY,
             seed=settings.seed,
@@ -152,7 +155,7 @@ def distil(
     if checkpoint:
         log.info("Resuming the interrupted distillation from %s.", checkpoint.name)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return checkpoints
+    student.model.to("cpu")  # the training may leave it on a GPU, and the export reads it on the CPU
 
 
 class _ImitatedTexts(TokenizedTexts):
@@ -194,6 +197,10 @@ def _first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel | None
     own: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     left_out = own.load_state_dict(model.state_dict(), strict=False)
     return None if left_out.missing_keys else own
+
+
+def _learning_rate(student: Student) -> float:
+    return usual_learning_rate(student.model.config.hidden_size)
 
 
 def _weights(model: PreTrainedModel) -> int:

@@ -8,6 +8,7 @@ import pytest
 from common.settings import Settings
 from export import first_stage
 from export.export import export
+from export.variants import ParityError
 from serving.backend.engine import Engine
 from serving.model_repo.bundle import FIRST_STAGE, Bundle
 from serving.model_repo.repository import ModelRepository
@@ -77,6 +78,20 @@ def test_a_first_stage_that_gains_too_little_is_left_out(
     assert Bundle.load(directory).first_stage is None
     assert not (directory / FIRST_STAGE).exists()
     assert "The version has one stage, because two would be only" in caplog.text
+
+
+def test_a_first_stage_that_fails_is_left_out(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def disagrees(*_: object) -> None:
+        raise ParityError("the graph does not agree")
+
+    monkeypatch.setattr(first_stage, "prove_variants", disagrees)
+    directory = published(settings)
+    assert Bundle.load(directory).first_stage is None
+    assert not (directory / FIRST_STAGE).exists()
+    assert not list((settings.state_dir / "training").iterdir())
+    assert "The version has one stage, because the first one failed: the graph does not agree" in caplog.text
 
 
 def test_too_few_texts_for_the_limit_are_said(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
