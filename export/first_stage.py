@@ -91,7 +91,9 @@ def add_first_stage(
     except Exception as error:  # of many kinds: those of the training, of the graph and of the runtimes
         if isinstance(error, OSError) or (isinstance(error, PipelineError) and not isinstance(error, GraphError)):
             raise  # the disk is full: the version could not be written either
-        log.warning("The version has one stage, because the first one failed: %s", error, exc_info=True)
+        log.debug("The first stage failed.", exc_info=True)
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        log.warning("The version has one stage, because the first one failed: %s", reason)
         shutil.rmtree(directory / FIRST_STAGE, ignore_errors=True)
         bundle.save(directory)
         certified = None
