@@ -68,13 +68,16 @@ class Stage:
         """Tokenize texts. A text on which the tokenizer fails gets its error instead, which may be a panic of Rust."""
         try:
             return list(self.tokenizer.encode_batch_fast([text.text for text in texts]))
-        except BaseException as error:
-            alone = [self._encode_alone(text.text) for text in texts]
-            return alone if any(isinstance(one, BaseException) for one in alone) else [error] * len(texts)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            return [self._encode_alone(text.text) for text in texts]
 
     def _encode_alone(self, text: str) -> Encoding | BaseException:
         try:
             return self.tokenizer.encode(text)
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:
             return error
 

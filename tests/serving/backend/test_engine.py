@@ -367,6 +367,26 @@ def test_the_longest_texts_cost_what_the_model_reads_of_them(engine: Engine, mon
     assert engine.count_tokens([text]) == MAX_LENGTH
 
 
+def test_texts_that_the_tokenizer_reads_only_alone_are_classified_and_ctrl_c_is_no_fault_of_a_text(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        error: BaseException = MemoryError("no room for so many")
+
+        def encode_batch_fast(self, _: list[str]) -> Any:
+            raise self.error
+
+        def encode(self, text: str) -> Any:
+            return tokenizer.encode(text)
+
+    tokenizer, failing, expected = engine.full.tokenizer, Failing(), engine.classify(["good", "bad"]).values
+    monkeypatch.setattr(engine.full, "tokenizer", failing)
+    assert np.allclose(engine.classify(["good", "bad"]).values, expected, atol=1e-5)
+    failing.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        engine.classify(["good"])
+
+
 def test_a_long_request_is_tokenized_while_short_ones_are_answered(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
