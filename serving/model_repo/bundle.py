@@ -147,12 +147,18 @@ class Bundle:
             fields: dict[str, Any] = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
             if isinstance(fields["proofs"], list):
                 fields["proofs"] = [proof for proof in fields["proofs"] if not _is_of_another_release(proof)]
-            return read_object(cls, fields)
+            first_stage = fields.get("first_stage")
+            if first_stage and any(_is_of_another_release(first_stage[stage]) for stage in ("first", "full")):
+                fields["first_stage"] = None  # the full model can do without it
+            bundle = read_object(cls, fields)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise PipelineError(f"{directory / DESCRIPTION} is damaged: {error}.") from error
+        if bundle.first_stage is not None:
+            cls.load(directory / FIRST_STAGE)
+        return bundle
 
 
-def _is_of_another_release(proof: dict[str, Any]) -> bool:
-    """Return whether a proof is for a runtime or precision that this release does not support."""
+def _is_of_another_release(variant: dict[str, Any]) -> bool:
+    """Return whether a variant, or a proof of one, names a runtime or precision that this release does not support."""
     known = {"runtime": get_args(RuntimeName), "precision": get_args(Precision)}
-    return any(isinstance(proof[name], str) and proof[name] not in names for name, names in known.items())
+    return any(isinstance(variant[name], str) and variant[name] not in names for name, names in known.items())
