@@ -32,7 +32,7 @@ def padded(engine: Engine, tokenizer: Tokenizer, texts: Sequence[str]) -> FloatA
         batch = token_ids[start : start + _BATCH]
         while len(batch) > 1 and len(batch) * max(map(len, batch)) > PADDED_TOKENS:
             batch = batch[: len(batch) // 2]
-        answers.append(engine.graph.run(_one_text_a_row(batch, engine.bundle.padding_token)))
+        answers.append(engine.full.graph.run(_one_text_a_row(batch, engine.bundle.padding_token)))
         start += len(batch)
     return np.concatenate(answers)
 

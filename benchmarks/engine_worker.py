@@ -20,9 +20,10 @@ from benchmarks.batching import LONE, WAYS
 from benchmarks.results import Figures
 from benchmarks.worker import Worker, do_tasks, worker
 from serving.backend.cpu import usable_cores
-from serving.backend.engine import Engine, load_tokenizer
+from serving.backend.engine import Engine
 from serving.backend.packing import PackedRows
 from serving.backend.runtime import Graph
+from serving.backend.stage import load_tokenizer
 from serving.model_repo.bundle import TOKENIZER
 from serving.model_repo.variants import Precision, RuntimeName, Variant
 
@@ -107,12 +108,12 @@ class MeteredEngine:
                 latencies.append(ended - before)
             return _Call(started, ended, len(latencies) * how.texts, latencies)
 
-        graphs = self.engine.graph, self.engine._graph_of_all_cores
+        graphs = self.engine.full.graph, self.engine.full.graph_of_all_cores
         one, all_cores = MeteredGraph(graphs[0]), MeteredGraph(graphs[1])
-        self.engine.graph, self.engine._graph_of_all_cores = one, all_cores
+        self.engine.full.graph, self.engine.full.graph_of_all_cores = one, all_cores
         with ThreadPoolExecutor(callers) as pool:
             calls = [future.result() for future in [pool.submit(call) for _ in range(callers)]]
-        self.engine.graph, self.engine._graph_of_all_cores = graphs
+        self.engine.full.graph, self.engine.full.graph_of_all_cores = graphs
         all_texts = sum(call.texts for call in calls)
         if how.has_core:
             # Sum the callers' own rates: in a long run, no core would wait for another's last batch.

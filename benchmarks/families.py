@@ -25,7 +25,8 @@ from common.proxies import prepare_proxies
 from export.graph import export_graph
 from export.parity import reference_probabilities
 from serving.backend.cpu import usable_cores
-from serving.backend.engine import Engine, load_tokenizer
+from serving.backend.engine import Engine
+from serving.backend.stage import load_tokenizer
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME, Variant
 from trainer.architectures import PACKED_FAMILIES, why_unpacked

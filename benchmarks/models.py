@@ -17,8 +17,9 @@ from export.graph import export_graph
 from export.int8 import CALIBRATION_TEXTS, calibration_inputs, quantize
 from export.variants import measure_speeds, too_slow, unmeasured_proof
 from serving.backend.cpu import arithmetic, usable_cores
-from serving.backend.engine import Engine, load_tokenizer
+from serving.backend.engine import Engine
 from serving.backend.runtime import float_variants, int8_variants
+from serving.backend.stage import load_tokenizer
 from serving.backend.variant_choice import Choice, Wanted, choose_variant
 from serving.model_repo.bundle import TOKENIZER, Bundle, Proof
 from serving.model_repo.repository import ModelRepository

@@ -1,6 +1,7 @@
 """A progress line: overwritten on a terminal, printed every 15 seconds elsewhere."""
 
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +45,8 @@ class StatusLine:
         for listener in _listeners:
             listener(re.sub(r"\s{2,}", ", ", line.strip()))
         if self._on_terminal:
+            # A line that wraps cannot be overwritten.
+            line = line if stays else line[: shutil.get_terminal_size().columns - 1]
             print(f"\r\x1b[K{line}", end="\n" if stays else "", file=sys.stderr, flush=True)
         else:
             print(line, file=sys.stderr, flush=True)

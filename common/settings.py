@@ -176,6 +176,9 @@ class Settings(BaseSettings):
     precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     """Precision of the graph. `auto`: the fastest that export proved on this kind of CPU. `float16`: GPUs only."""
 
+    max_disagreement: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Maximum share of texts whose label a faster first stage may change, such as 0.01; 0 serves one stage."""
+
     max_length: Annotated[int, Field(ge=8)] = 512
     """Maximum tokens per text. Longer texts are cut."""
 

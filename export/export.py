@@ -16,6 +16,7 @@ from transformers import (
 
 from common.errors import PipelineError
 from common.settings import Settings
+from export.first_stage import add_first_stage
 from export.graph import GraphError, export_graph
 from export.int8 import CALIBRATION_TEXTS, Inputs, calibration_inputs
 from export.mlflow_model import mlflow_model
@@ -188,6 +189,8 @@ def _build(
     )
     if not dataset.val.texts:
         return bundle
+    if not record.quick and not record.imported:
+        bundle = add_first_stage(settings, bundle, directory, choice.variant, model, tokenizer, dataset)
     with Engine(directory, choice.variant, usable_cores()) as engine:
         answers = engine.classify(dataset.val.texts).values
     evaluation = evaluate(answers, targets_of(dataset.val.labels, record.labels), record.labels)

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.backend.cpu import has_vnni
-from serving.backend.engine import load_tokenizer
 from serving.backend.packing import pack
 from serving.backend.runtime import feed
+from serving.backend.stage import load_tokenizer
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.texts import readable
 from serving.model_repo.variants import ONNXRUNTIME, Variant

@@ -5,8 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from accelerate.data_loader import prepare_data_loader
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorWithPadding,
-    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
     TrainingArguments,
     set_seed,
 )
@@ -34,21 +27,21 @@ from transformers import (
 from common.errors import PipelineError
 from common.progress import duration
 from common.settings import Settings
-from serving.backend.cpu import instruction_sets, usable_cores
+from serving.backend.cpu import usable_cores
 from trainer.base_model import load_base_model
-from trainer.batches import NO_TARGET, EpochSampler, TokenizedTexts, longest_first
+from trainer.batches import NO_TARGET, TokenizedTexts, longest_first
 from trainer.dataset import Dataset, LabelledTexts
 from trainer.evaluation import evaluate
 from trainer.first_version import LEAST_STEPS, TRAINING_S
 from trainer.hyperparameters import WARMUP_RATIO, WEIGHT_DECAY, Hyperparameters, choose_hyperparameters
 from trainer.processes import Processes
 from trainer.progress import ProgressLine
+from trainer.resumable_trainer import EarlyStopping, ResumableTrainer, SaveInTime, bf16, last_whole_checkpoint
 from trainer.selection import hold_out
 from trainer.step_budget import affordable_steps
 
 PAD_TO = 8
 """Rows are padded to a multiple of so many tokens."""
-SAVE_EVERY_S = 120.0
 PATIENCE = 2
 """Consecutive evaluations without a better score after which training stops: one epoch, if there are up to four."""
 TIE_BREAK = 1e-3
@@ -125,7 +118,7 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
         "seed": settings.seed,
         "weight_decay": WEIGHT_DECAY,
         "warmup_ratio": WARMUP_RATIO,
-        "bf16": _bf16(),
+        "bf16": bf16(),
         "selection_texts": len(selection),
         **({"quick": True} if quick else {}),
     }
@@ -134,7 +127,7 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
     if quick:
         _stop_dropout(base.model)
         affordable = affordable_steps(
-            checkpoints, base.model, train, chosen.batch_size, settings.seed, collator, PAD_TO, _bf16(), TRAINING_S
+            checkpoints, base.model, train, chosen.batch_size, settings.seed, collator, PAD_TO, bf16(), TRAINING_S
         )
         least = min(LEAST_STEPS, chosen.steps)
         if affordable < least:
@@ -174,7 +167,7 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
                 f"Process {processes.rank} of the training has other data or settings than the first one. "
                 "All need the same files and the same SENTIMENT_… variables."
             )
-        checkpoint = processes.as_first_finds(lambda: _last_whole_checkpoint(checkpoints))
+        checkpoint = processes.as_first_finds(lambda: last_whole_checkpoint(checkpoints))
         if checkpoint:
             done = int(checkpoint.name.rpartition("-")[2])
             log.info(
@@ -212,67 +205,11 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
     )
 
 
-class _EarlyStopping(EarlyStoppingCallback):
-    """Early stopping that also stops a training that resumes after early stopping."""
-
-    def on_train_begin(self, *arguments: Any, **named: Any) -> None:
-        super().on_train_begin(*arguments, **named)  # type: ignore[no-untyped-call]
-        if self.early_stopping_patience_counter >= self.early_stopping_patience:
-            control: TrainerControl = arguments[2]
-            control.should_training_stop = True
-
-
-class _SaveInTime(TrainerCallback):
-    """Saves a checkpoint every `SAVE_EVERY_S` seconds, also between evaluations, so that a kill loses little."""
-
-    def __init__(self) -> None:
-        """Wait for the first step."""
-        self._saved_at = time.monotonic()
-
-    def on_step_end(self, *arguments: Any, **_: Any) -> None:
-        """Request a checkpoint if the last one is old."""
-        control: TrainerControl = arguments[2]
-        if time.monotonic() - self._saved_at >= SAVE_EVERY_S:
-            control.should_save = True
-
-    def on_save(self, *_: Any, **__: Any) -> None:
-        """Record the time of a checkpoint."""
-        self._saved_at = time.monotonic()
-
-
-class _ResumableTrainer(Trainer):
-    """A trainer of `TokenizedTexts` with reliable checkpoints."""
-
-    def __init__(self, processes: Processes, **named: Any) -> None:
-        super().__init__(compute_loss_func=_loss, **named)
-        self._processes = processes
-
-    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """This process's share of each batch; accelerate must not divide it again."""
-        texts = self.train_dataset
-        assert isinstance(texts, TokenizedTexts)
-        share = self.args.train_batch_size
-        loader = DataLoader(
-            texts,
-            batch_size=share,
-            sampler=EpochSampler(share * self._processes.count, texts.lengths, self.args.seed, self._processes),
-            collate_fn=self.data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-        prepared: DataLoader[dict[str, Any]] = prepare_data_loader(
-            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True
-        )
-        return prepared
-
-    def _save_checkpoint(self, *arguments: Any, **named: Any) -> None:
-        try:
-            super()._save_checkpoint(*arguments, **named)
-        except Exception as error:
-            # A full disk raises an OSError, a SafetensorError or a RuntimeError, depending on the file.
-            raise PipelineError(
-                f"The training cannot write its checkpoint to {self.args.output_dir}: {error}. "
-                "Free some space or set SENTIMENT_STATE_DIR to another disk, then run it again: it resumes."
-            ) from error
+def _stop_dropout(model: PreTrainedModel) -> None:
+    """Let no unit be dropped: a part of an epoch does not overfit, and a step takes three quarters of the time."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
 
 
 def _loss(outputs: Any, targets: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
@@ -281,23 +218,6 @@ def _loss(outputs: Any, targets: torch.Tensor, num_items_in_batch: torch.Tensor)
     The models' own loss is the mean over a share of any size, and the trainer would scale it twice.
     """
     return cross_entropy(outputs["logits"], targets, ignore_index=NO_TARGET, reduction="sum") / num_items_in_batch
-
-
-def _stop_dropout(model: PreTrainedModel) -> None:
-    """Let no unit be dropped: a part of an epoch does not overfit, and a step takes three quarters of the time."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-
-
-def _bf16() -> bool:
-    """Return whether bfloat16 is faster: on a CPU only with AMX.
-
-    On a Xeon with AVX-512 BF16 and no AMX, a step took 1.3 to 1.7 times as long as in float32.
-    """
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    return "amx_bf16" in instruction_sets()
 
 
 def _trainer(
@@ -322,8 +242,9 @@ def _trainer(
             "score": figures.macro_f1 - TIE_BREAK * log_loss,
         }
 
-    trainer = _ResumableTrainer(
+    trainer = ResumableTrainer(
         processes,
+        _loss,
         model=model,
         args=TrainingArguments(
             output_dir=str(checkpoints),
@@ -334,7 +255,7 @@ def _trainer(
             warmup_steps=WARMUP_RATIO,
             weight_decay=WEIGHT_DECAY,
             seed=seed,
-            bf16=_bf16(),
+            bf16=bf16(),
             use_cpu=not torch.cuda.is_available(),
             eval_strategy="steps",
             eval_steps=chosen.evaluate_every,
@@ -356,10 +277,10 @@ def _trainer(
         eval_dataset=selection,
         data_collator=collator,
         compute_metrics=metrics,
-        callbacks=[_EarlyStopping(PATIENCE, LEAST_GAIN)] * chosen.may_stop_early
+        callbacks=[EarlyStopping(PATIENCE, LEAST_GAIN)] * chosen.may_stop_early
         + [ProgressLine()] * processes.is_first
         # Of several processes, each would decide by its own clock.
-        + [_SaveInTime()] * (processes.count == 1),
+        + [SaveInTime()] * (processes.count == 1),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -368,15 +289,3 @@ def _trainer(
 def _key(fingerprint: str, hyperparameters: dict[str, Any]) -> str:
     """Directory name for the checkpoints of one data set with one set of hyperparameters."""
     return hashlib.sha256(json.dumps([fingerprint, hyperparameters], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _last_whole_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint. Its state is written last; checkpoints without a readable state are deleted."""
-    found = sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in found:
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            return checkpoint
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
-    return None

@@ -62,7 +62,7 @@ class ProgressLine(TrainerCallback):
         if steps >= _STEPS_BEFORE_AN_ESTIMATE or state.global_step >= state.max_steps:
             time_left = f"{duration(elapsed / max(1, steps) * (state.max_steps - state.global_step))} left"
         else:
-            time_left = f"{duration(elapsed)} so far, estimating the time left"
+            time_left = "estimating the time left"
         # Of a quick training, which ends within an epoch, the steps alone tell how far it is.
         epoch = f"epoch {state.epoch or 0:.1f} of {state.num_train_epochs}  " if state.num_train_epochs > 1 else ""
         resumed = f" (resumed at {self._first_step:,})" if self._first_step else ""

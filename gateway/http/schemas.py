@@ -209,6 +209,22 @@ class RowCounts(BaseModel):
     rejected: Annotated[dict[str, int], Field(description="Rows that cannot be used, by reason.")]
 
 
+class FirstStage(BaseModel):
+    """A smaller model that decides the texts it is sure of; the full model decides the others."""
+
+    origin: Annotated[str, Field(description="How it was made.")]
+    threshold: Annotated[float, Field(description="Minimum probability of its label at which it decides a text.")]
+    share: Annotated[float, Field(description="Share of the test texts that it decides.")]
+    disagreement: Annotated[
+        float,
+        Field(
+            description="Upper bound (95 % confidence) of the share of texts with another label than by the full model."
+        ),
+    ]
+    texts: Annotated[int, Field(description="Number of test texts that the bound rests on.")]
+    gain: Annotated[float, Field(description="Speed of both stages relative to the full model, when it was exported.")]
+
+
 class Model(BaseModel):
     """A version of the model."""
 
@@ -218,6 +234,7 @@ class Model(BaseModel):
     base_model: str
     quick: Annotated[bool, Field(description="A quick first version, which the full training is to replace.")]
     packed: Annotated[bool, Field(description="Several texts share a row of its graphs, which saves computation.")]
+    first_stage: Annotated[FirstStage | None, Field(description="Its first stage, if it has two stages.")]
     labels: list[str]
     metrics: dict[str, float]
     baseline: Annotated[

@@ -100,8 +100,8 @@ class Observing:
     def _end(self, scope: Scope, status: int, seconds: float) -> None:
         method, route = scope["method"], self._routes.template(scope["path"])
         self._metrics.of_requests(method if method in _METHODS else OTHER_METHOD, route, status).observe(seconds)
-        is_told = status >= 500 or (seconds >= SLOW_S and route != PROGRESS_PATH)
-        level = logging.WARNING if is_told else logging.DEBUG
+        is_slow = seconds >= SLOW_S and route != PROGRESS_PATH
+        level = logging.WARNING if status >= 500 else logging.INFO if is_slow else logging.DEBUG
         if not log.isEnabledFor(level):
             return
         duration_ms, path = 1_000 * seconds, scope["path"][:200]

@@ -38,6 +38,7 @@ def describe_models(settings: Settings, database: Database) -> list[Figures]:
                 "base_model": known.bundle["base_model"],
                 "quick": known.bundle.get("quick", False),
                 "packed": known.bundle.get("packed", True),  # all older bundles are packed
+                "first_stage": known.bundle.get("first_stage"),
                 "labels": known.bundle["labels"],
                 "metrics": known.bundle["metrics"],
                 "baseline": known.bundle.get("baseline", {}),

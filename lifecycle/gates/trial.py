@@ -70,10 +70,7 @@ def trial(settings: Settings, source: ModelRepository, version: int, directory: 
         PipelineError: Triton cannot run here, or cannot serve the version; the message has the end of its log.
     """
     repository = ModelRepository(directory / "triton_repo")
-    target = repository.version_directory(version)
-    target.mkdir(parents=True, exist_ok=True)
-    for file in source.version_directory(version).iterdir():
-        _link(file, target / file.name)
+    _link_all(source.version_directory(version), repository.version_directory(version))
     repository.deploy(version)
     own = settings.model_copy(update={"model_repository": repository.root, "state_dir": directory, "triton_url": None})
     log_file = directory / "triton.log"
@@ -195,6 +192,16 @@ async def _time(address: str, texts: Sequence[str]) -> tuple[float, float]:
         raise PipelineError(f"The trial's Triton stopped answering: {error}.") from error
     finally:
         await client.close()
+
+
+def _link_all(source: Path, target: Path) -> None:
+    """Link the files in the directory `source`, and those in its directories, at the same places in `target`."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.rglob("*"):
+        if path.is_dir():
+            (target / path.relative_to(source)).mkdir(parents=True, exist_ok=True)
+        else:
+            _link(path, target / path.relative_to(source))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -2,12 +2,14 @@
 
 Texts of all requests wait in one queue. Each core takes as many texts as fill its next run. A text that arrives while
 all cores are busy therefore joins the next run, no matter how callers split their texts into requests.
+
+A version may have two stages. Then a smaller model runs first, and decides the texts that it is sure of. The others
+join the queue of the full model, where they keep their place by due time, and share runs with texts of other requests.
 """
 
 import math
 import threading
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,24 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
-from common.errors import PipelineError
-from serving.backend.packing import (
-    CHOICE,
-    ROW_LENGTH,
-    STEP,
-    TOKENS_PER_RUN,
-    Row,
-    all_shapes,
-    choose_rows,
-    lay_out,
-    rows_of_shape,
-)
+from serving.backend.packing import CHOICE, ROW_LENGTH, STEP, TOKENS_PER_RUN, choose_rows, lay_out, rows_of_shape
 from serving.backend.requests import Probabilities, Request, TextError, WaitingText
-from serving.backend.runtime import Graph, load_graph
-from serving.model_repo.bundle import TOKENIZER, Bundle
-from serving.model_repo.texts import Readable, readable
+from serving.backend.runtime import Graph
+from serving.backend.stage import Run, Stage
+from serving.backend.variant_choice import arithmetic_of
+from serving.model_repo.bundle import FIRST_STAGE
+from serving.model_repo.texts import readable
 from serving.model_repo.variants import Variant
 
 LOOK_S = 0.05
@@ -57,7 +50,10 @@ class Totals:
     """An engine's counters since it was loaded, over all cores, and its current load."""
 
     texts: int = 0
+    first_stage_texts: int = 0
+    """Number of texts that the first stage decided."""
     tokens: int = 0
+    """Tokens that were run; those of a text that both stages read count twice."""
     slots: int = 0
     """Token positions in the rows that were run, including padding."""
     runs: int = 0
@@ -68,18 +64,6 @@ class Totals:
     graph_s: float = 0.0
     waiting_texts: int = 0
     busy_cores: int = 0
-
-
-def load_tokenizer(file: Path, max_length: int) -> Tokenizer:
-    """Load a bundle's tokenizer, set to truncate texts to `max_length` tokens and not to pad.
-
-    The names of special tokens in a text, such as `[SEP]` or `<pad>`, are ordinary text.
-    """
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.encode_special_tokens = True
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
-    return tokenizer
 
 
 class Engine:
@@ -96,18 +80,23 @@ class Engine:
     def __init__(self, directory: Path, variant: Variant, cores: int) -> None:
         """Load the bundle in `directory` to run as `variant` on `cores` cores, and run each usual shape once.
 
+        The bundle's first stage runs too, if its certificate holds for `variant` on this processor.
+
         Raises:
             PipelineError: the bundle is incomplete, or its graph has another number of outputs than its labels.
         """
-        self.bundle = Bundle.load(directory)
+        self.full = Stage(directory, variant, cores)
+        """The full model, which decides all texts that reach it."""
+        self.first: Stage | None = None
+        """The smaller model that runs before it, if there is one."""
+        self.bundle = self.full.bundle
         self.variant = variant
-        self.graph = load_graph(directory, variant, streams=cores, threads=1)
-        """The graph with one thread for each run; as many threads as there are cores may run it at the same time."""
-        self._graph_of_all_cores = self.graph if cores == 1 else load_graph(directory, variant, 1, cores)
-        self._tokenizer = load_tokenizer(directory / TOKENIZER, self.bundle.max_length)
+        certificate = self.bundle.first_stage
+        if certificate and (certificate.full, certificate.arithmetic) == (variant, arithmetic_of(variant)):
+            self.first = Stage(directory / FIRST_STAGE, certificate.first, cores, certificate.threshold)
+        self._stages = [stage for stage in (self.first, self.full) if stage is not None]
         self.cores = cores
         self._changed = threading.Condition()
-        self._waiting: list[WaitingText] = []
         self._texts_so_far = 0
         self._busy = 0
         self._totals = Totals()
@@ -126,9 +115,10 @@ class Engine:
         try:
             for future in warm:
                 future.result()
-            if self._graph_of_all_cores is not self.graph:
-                self._warm_up(self._graph_of_all_cores, most_rows=1)
-            self._seconds_per_token = self._measure_token()
+            for stage in self._stages:
+                if stage.graph_of_all_cores is not stage.graph:
+                    stage.warm_up(stage.graph_of_all_cores, most_rows=1)
+                stage.measure()
         except BaseException:
             self.close()
             raise
@@ -168,16 +158,15 @@ class Engine:
     def _tokenize(self, request: Request) -> None:
         """Tokenize the texts of a request and queue them."""
         encodings: list[Encoding] = []
-        try:
-            for start in range(0, len(request.texts), TOKENIZED_TOGETHER):
-                if start and (error := request.useless(LOOK_S)):
-                    request.answer.set_exception(error)
+        for start in range(0, len(request.texts), TOKENIZED_TOGETHER):
+            if start and (error := request.useless(LOOK_S)):
+                request.answer.set_exception(error)
+                return
+            for one in self._stages[0].encode(request.texts[start : start + TOKENIZED_TOGETHER]):
+                if isinstance(one, BaseException):
+                    request.answer.set_exception(_at_fault(len(encodings), one))
                     return
-                part = request.texts[start : start + TOKENIZED_TOGETHER]
-                encodings += self._tokenizer.encode_batch_fast([read.text for read in part])
-        except BaseException as error:  # a panic in the tokenizer's Rust code is not an Exception
-            request.answer.set_exception(self._text_error(request.texts, error))
-            return
+                encodings.append(one)
         request.queue(encodings)
         self._enqueue(request)
 
@@ -187,7 +176,7 @@ class Engine:
             return
         lengths = list(map(len, request.token_ids))
         now = time.monotonic()
-        due = now + PATIENCE * self._seconds_per_token * sum(lengths)
+        due = now + PATIENCE * self.full.seconds_per_token * sum(lengths)
         with self._changed:
             if self._closing:
                 raise RuntimeError("the engine is closed")
@@ -200,11 +189,12 @@ class Engine:
             self._totals.tokenize_s += request.queued - request.arrived
             numbers = range(self._texts_so_far, self._texts_so_far + len(lengths))
             self._texts_so_far += len(lengths)
-            place = bisect_left(self._waiting, (due, numbers[0]))
-            self._waiting[place:place] = [
-                WaitingText(due, number, tokens, request, position)
-                for position, (number, tokens) in enumerate(zip(numbers, lengths, strict=True))
-            ]
+            self._stages[0].insert(
+                [
+                    WaitingText(due, number, tokens, request, position)
+                    for position, (number, tokens) in enumerate(zip(numbers, lengths, strict=True))
+                ]
+            )
             self._changed.notify_all()
 
     def classify(self, texts: Sequence[str]) -> Probabilities:
@@ -221,14 +211,16 @@ class Engine:
             raise
 
     def count_tokens(self, texts: Sequence[str]) -> int:
-        """Return how many tokens of the texts the model reads."""
-        read = [readable(text, self.bundle.max_length).text for text in texts]
-        return sum(len(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(read))
+        """Return how many tokens of the texts the full model reads."""
+        read = [readable(text, self.bundle.max_length) for text in texts]
+        return sum(len(one.ids) for one in self.full.tokenizer.encode_batch_fast([text.text for text in read]))
 
     def totals(self) -> Totals:
         """Return a copy of the counters, with the current load."""
         with self._changed:
-            return replace(self._totals, waiting_texts=len(self._waiting), busy_cores=self._busy)
+            return replace(
+                self._totals, waiting_texts=sum(len(stage.waiting) for stage in self._stages), busy_cores=self._busy
+            )
 
     def close(self) -> None:
         """Finish the queued requests, then end the threads."""
@@ -247,38 +239,11 @@ class Engine:
         """Close the engine."""
         self.close()
 
-    def _warm_up(self, graph: Graph, most_rows: int) -> None:
-        """Run each shape of up to `most_rows` rows of usual length once, so that no request pays for its first use.
-
-        Longer rows are left out. The first run of a shape costs 10 to 35 ms more (BERT-base size, int8, Zen 4), at any
-        length. Warming up the longer rows took 10 of the 17 seconds until a version was ready; a rollback has five.
-        """
-        shapes = [(rows, length) for rows, length in self._usual_shapes() if rows <= most_rows]
-        # Largest first, so that memory is allocated only once.
-        for shape in reversed(shapes if graph.prepares_each_shape else shapes[-1:]):
-            graph.run(rows_of_shape(*shape, self.bundle.max_length, self.bundle.padding_token))
-
-    def _usual_shapes(self) -> list[tuple[int, int]]:
-        """Return the shapes (rows, length) of runs of usual length, the largest last."""
-        shapes = all_shapes(self.bundle.max_length, self.bundle.packed)
-        return [(rows, length) for rows, length in shapes if length <= ROW_LENGTH]
-
-    def _measure_token(self) -> float:
-        """Measure the seconds per token while all cores are busy."""
-        full = rows_of_shape(*self._usual_shapes()[-1], self.bundle.max_length, self.bundle.padding_token)
-        started = time.perf_counter()
-        values = self.graph.run(full)
-        if values.shape[1:] != (len(self.bundle.labels),):
-            raise PipelineError(
-                f"The graph of version {self.bundle.version} gives {values.shape[-1]} probabilities for a text, "
-                f"and bundle.json names {len(self.bundle.labels)} labels."
-            )
-        return (time.perf_counter() - started) / full.input_ids.size / self.cores
-
     def _work(self, warm: "Future[None]") -> None:
         # Warm up in this thread, because a runtime may prepare shapes per thread.
         try:
-            self._warm_up(self.graph, TOKENS_PER_RUN)
+            for stage in self._stages:
+                stage.warm_up(stage.graph, TOKENS_PER_RUN)
         except BaseException as error:
             warm.set_exception(error)
             return
@@ -288,66 +253,68 @@ class Engine:
                 pass  # The requests that move to the front may be useless too.
             with self._changed:
                 while (taken := self._take()) is None:
-                    if self._closing and not self._waiting:
+                    is_waiting = any(stage.waiting for stage in self._stages)
+                    if self._closing and not is_waiting:
                         return
-                    self._changed.wait(INTERACTIVE_S if self._waiting else None)
-                rows, texts, graph = taken
+                    self._changed.wait(INTERACTIVE_S if is_waiting else None)
+                stage, graph, rows, texts = taken
                 self._busy += 1
             started = time.perf_counter()
             try:
                 token_ids = [text.request.token_ids[text.position] for text in texts]
-                packed = lay_out(rows, token_ids, self.bundle.padding_token)
+                packed = lay_out(rows, token_ids, stage.bundle.padding_token)
                 packed_at = time.perf_counter()
                 values = graph.run(packed)
             except Exception as error:
-                self._run_apart([texts[index] for row in rows for index in row.texts], graph, error)
+                self._run_apart(stage, [texts[index] for row in rows for index in row.texts], graph, error)
             else:
                 run = [texts[index] for index in packed.texts]
                 self._count(run, packed.input_ids.size, packed_at - started, time.perf_counter() - packed_at)
-                self._deliver(run, values)
+                self._deliver(stage, run, values)
 
-    def _take(self) -> tuple[list[Row], list[WaitingText], Graph] | None:
-        """Return the next run's rows, the texts that they were chosen from, and the graph; None to wait."""
-        choice = self._waiting[:CHOICE]
+    def _take(self) -> Run | None:
+        """Return the next run, or None to wait.
+
+        The full model waits until its texts fill a run, while the first stage has texts: it gets more from them.
+        """
         is_interactive = self.cores > 1 and time.monotonic() < self._interactive_until and not self._closing
-        texts = choice
-        if is_interactive and self._busy == self.cores - 1:
-            texts = [text for text in choice if not text.request.is_bulk and text.tokens <= ROW_LENGTH]
-        if not texts:
-            return None
-        lengths = [text.tokens for text in texts]
-        tokens = sum(lengths)
-        is_kept_free = is_interactive and (texts[0].request.is_bulk or lengths[0] > ROW_LENGTH)
-        if self._busy == 0 and (len(texts) == 1 or tokens <= ROW_LENGTH) and not is_kept_free:
-            graph, budget = self._graph_of_all_cores, ROW_LENGTH
-        else:
-            share = -(-tokens // (self.cores - self._busy))
-            graph, budget = self.graph, min(TOKENS_PER_RUN, max(ROW_LENGTH, share))
-        rows = choose_rows(lengths, budget, self.bundle.packed)
-        chosen = {texts[index].number for row in rows for index in row.texts}
-        self._waiting[:CHOICE] = [text for text in choice if text.number not in chosen]
-        now = time.perf_counter()
-        for request in {text.request for text in texts if text.number in chosen}:
-            if request.begun is None:
-                request.begun = now
-                self._totals.queue_s += now - request.queued
-        return rows, texts, graph
+        stages = self._stages
+        if self.first is not None and (self.full.is_ripe() or not self.first.waiting):
+            stages = [self.full, self.first]
+        run = next((run for stage in stages if (run := stage.take(self._busy, is_interactive))), None)
+        if run is not None:
+            now = time.perf_counter()
+            for request in {run.texts[index].request for row in run.rows for index in row.texts}:
+                if request.begun is None:
+                    request.begun = now
+                    self._totals.queue_s += now - request.queued
+        return run
 
     def _count(self, texts: Sequence[WaitingText], slots: int, pack_s: float, graph_s: float) -> None:
         """Add a run to the counters."""
         with self._changed:
-            self._totals.texts += len(texts)
             self._totals.tokens += sum(text.tokens for text in texts)
             self._totals.slots += slots
             self._totals.runs += 1
             self._totals.pack_s += pack_s
             self._totals.graph_s += graph_s
 
-    def _deliver(self, texts: Sequence[WaitingText], values: Iterable[npt.NDArray[np.float32]]) -> None:
+    def _deliver(self, stage: Stage, texts: Sequence[WaitingText], values: Iterable[npt.NDArray[np.float32]]) -> None:
+        """Store the probabilities of the texts that `stage` decides, and queue the others for the full model."""
+        decided, undecided = [], []
+        for text, probabilities in zip(texts, values, strict=False):  # the graph's output repeats the first text
+            if stage is self.full or probabilities.max() >= stage.threshold:
+                decided.append((text, probabilities))
+            else:
+                undecided.append(text)
+        passed_on, errors = self._for_full_model(undecided)
         complete = []
         with self._changed:
             self._busy -= 1
-            for text, probabilities in zip(texts, values, strict=False):  # the graph's output repeats the first text
+            self._totals.texts += len(decided)
+            if stage is not self.full:
+                self._totals.first_stage_texts += len(decided)
+            for text, probabilities in decided:
                 request = text.request
                 request.values[text.position] = probabilities
                 request.texts_left -= 1
@@ -356,36 +323,58 @@ class Engine:
                     complete.append(request)
                     if request.is_short:
                         self._short_at = time.monotonic()
+            if passed_on:
+                self.full.insert([text for text in passed_on if not text.request.ended])
+                self._changed.notify_all()
         for request in complete:
             request.answer.set_result(Probabilities(request.values, request.truncated, request.phases()))
+        if errors:
+            self._end(errors)
+
+    def _for_full_model(self, texts: Sequence[WaitingText]) -> tuple[list[WaitingText], dict[Request, BaseException]]:
+        """Tokenize texts for the full model; also return the errors of the requests on which its tokenizer fails."""
+        if not texts:
+            return [], {}
+        read = [text.request.texts[text.position] for text in texts]
+        passed_on = []
+        errors: dict[Request, BaseException] = {}
+        for text, one, encoding in zip(texts, read, self.full.encode(read), strict=True):
+            if isinstance(encoding, BaseException):
+                errors[text.request] = _at_fault(text.position, encoding)
+                continue
+            text.request.token_ids[text.position] = encoding.ids
+            text.request.truncated[text.position] = one.is_cut or bool(encoding.overflowing)
+            passed_on.append(text._replace(tokens=len(encoding.ids)))
+        return sorted(passed_on), errors
 
     def _drop_useless(self) -> bool:
         """Drop requests near the front of the queue that expired or were cancelled; return whether there were any."""
         with self._changed:
-            requests = {text.request for text in self._waiting[:CHOICE]}
+            requests = {text.request for stage in self._stages for text in stage.waiting[:CHOICE]}
         useless = {request: error for request in requests if (error := request.useless(LOOK_S))}
         if useless:
             self._end(useless)
         return bool(useless)
 
-    def _end(self, errors: Mapping[Request, Exception]) -> None:
+    def _end(self, errors: Mapping[Request, BaseException]) -> None:
         """Fail the requests, and remove their remaining texts from the queue."""
         with self._changed:
             ended = [request for request in errors if not request.ended]
             for request in ended:
                 request.ended = True
-            self._waiting = [text for text in self._waiting if text.request not in errors]
+            for stage in self._stages:
+                stage.waiting = [text for text in stage.waiting if text.request not in errors]
         for request in ended:
             request.answer.set_exception(errors[request])
 
-    def _run_apart(self, texts: Sequence[WaitingText], graph: Graph, error: Exception) -> None:
+    def _run_apart(self, stage: Stage, texts: Sequence[WaitingText], graph: Graph, error: Exception) -> None:
         """Run the texts of a failed run one by one, so that only the requests with a bad text fail."""
-        errors: dict[Request, Exception] = {}
+        errors: dict[Request, BaseException] = {}
         good: list[WaitingText] = []
         values: list[npt.NDArray[np.float32]] = []
         try:
             # If even this run fails, no text is the cause.
-            graph.run(rows_of_shape(1, STEP, self.bundle.max_length, self.bundle.padding_token))
+            graph.run(rows_of_shape(1, STEP, stage.bundle.max_length, stage.bundle.padding_token))
         except Exception:
             errors = dict.fromkeys((text.request for text in texts), error)
         for text in texts:
@@ -393,23 +382,14 @@ class Engine:
                 continue
             tokens = text.request.token_ids[text.position]
             try:
-                packed = lay_out(choose_rows([len(tokens)]), [tokens], self.bundle.padding_token)
+                packed = lay_out(choose_rows([len(tokens)]), [tokens], stage.bundle.padding_token)
                 values.append(graph.run(packed)[0])
             except Exception as own:
                 errors[text.request] = _at_fault(text.position, own)
             else:
                 good.append(text)
-        self._deliver(good, values)
+        self._deliver(stage, good, values)
         self._end(errors)
-
-    def _text_error(self, texts: Sequence[Readable], error: BaseException) -> BaseException:
-        """Return a TextError that names the text on which the tokenizer fails; `error` if each text works alone."""
-        for position, text in enumerate(texts):
-            try:
-                self._tokenizer.encode(text.text)
-            except BaseException as own:
-                return _at_fault(position, own)
-        return error
 
 
 def _at_fault(position: int, error: BaseException) -> TextError:

@@ -11,7 +11,8 @@ INTERVAL_S = 1.0
 """Seconds between two updates. Each changed metric costs a message to Triton, so requests do not send them."""
 
 _COUNTERS = {
-    "texts": ("sentiment_engine_texts_total", "Texts that were run."),
+    "texts": ("sentiment_engine_texts_total", "Texts that were classified."),
+    "first_stage_texts": ("sentiment_engine_first_stage_texts_total", "Texts that the first stage decided."),
     "tokens": ("sentiment_engine_tokens_total", "Tokens of the texts that were run."),
     "slots": ("sentiment_engine_slots_total", "Places for tokens in the rows that were run, padding among them."),
     "runs": ("sentiment_engine_runs_total", "Runs of the graph."),

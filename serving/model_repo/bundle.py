@@ -11,6 +11,8 @@ from serving.model_repo.variants import FLOAT_GRAPH, Precision, RuntimeName, Var
 
 TOKENIZER = "tokenizer.json"
 DESCRIPTION = "bundle.json"
+FIRST_STAGE = "first_stage"
+"""Directory inside a version's, with the bundle of the first stage, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,35 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """Bounds how often the two stages of a version predict another label than the full model alone.
+
+    The first stage, a smaller model, predicts the texts that it is sure of; the full model predicts the others.
+    """
+
+    threshold: float
+    """Minimum probability of its label at which the first stage's prediction counts."""
+    disagreement: float
+    """Upper bound, at 95 % confidence, of the share of texts that get another label than by the full model."""
+    limit: float
+    """The largest bound that was allowed."""
+    texts: int
+    """Number of texts that the bound rests on; no stage was trained on them."""
+    differing: int
+    """Number of these texts that got another label."""
+    share: float
+    """Share of these texts that the first stage predicted."""
+    gain: float
+    """Texts per second of both stages, divided by those of the full model, on the machine that exported the version."""
+    origin: str
+    """How the first stage was made, for people."""
+    first: Variant
+    full: Variant
+    """The variants of both stages, and the instruction sets of the processor, for which the bound holds."""
+    arithmetic: str
+
+
+@dataclass(frozen=True)
 class RowCounts:
     """What became of the rows of a data file."""
 
@@ -92,6 +123,8 @@ class Bundle:
     """True for a quick first version, which the full training is to replace. Older bundles do not have this field."""
     imported: bool = False
     """True for a classifier that was fine-tuned elsewhere. Older bundles do not have this field."""
+    first_stage: Certificate | None = None
+    """The certificate of the first stage; None if there is none, as in older bundles."""
     packed: bool = True
     """True if several texts may share a row of the graphs; all do in older bundles, which do not have this field."""
 
@@ -114,12 +147,18 @@ class Bundle:
             fields: dict[str, Any] = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
             if isinstance(fields["proofs"], list):
                 fields["proofs"] = [proof for proof in fields["proofs"] if not _is_of_another_release(proof)]
-            return read_object(cls, fields)
+            first_stage = fields.get("first_stage")
+            if first_stage and any(_is_of_another_release(first_stage[stage]) for stage in ("first", "full")):
+                fields["first_stage"] = None  # the full model can do without it
+            bundle = read_object(cls, fields)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise PipelineError(f"{directory / DESCRIPTION} is damaged: {error}.") from error
+        if bundle.first_stage is not None:
+            cls.load(directory / FIRST_STAGE)
+        return bundle
 
 
-def _is_of_another_release(proof: dict[str, Any]) -> bool:
-    """Return whether a proof is for a runtime or precision that this release does not support."""
+def _is_of_another_release(variant: dict[str, Any]) -> bool:
+    """Return whether a variant, or a proof of one, names a runtime or precision that this release does not support."""
     known = {"runtime": get_args(RuntimeName), "precision": get_args(Precision)}
-    return any(isinstance(proof[name], str) and proof[name] not in names for name, names in known.items())
+    return any(isinstance(variant[name], str) and variant[name] not in names for name, names in known.items())

@@ -104,7 +104,7 @@ class ModelRepository:
             PipelineError: the bundle is not complete, or the version exists already.
         """
         Bundle.load(staging)
-        for path in staging.iterdir():
+        for path in staging.rglob("*"):
             sync(path)
         sync(staging)
         try:

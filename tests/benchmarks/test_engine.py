@@ -20,9 +20,10 @@ from benchmarks.models import publish_untrained
 from benchmarks.results import Results
 from benchmarks.run import Run
 from benchmarks.worker import worker
-from serving.backend.engine import Engine, load_tokenizer
+from serving.backend.engine import Engine
 from serving.backend.packing import PackedRows
 from serving.backend.runtime import float_variants, int8_variants
+from serving.backend.stage import load_tokenizer
 from serving.model_repo.bundle import TOKENIZER
 from tests.conftest import MAX_LENGTH, REFERENCE, SENTENCES
 

@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from common.errors import PipelineError
 from export.graph import export_graph
 from export.parity import check_parity, reference_probabilities
-from serving.backend.engine import Engine, load_tokenizer
+from serving.backend.engine import Engine
 from serving.backend.runtime import float_variants
+from serving.backend.stage import load_tokenizer
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.variants import FLOAT32, OPENVINO
 from tests.conftest import LABELS, MAX_LENGTH, REFERENCE, SENTENCES, make_bundle, make_encoder

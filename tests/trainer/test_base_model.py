@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from common.errors import PipelineError
 from common.settings import Settings
-from serving.backend.engine import load_tokenizer
+from serving.backend.stage import load_tokenizer
 from tests.conftest import SENTENCES, make_encoder
 from tests.pages import blocks
 from trainer.base_model import check_base_model, load_base_model

@@ -23,7 +23,7 @@ from transformers import (
 from common.errors import PipelineError
 from common.settings import Settings
 from tests.conftest import ENCODERS
-from trainer import fine_tune as fine_tune_module
+from trainer import resumable_trainer
 from trainer.dataset import Dataset, load_dataset
 from trainer.evaluation import calibrated, evaluate
 from trainer.fine_tune import FineTuned, fine_tune
@@ -169,7 +169,7 @@ def test_a_quick_training_has_a_least_number_of_steps_and_says_if_the_machine_is
 def test_training_is_in_bf16_only_with_amx(
     settings: Settings, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, flag: str, rounds: bool
 ) -> None:
-    monkeypatch.setattr("trainer.fine_tune.instruction_sets", lambda: frozenset({flag}))
+    monkeypatch.setattr("trainer.resumable_trainer.instruction_sets", lambda: frozenset({flag}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     tuned = fine_tune(settings.model_copy(update={"epochs": 1}), dataset)
     assert tuned.hyperparameters["bf16"] == rounds
@@ -242,14 +242,14 @@ def test_a_checkpoint_is_saved_in_time_also_between_evaluations(
     settings: Settings, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    save = fine_tune_module._ResumableTrainer._save_checkpoint
+    save = resumable_trainer.ResumableTrainer._save_checkpoint
 
-    def count(trainer: fine_tune_module._ResumableTrainer, *arguments: Any, **named: Any) -> None:
+    def count(trainer: resumable_trainer.ResumableTrainer, *arguments: Any, **named: Any) -> None:
         saved.append(trainer.state.global_step)
         save(trainer, *arguments, **named)
 
-    monkeypatch.setattr(fine_tune_module._ResumableTrainer, "_save_checkpoint", count)
-    monkeypatch.setattr(fine_tune_module, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(resumable_trainer.ResumableTrainer, "_save_checkpoint", count)
+    monkeypatch.setattr(resumable_trainer, "SAVE_EVERY_S", 0.0)
     tuned = fine_tune(settings, dataset)
     assert saved == list(range(1, tuned.steps + 1))
     best = max((entry for entry in tuned.history if "eval_score" in entry), key=lambda entry: entry["eval_score"])

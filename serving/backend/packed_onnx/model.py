@@ -46,6 +46,7 @@ class TritonPythonModel:
         self._labels = np.array([label.encode() for label in self._engine.bundle.labels], dtype=object)
         pb_utils.Logger.log_info(
             f"sentiment version {args['model_version']}: {choice.variant} on {usable_cores()} cores ({choice.reason})"
+            f"{'' if self._engine.first is None else f', after a first stage, {self._engine.first.variant}'}"
         )
         ticket = json.loads(args["model_config"])["parameters"].get(TICKET, {}).get("string_value")
         try:

@@ -4,12 +4,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
 from lifecycle.gates import trial as trial_module
 from lifecycle.gates.trial import Trial, within_budget
 from lifecycle.jobs.candidate import costs
+from serving.model_repo.bundle import FIRST_STAGE
 
 BURST = 7
 """Rounds of a measurement."""
@@ -58,3 +60,15 @@ def test_another_base_model_is_not_judged_and_says_what_it_costs(
     )
     assert costs([verdict]) == f". {verdict.message}".removesuffix(".")
     assert costs([within_budget(trials[0], trials[0], ["a text"])]) == ""
+
+
+def test_a_trial_links_all_files_of_a_version_also_those_of_its_first_stage(tmp_path: Path) -> None:
+    source, target = tmp_path / "1", tmp_path / "trial" / "1"
+    files = {Path("model.onnx"): "full", Path(FIRST_STAGE, "model.onnx"): "first"}
+    for file, content in files.items():
+        (source / file).parent.mkdir(parents=True, exist_ok=True)
+        (source / file).write_text(content)
+    for _ in range(2):  # a retraining that was interrupted finds the files of its last attempt
+        trial_module._link_all(source, target)
+        assert {file: (target / file).read_text() for file in files} == files
+        assert sum(path.is_file() for path in target.rglob("*")) == len(files)

@@ -41,13 +41,13 @@ class HeldGraph:
     prepares_each_shape = False
 
     def __init__(self, engine: Engine) -> None:
-        self._graph = engine.graph
+        self._graph = engine.full.graph
         self.runs: list[int] = []
         """Tokens of each run that began."""
         self.may_run = threading.Semaphore(0)
         self.began = threading.Semaphore(0)
         self.error: Exception | None = None
-        engine.graph = engine._graph_of_all_cores = self
+        engine.full.graph = engine.full.graph_of_all_cores = self
 
     def run(self, rows: PackedRows) -> Any:
         self.runs.append(int((rows.segment_ids > 0).sum()))
@@ -93,7 +93,7 @@ def test_texts_that_wait_share_the_next_run_whoever_sent_them(engine: Engine) ->
 
 def test_a_short_request_overtakes_a_long_one_that_waits(engine: Engine) -> None:
     held = HeldGraph(engine)
-    engine._seconds_per_token = 1.0
+    engine.full.seconds_per_token = 1.0
     busy = [engine.submit(["good " * 200]) for _ in range(CORES)]
     for _ in range(CORES):
         assert held.began.acquire(timeout=20)
@@ -109,7 +109,7 @@ def test_a_short_request_overtakes_a_long_one_that_waits(engine: Engine) -> None
 
 
 def test_a_lone_text_runs_on_all_cores_and_many_on_one_each(engine: Engine) -> None:
-    of_one_core, of_all = engine.graph, engine._graph_of_all_cores
+    of_one_core, of_all = engine.full.graph, engine.full.graph_of_all_cores
     assert of_one_core is not of_all
     used = []
 
@@ -123,7 +123,7 @@ def test_a_lone_text_runs_on_all_cores_and_many_on_one_each(engine: Engine) -> N
             used.append(self._name)
             return self._graph.run(rows)
 
-    engine.graph, engine._graph_of_all_cores = Named("one", of_one_core), Named("all", of_all)
+    engine.full.graph, engine.full.graph_of_all_cores = Named("one", of_one_core), Named("all", of_all)
     engine.classify(["good"])
     assert used == ["all"]
     used.clear()
@@ -356,8 +356,8 @@ def test_the_longest_texts_cost_what_the_model_reads_of_them(engine: Engine, mon
             tokenized.extend(map(len, texts))
             return tokenizer.encode_batch_fast(texts)
 
-    tokenizer = engine._tokenizer
-    monkeypatch.setattr(engine, "_tokenizer", Counting())
+    tokenizer = engine.full.tokenizer
+    monkeypatch.setattr(engine.full, "tokenizer", Counting())
     text = "the screen is bright " * (MAX_CHARACTERS // 21)
     many = engine.classify([text] * 4)
     assert max(tokenized) <= CHARACTERS_PER_TOKEN * MAX_LENGTH
@@ -365,6 +365,26 @@ def test_the_longest_texts_cost_what_the_model_reads_of_them(engine: Engine, mon
     assert np.allclose(many.values, one.values, atol=1e-5)
     assert many.truncated.all()
     assert engine.count_tokens([text]) == MAX_LENGTH
+
+
+def test_texts_that_the_tokenizer_reads_only_alone_are_classified_and_ctrl_c_is_no_fault_of_a_text(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        error: BaseException = MemoryError("no room for so many")
+
+        def encode_batch_fast(self, _: list[str]) -> Any:
+            raise self.error
+
+        def encode(self, text: str) -> Any:
+            return tokenizer.encode(text)
+
+    tokenizer, failing, expected = engine.full.tokenizer, Failing(), engine.classify(["good", "bad"]).values
+    monkeypatch.setattr(engine.full, "tokenizer", failing)
+    assert np.allclose(engine.classify(["good", "bad"]).values, expected, atol=1e-5)
+    failing.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        engine.classify(["good"])
 
 
 def test_a_long_request_is_tokenized_while_short_ones_are_answered(
@@ -377,8 +397,8 @@ def test_a_long_request_is_tokenized_while_short_ones_are_answered(
             assert len(texts) == 1 or may_tokenize.wait(20)
             return tokenizer.encode_batch_fast(texts)
 
-    tokenizer = engine._tokenizer
-    monkeypatch.setattr(engine, "_tokenizer", Slow())
+    tokenizer = engine.full.tokenizer
+    monkeypatch.setattr(engine.full, "tokenizer", Slow())
     is_wanted = threading.Event()
     is_wanted.set()
     long = ["the screen is bright " * 200] * 2 * serving.backend.engine.TOKENIZED_TOGETHER

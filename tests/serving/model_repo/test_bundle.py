@@ -90,6 +90,19 @@ def test_a_proof_of_a_runtime_of_a_newer_release_is_ignored(
     assert described(proofs=[PROOF, {**PROOF, **unknown}]) == described()
 
 
+@pytest.mark.parametrize("stage", ["first", "full"])
+def test_a_first_stage_of_a_newer_release_is_ignored_and_a_missing_one_is_named(
+    described: Callable[..., Bundle], stage: str
+) -> None:
+    variant = {"runtime": "onnxruntime", "precision": "float32"}
+    figures = dict.fromkeys(("threshold", "disagreement", "limit", "share", "gain"), 0.5)
+    certificate = {**figures, "texts": 1_000, "differing": 3, "origin": "half", "arithmetic": "avx2"}
+    certificate |= {"first": variant, "full": variant}
+    assert described(first_stage={**certificate, stage: {**variant, "precision": "int4"}}) == described()
+    with pytest.raises(PipelineError, match=r"1/first_stage is no complete version: model\.onnx"):
+        described(first_stage=certificate)
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [

@@ -1,0 +1,227 @@
+"""Adds a first stage to an exported version: a smaller model that decides the texts it is sure of.
+
+The first stage is distilled from what the full model predicts in the variant that will run it, exported and proven like
+any model, and certified on validation texts, which neither was trained on. Without a certificate, or if it makes the
+version hardly faster, the version has one stage.
+"""
+
+import logging
+import random
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from common.errors import PipelineError
+from common.settings import Settings
+from export.certificate import Risk, least_texts, safest_share
+from export.graph import GraphError, export_graph
+from export.int8 import CALIBRATION_TEXTS, calibration_inputs
+from export.parity import FloatArray, reference_probabilities
+from export.variants import Validation, prove_variants
+from serving.backend.cpu import usable_cores
+from serving.backend.engine import Engine
+from serving.backend.variant_choice import Wanted, arithmetic_of, choose_variant
+from serving.model_repo.bundle import FIRST_STAGE, TOKENIZER, Bundle, Certificate
+from serving.model_repo.variants import FLOAT_GRAPH, Variant
+from trainer.architectures import why_unpacked
+from trainer.dataset import Dataset
+from trainer.distillation import Student, checkpoints_of, choose_student, distil
+from trainer.evaluation import fit_temperature, targets_of
+from trainer.selection import hold_out
+
+LEAST_GAIN = 1.2
+"""Minimum speed of both stages relative to the full model; otherwise the first stage is not worth its memory."""
+SPEED_ROUNDS = 3
+SPEED_TEXTS = 512
+THRESHOLDS = 400
+"""Number of thresholds that are tried: quantiles of the first stage's confidence on the selection."""
+
+AT_ONCE = 4_096
+"""Number of texts that an engine gets at once. It keeps the tokens of all its texts in memory, and a training file may
+have millions."""
+
+log = logging.getLogger(__name__)
+
+
+def add_first_stage(
+    settings: Settings,
+    bundle: Bundle,
+    directory: Path,
+    variant: Variant,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+) -> Bundle:
+    """Return the bundle with a certificate, if a first stage makes it faster within the limit; else the bundle itself.
+
+    A first stage that fails, such as one whose graph disagrees with torch, is left out.
+
+    `variant` will run the full model, whose bundle is complete in `directory`. The first stage is written there too.
+
+    Raises:
+        PipelineError: the disk is full.
+    """
+    limit = settings.max_disagreement
+    if not limit:
+        return bundle
+    if len(dataset.val.texts) < (least := least_texts(limit)):
+        log.warning(
+            "The version has one stage: %s validation texts cannot show that at most %.1f %% of texts get another "
+            "label (SENTIMENT_MAX_DISAGREEMENT); at least %s are needed.",
+            f"{len(dataset.val.texts):,}",
+            100 * limit,
+            f"{least:,}",
+        )
+        return bundle
+    checkpoints: Path | None = None
+    try:
+        student = choose_student(
+            settings, model, tokenizer, bundle.labels, bundle.max_length, len(hold_out(dataset.train)[0].texts)
+        )
+        if student is None:
+            return bundle
+        checkpoints = checkpoints_of(settings, student, f"{bundle.mlflow_run} {variant}")
+        certified = _certified(settings, bundle, directory, variant, student, dataset, checkpoints)
+    except Exception as error:  # of many kinds: those of the training, of the graph and of the runtimes
+        if isinstance(error, OSError) or (isinstance(error, PipelineError) and not isinstance(error, GraphError)):
+            raise  # the disk is full: the version could not be written either
+        log.debug("The first stage failed.", exc_info=True)
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        log.warning("The version has one stage, because the first one failed: %s", reason)
+        shutil.rmtree(directory / FIRST_STAGE, ignore_errors=True)
+        bundle.save(directory)
+        certified = None
+    if checkpoints is not None:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return bundle if certified is None else _kept_if_faster(certified, bundle, directory)
+
+
+def _certified(
+    settings: Settings,
+    bundle: Bundle,
+    directory: Path,
+    variant: Variant,
+    student: Student,
+    dataset: Dataset,
+    checkpoints: Path,
+) -> Bundle:
+    """Train and export the first stage; return the bundle with its certificate, or the bundle itself without one."""
+    learnt, selection = hold_out(dataset.train)
+    with Engine(directory, variant, usable_cores()) as full:
+        distil(settings, student, learnt, bundle.labels, _classify(full, learnt.texts), bundle.max_length, checkpoints)
+        # Logits up to a constant of each text, which the softmax takes away.
+        scores = reference_probabilities(student.model, student.tokenizer, selection.texts, bundle.max_length, 1.0)
+        logits = np.log(np.maximum(scores, np.finfo(np.float32).tiny))
+        temperature = fit_temperature(logits, targets_of(selection.labels, bundle.labels))
+        own = directory / FIRST_STAGE
+        chosen = _export(student.model, student.tokenizer, temperature, bundle, own, dataset, settings)
+        with Engine(own, chosen, usable_cores()) as first:
+            confidence = first.classify(selection.texts).values.max(axis=1)
+            thresholds = np.quantile(confidence, np.linspace(0, 1, THRESHOLDS))
+            answers = _classify(first, dataset.val.texts)
+        differs = answers.argmax(axis=1) != _classify(full, dataset.val.texts).argmax(axis=1)
+        risk = safest_share(answers.max(axis=1), differs, thresholds, limit := settings.max_disagreement)
+        if risk is None:
+            return bundle
+        certificate = _certificate(risk, len(differs), limit, student.origin, chosen, variant)
+        replace(bundle, first_stage=certificate).save(directory)
+        with Engine(directory, variant, usable_cores()) as pair:
+            gain = _gain(pair, full, dataset.val.texts)
+    return replace(bundle, first_stage=replace(certificate, gain=gain))
+
+
+def _classify(engine: Engine, texts: Sequence[str]) -> FloatArray:
+    """Return the probabilities [texts, labels] of any number of texts; the engine gets them in parts to save memory."""
+    parts = [engine.classify(texts[start : start + AT_ONCE]).values for start in range(0, len(texts), AT_ONCE)]
+    return np.concatenate(parts)
+
+
+def _export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    temperature: float,
+    full: Bundle,
+    directory: Path,
+    dataset: Dataset,
+    settings: Settings,
+) -> Variant:
+    """Write the first stage's own bundle to `directory`, prove its variants, and return the chosen one."""
+    directory.mkdir()
+    export_graph(model, temperature, directory / FLOAT_GRAPH)
+    tokenizer.backend_tokenizer.save(str(directory / TOKENIZER))
+    bundle = replace(
+        full, padding_token=tokenizer.pad_token_id, proofs=(), packed=not why_unpacked(model.config.to_dict())
+    )
+    bundle.save(directory)
+    _, selection = hold_out(dataset.train)
+    reference = reference_probabilities(model, tokenizer, selection.texts, bundle.max_length, temperature)
+    validation = Validation(selection.texts, targets_of(selection.labels, bundle.labels), bundle.labels, reference)
+    learnt = random.Random(1).sample(dataset.train.texts, min(len(dataset.train.texts), CALIBRATION_TEXTS))
+    wanted = Wanted(settings.runtime, settings.precision)
+    calibration = list(calibration_inputs(learnt, directory / TOKENIZER, bundle))
+    bundle = replace(bundle, proofs=prove_variants(directory, validation, calibration, wanted))
+    bundle.save(directory)
+    return choose_variant(bundle, wanted).variant
+
+
+def _certificate(risk: Risk, texts: int, limit: float, origin: str, first: Variant, full: Variant) -> Certificate:
+    return Certificate(
+        threshold=risk.threshold,
+        disagreement=risk.bound,
+        limit=limit,
+        texts=texts,
+        differing=risk.differing,
+        share=risk.share,
+        gain=0.0,
+        origin=origin,
+        first=first,
+        full=full,
+        arithmetic=arithmetic_of(full),
+    )
+
+
+def _gain(pair: Engine, full: Engine, texts: Sequence[str]) -> float:
+    """Return the speed of both stages relative to the full model: the median of rounds in which both take turns."""
+    texts = texts[:SPEED_TEXTS]
+    ratios = []
+    for _ in range(SPEED_ROUNDS):
+        started = time.perf_counter()
+        full.classify(texts)
+        between = time.perf_counter()
+        pair.classify(texts)
+        ratios.append((between - started) / (time.perf_counter() - between))
+    return statistics.median(ratios)
+
+
+def _kept_if_faster(certified: Bundle, single: Bundle, directory: Path) -> Bundle:
+    """Log the certificate, and return the bundle to publish; without a use for it, the first stage is removed."""
+    certificate = certified.first_stage
+    if certificate is not None and certificate.gain >= LEAST_GAIN:
+        log.info(
+            "Two stages: %s decides %.0f %% of the texts; at most %.2f %% of all texts get another label than by the "
+            "full model (95 %% confidence, %s texts); %.2f times as fast.",
+            certificate.origin,
+            100 * certificate.share,
+            100 * certificate.disagreement,
+            f"{certificate.texts:,}",
+            certificate.gain,
+        )
+        certified.save(directory)
+        return certified
+    shutil.rmtree(directory / FIRST_STAGE)
+    single.save(directory)
+    if certificate is None:
+        log.info("The version has one stage, because no threshold of the first one meets SENTIMENT_MAX_DISAGREEMENT.")
+    else:
+        log.info(
+            "The version has one stage, because two would be only %.2f times as fast; %g are needed.",
+            certificate.gain,
+            LEAST_GAIN,
+        )
+    return single
