@@ -20,6 +20,7 @@ from trainer.held_out import held_out
 from trainer.labels import Labels, count, nearest, shown
 from trainer.rejected import DATA_LIST, FEEDBACK_LIST, RejectedRows, list_path, rejected_rows
 from trainer.rows import MISSING_LABEL, UNKNOWN_LABEL, FileRows
+from trainer.sample_data import is_sample
 
 _TOLD_LABELS = 5
 _HELD_OUT = "There is no validation file"
@@ -205,6 +206,11 @@ def _check(settings: Settings, rejected: RejectedRows, path: Path) -> DataCheck:
         train.problem = (
             f"{train.path} is both the training and the validation file. Name another file in SENTIMENT_VAL_DATA, or "
             "unset it and remove that file: then a tenth of the training file is held out"
+        )
+    elif not is_held_out and is_sample(val.path) and not is_sample(train.path):
+        val.problem = (
+            f"{val.path} is the validation file of the sample data, but {train.path} contains other texts. Delete it, "
+            "and a tenth of your texts is held out, or put your own in its place"
         )
     else:
         for file in files:

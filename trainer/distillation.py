@@ -155,7 +155,7 @@ def distil(
     if checkpoint:
         log.info("Resuming the interrupted distillation from %s.", checkpoint.name)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    student.model.to("cpu")  # the training may leave it on a GPU, and the export reads it on the CPU
+    student.model.cpu()  # the training may leave it on a GPU, and the export reads it on the CPU
 
 
 class _ImitatedTexts(TokenizedTexts):

@@ -6,6 +6,7 @@ Social Media Text", ICWSM 2014: each text was rated from -4 to 4 by about twenty
 """
 
 import csv
+import hashlib
 import html
 import io
 import os
@@ -32,6 +33,7 @@ _REVIEWS: tuple[Domain, ...] = ("film", "product")
 _DISTRIBUTION = VADER.filename.removesuffix(".tar.gz")
 _RATINGS_ARCHIVE = f"{_DISTRIBUTION}/additional_resources/hutto_ICWSM_2014.tar.gz"
 _LICENSE = f"{_DISTRIBUTION}/LICENSE.txt"
+_NOTICE = ".license"
 CLEAR_RATING = 0.5
 """Minimum distance of a rating from zero. Below it, the raters disagree or see no sentiment."""
 _VALIDATION_SHARE = 0.1
@@ -75,14 +77,9 @@ def write_sample_data(train_path: Path, val_path: Path, seed: int) -> SampleCoun
         raise PipelineError(f"{train_path} cannot be both the training and the validation file. Use two files.")
     train, val = _split(seed)
     notice = _notice()
-    _write_all(
-        {
-            train_path.with_name(f"{train_path.name}.license"): notice,
-            val_path.with_name(f"{val_path.name}.license"): notice,
-            train_path: _csv(train),
-            val_path: _csv(val),
-        }
-    )
+    files = {train_path: _csv(train), val_path: _csv(val)}
+    notices = {_notice_of(path): notice + _mark(content) for path, content in files.items()}
+    _write_all(notices | files)
     return SampleCounts(train=Counter(label for _, label in train), val=Counter(label for _, label in val))
 
 
@@ -124,6 +121,24 @@ def _csv(rows: list[_Row]) -> bytes:
     return file.getvalue().encode()
 
 
+def is_sample(path: Path) -> bool:
+    """Return whether the file at `path` is one of sample data as it was written."""
+    try:
+        return _notice_of(path).read_bytes().endswith(_mark(path.read_bytes()))
+    except OSError:
+        return False
+
+
+def _notice_of(path: Path) -> Path:
+    """Return the path of the notice beside a file of sample data."""
+    return path.with_name(f"{path.name}{_NOTICE}")
+
+
+def _mark(content: bytes) -> bytes:
+    """Return the last line of a notice, by which `is_sample` recognizes the file."""
+    return f"\nSHA-256 of the file: {hashlib.sha256(content).hexdigest()}\n".encode()
+
+
 def _notice() -> bytes:
     source = (
         f"The texts come from the source distribution of {VADER.requirement} on PyPI, file {_RATINGS_ARCHIVE}; "
@@ -148,7 +163,7 @@ def _write_all(files: Mapping[Path, bytes]) -> None:
     parts: dict[Path, Path] = {}
     try:
         for path, content in files.items():
-            if path.exists() and path.read_bytes() != content:
+            if path.suffix != _NOTICE and path.exists() and path.read_bytes() != content:
                 raise PipelineError(
                     f"{path} exists and is not the sample data of this seed. Move it away, or name other files in "
                     "SENTIMENT_TRAIN_DATA and SENTIMENT_VAL_DATA."

@@ -1,11 +1,13 @@
 """One training from the data files to `./model` and a registered version in MLflow."""
 
 import errno
+import fcntl
 import logging
 import os
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +57,39 @@ def train(
     Raises:
         PipelineError: there is a problem with the data, the base model, MLflow or the disk.
     """
+    with _alone(settings.model_dir):
+        return _train(settings, counts, own_rows, quick=quick)
+
+
+@contextmanager
+def _alone(model_dir: Path) -> Iterator[None]:
+    """Lock the directory around `model_dir` during the block: two trainings would write the same checkpoints and model.
+
+    Raises:
+        PipelineError: another process has locked it.
+    """
+    with ExitStack() as stack:
+        try:
+            model_dir.parent.mkdir(parents=True, exist_ok=True)
+            directory = os.open(model_dir.parent, os.O_RDONLY)
+            stack.callback(os.close, directory)
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PipelineError(
+                f"Another process is training the model in {model_dir}. Wait for its end, or end it first."
+            ) from error
+        except OSError:  # some network file systems cannot lock a directory; what else is wrong is told when saving
+            pass
+        yield
+
+
+def _train(
+    settings: Settings,
+    counts: dict[str, RowCounts] | None,
+    own_rows: Collection[tuple[str, str]] | None,
+    *,
+    quick: bool,
+) -> TrainingRecord:
     started = time.monotonic()
     found = check_data(settings)
     if found.dataset is None:

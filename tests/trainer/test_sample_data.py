@@ -5,7 +5,7 @@ import pytest
 
 from common.errors import PipelineError
 from common.settings import Settings
-from trainer.dataset import load_dataset
+from trainer.dataset import DatasetError, load_dataset
 from trainer.sample_data import Domain, read_ratings, write_sample_data
 
 
@@ -111,3 +111,14 @@ def test_place_that_cannot_be_written_is_named_and_no_file_is_made(tmp_path: Pat
 def test_one_file_for_both_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="Use two files"):
         write_sample_data(tmp_path / "data.csv", tmp_path / "." / "data.csv", seed=13)
+
+
+def test_the_samples_validation_file_does_not_evaluate_a_model_of_other_texts(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    write_sample_data(settings.train_data, settings.val_data, seed=13)
+    own = "".join(f"screen {number} is {label},{label}\n" for number in range(40) for label in ("good", "bad"))
+    settings.train_data.write_text("text,label\n" + own)
+    with pytest.raises(DatasetError, match=r"val\.csv is the validation file of the sample data, but .*Delete it"):
+        load_dataset(settings)
+    settings.val_data.write_text("text,label\n" + own.replace("screen", "battery"))
+    assert load_dataset(settings).labels == ("bad", "good")

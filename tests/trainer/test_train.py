@@ -32,7 +32,7 @@ from trainer.base_tokenizer import PACKAGED_BASE_ENCODER, PACKAGED_ENCODER
 from trainer.dataset import load_dataset
 from trainer.fine_tune import FineTuned, fine_tune
 from trainer.record import TrainingRecord
-from trainer.train import replace_directory, train
+from trainer.train import _alone, replace_directory, train
 
 
 def write_data(directory: Path, rows: int = 300) -> None:
@@ -66,6 +66,12 @@ def settings(tmp_path: Path, trainable_encoder: Path) -> Settings:
         learning_rate=1e-3,
         epochs=3,
     )
+
+
+def test_a_second_training_of_the_same_model_is_refused_while_the_first_runs(settings: Settings) -> None:
+    with _alone(settings.model_dir), pytest.raises(PipelineError, match="Another process is training the model in"):
+        train(settings)
+    assert not settings.model_dir.exists()
 
 
 def test_a_training_is_recorded_and_registered(settings: Settings) -> None:

@@ -60,6 +60,7 @@ def test_only_slow_and_failed_requests_have_a_line(
         return [record.getMessage() for record in caplog.records if record.name == request_log.log.name]
 
     until(lambda: http.get("/health/ready").is_success)
+    caplog.set_level(logging.INFO, request_log.log.name)
     caplog.clear()
     live(http, "quick")
     http.get("/nowhere")
