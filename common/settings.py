@@ -177,7 +177,7 @@ class Settings(BaseSettings):
     """Precision of the graph. `auto`: the fastest that export proved on this kind of CPU. `float16`: GPUs only."""
 
     max_disagreement: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Maximum share of texts whose label a faster first stage may change, such as 0.01; 0 serves one stage."""
+    """Maximum share of texts whose label a faster first stage may change, such as 0.01; 0: exports make none."""
 
     max_length: Annotated[int, Field(ge=8)] = 512
     """Maximum tokens per text. Longer texts are cut."""

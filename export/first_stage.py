@@ -208,7 +208,7 @@ def _kept_if_faster(certified: Bundle, single: Bundle, directory: Path) -> Bundl
             "full model (95 %% confidence, %s texts); %.2f times as fast.",
             certificate.origin,
             100 * certificate.share,
-            100 * certificate.disagreement,
+            100 * certificate.limit,
             f"{certificate.texts:,}",
             certificate.gain,
         )

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +32,9 @@ from trainer.hyperparameters import usual_learning_rate
 from trainer.record import TrainingRecord, training_key
 from trainer.suspects import SuspectList, write_suspects
 from trainer.tracking import Run, Tracking, Validated
+
+_ABANDONED_S = 7 * 86_400.0
+"""Age of its last checkpoint from which an interrupted training is not expected to resume."""
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +81,8 @@ def _alone(model_dir: Path) -> Iterator[None]:
             raise PipelineError(
                 f"Another process is training the model in {model_dir}. Wait for its end, or end it first."
             ) from error
-        except OSError:  # some network file systems cannot lock a directory; what else is wrong is told when saving
-            pass
+        except OSError as error:  # some network file systems cannot lock a directory; other faults show when saving
+            log.debug("%s cannot be locked: %s", model_dir.parent, error)
         yield
 
 
@@ -172,6 +175,7 @@ def _train(
     record.save(staging)
     replace_directory(settings.model_dir, staging)
     shutil.rmtree(tuned.checkpoints)
+    _remove_abandoned(tuned.checkpoints.parent)
     log.info(
         "Trained version %d in %.1f min. Saved it to %s and recorded it in MLflow at %s.",
         record.version,
@@ -192,6 +196,14 @@ def take_part(settings: Settings) -> None:
     """
     logging.disable(logging.WARNING)  # the first process logs for all
     fine_tune(settings, load_dataset(settings, write_list=False))
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Remove the checkpoints of other trainings, in `directory`, that wrote none for `_ABANDONED_S` seconds."""
+    for other in directory.iterdir():
+        with suppress(OSError):  # its training has just ended
+            if time.time() - other.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(other)
 
 
 def _log(report: DataReport) -> None:

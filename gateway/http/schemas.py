@@ -215,12 +215,10 @@ class FirstStage(BaseModel):
     origin: Annotated[str, Field(description="How it was made.")]
     threshold: Annotated[float, Field(description="Minimum probability of its label at which it decides a text.")]
     share: Annotated[float, Field(description="Share of the test texts that it decides.")]
-    disagreement: Annotated[
-        float,
-        Field(
-            description="Upper bound (95 % confidence) of the share of texts with another label than by the full model."
-        ),
+    limit: Annotated[
+        float, Field(description="Maximum share of texts with another label than by the full model (95 % confidence).")
     ]
+    disagreement: Annotated[float, Field(description="Upper bound of that share by the test texts alone.")]
     texts: Annotated[int, Field(description="Number of test texts that the bound rests on.")]
     gain: Annotated[float, Field(description="Speed of both stages relative to the full model, when it was exported.")]
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,10 @@ def test_a_second_training_of_the_same_model_is_refused_while_the_first_runs(set
 
 
 def test_a_training_is_recorded_and_registered(settings: Settings) -> None:
+    of_others = settings.state_dir / "training"
+    for name, days in (("interrupted", 6), ("abandoned", 8)):
+        (of_others / name / "checkpoint-10").mkdir(parents=True)
+        os.utime(of_others / name, (time.time() - days * 86_400,) * 2)
     record = train(settings)
 
     assert record == TrainingRecord.load(settings.model_dir)
@@ -104,7 +109,7 @@ def test_a_training_is_recorded_and_registered(settings: Settings) -> None:
     assert report["suspicious_labels"] == {"list": str(listed), "rows": 0}
     assert report["train"]["kept"] == record.data["train"].kept == record.data["train"].rows > 0
     assert report["tokens"]["encoder"] == settings.base_model
-    assert list((settings.state_dir / "training").iterdir()) == []
+    assert [path.name for path in of_others.iterdir()] == ["interrupted"]
 
     # A number that the repository holds already, from a store that is gone, is passed over.
     (settings.model_repository / "sentiment" / "2").mkdir(parents=True)
