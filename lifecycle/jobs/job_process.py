@@ -1,5 +1,6 @@
 """Runs one job in this process under the lease of its kind; if the lease is lost, the process ends."""
 
+import _thread
 import logging
 import os
 import signal
@@ -164,14 +165,17 @@ def _cancellable(database: Database, job_id: int) -> Iterator[Callable[[], None]
         with deciding:
             if not ended.is_set() and jobs.is_cancel_requested(database, job_id):
                 ended.set()
-                # A real signal, which also ends a wait for another process, such as pip's download.
-                signal.pthread_kill(main_thread, signal.SIGINT)
+                # The first call takes effect at once, before `finish` can return. A real signal can arrive later, but
+                # only that ends a wait for another process, such as pip's download.
+                _thread.interrupt_main()
+                signal.pthread_kill(main_thread, signal.SIGURG)
 
     def finish() -> None:
         # If cancellation comes first, this thread is interrupted here, before it goes on.
         with deciding:
             ended.set()
 
+    before = signal.signal(signal.SIGURG, lambda *_: None)  # otherwise it would end no wait
     watch = partial(run_until, ended, "cancellation of the job", interrupt, _CANCEL_POLL_S)
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -180,6 +184,7 @@ def _cancellable(database: Database, job_id: int) -> Iterator[Callable[[], None]
     finally:
         ended.set()
         watcher.join()
+        signal.signal(signal.SIGURG, before)
 
 
 def _die(job: Job) -> None:
