@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from common import pypi_download
 from common.errors import PipelineError
 from common.pypi_download import BUILD_REQUIREMENT, VADER, Artifact, build, fetch, is_built, unpack
 
@@ -25,6 +26,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setattr(pypi_download, "_in_state", [])  # a command that ran in this process may have set it
     return tmp_path / "environment" / "share" / "sentiment-pipeline"
 
 
