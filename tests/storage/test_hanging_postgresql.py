@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -32,13 +32,15 @@ def server() -> Iterator[PostgresServer]:
 def hanging(server: PostgresServer) -> Iterator[None]:
     """Stop all processes of the server during the block, as SIGSTOP does; the kernel still accepts connections."""
     first = psutil.Process(server.process_id)
-    processes = [first, *first.children()]
-    for process in processes:
-        process.suspend()
+    stopped = []
     try:
+        for process in (first, *first.children()):
+            with suppress(psutil.NoSuchProcess):  # some of the server's processes end by themselves
+                process.suspend()
+                stopped.append(process)
         yield
     finally:
-        for process in processes:
+        for process in stopped:
             process.resume()
 
 
