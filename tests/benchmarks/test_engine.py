@@ -61,8 +61,8 @@ def sleeping_worker(
     bert_bundle: Path, sleeping: SleepingGraph, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MeteredEngine]:
     """On two cores."""
-    monkeypatch.setattr("serving.backend.engine.load_graph", lambda *_, **__: sleeping)
-    monkeypatch.setattr("serving.backend.engine.all_shapes", lambda *_: [(1, 16)])
+    monkeypatch.setattr("serving.backend.stage.load_graph", lambda *_, **__: sleeping)
+    monkeypatch.setattr("serving.backend.stage.all_shapes", lambda *_: [(1, 16)])
     worker = MeteredEngine(bert_bundle, REFERENCE, 2)
     sleeping.most_at_a_time = 0
     with worker.engine:
