@@ -30,9 +30,9 @@ from serving.backend.variant_choice import Wanted, arithmetic_of, choose_variant
 from serving.model_repo.bundle import FIRST_STAGE, TOKENIZER, Bundle, Certificate
 from serving.model_repo.variants import FLOAT_GRAPH, Variant
 from trainer.architectures import why_unpacked
-from trainer.dataset import Dataset
+from trainer.dataset import Dataset, LabelledTexts
 from trainer.distillation import Student, checkpoints_of, choose_student, distil
-from trainer.evaluation import fit_temperature, targets_of
+from trainer.evaluation import calibrated, fit_temperature, logits_of, targets_of
 from trainer.selection import hold_out
 
 LEAST_GAIN = 1.2
@@ -79,15 +79,16 @@ def add_first_stage(
             f"{least:,}",
         )
         return bundle
+    learnt, selection = hold_out(dataset.train)
     checkpoints: Path | None = None
     try:
-        student = choose_student(
-            settings, model, tokenizer, bundle.labels, bundle.max_length, len(hold_out(dataset.train)[0].texts)
-        )
+        student = choose_student(settings, model, tokenizer, bundle.labels, bundle.max_length, len(learnt.texts))
         if student is None:
             return bundle
         checkpoints = checkpoints_of(settings, student, f"{bundle.mlflow_run} {variant}")
-        certified = _certified(settings, bundle, directory, variant, student, dataset, checkpoints)
+        certified = _certified(
+            settings, bundle, directory, variant, student, learnt, selection, dataset.val.texts, checkpoints
+        )
     except Exception as error:  # of many kinds: those of the training, of the graph and of the runtimes
         if isinstance(error, OSError) or (isinstance(error, PipelineError) and not isinstance(error, GraphError)):
             raise  # the disk is full: the version could not be written either
@@ -108,31 +109,32 @@ def _certified(
     directory: Path,
     variant: Variant,
     student: Student,
-    dataset: Dataset,
+    learnt: LabelledTexts,
+    selection: LabelledTexts,
+    val: Sequence[str],
     checkpoints: Path,
 ) -> Bundle:
-    """Train and export the first stage; return the bundle with its certificate, or the bundle itself without one."""
-    learnt, selection = hold_out(dataset.train)
+    """Train and export the first stage; return the bundle with its certificate, or the bundle itself without one.
+
+    It is trained on the texts `learnt`; those of `selection` calibrate it and give the thresholds, and those of `val`
+    certify it.
+    """
     with Engine(directory, variant, usable_cores()) as full:
         distil(settings, student, learnt, bundle.labels, _classify(full, learnt.texts), bundle.max_length, checkpoints)
-        # Logits up to a constant of each text, which the softmax takes away.
-        scores = reference_probabilities(student.model, student.tokenizer, selection.texts, bundle.max_length, 1.0)
-        logits = np.log(np.maximum(scores, np.finfo(np.float32).tiny))
-        temperature = fit_temperature(logits, targets_of(selection.labels, bundle.labels))
         own = directory / FIRST_STAGE
-        chosen = _export(student.model, student.tokenizer, temperature, bundle, own, dataset, settings)
+        chosen = _export(settings, student, bundle, own, learnt, selection)
         with Engine(own, chosen, usable_cores()) as first:
             confidence = first.classify(selection.texts).values.max(axis=1)
             thresholds = np.quantile(confidence, np.linspace(0, 1, THRESHOLDS))
-            answers = _classify(first, dataset.val.texts)
-        differs = answers.argmax(axis=1) != _classify(full, dataset.val.texts).argmax(axis=1)
+            answers = _classify(first, val)
+        differs = answers.argmax(axis=1) != _classify(full, val).argmax(axis=1)
         risk = safest_share(answers.max(axis=1), differs, thresholds, limit := settings.max_disagreement)
         if risk is None:
             return bundle
         certificate = _certificate(risk, len(differs), limit, student.origin, chosen, variant)
         replace(bundle, first_stage=certificate).save(directory)
         with Engine(directory, variant, usable_cores()) as pair:
-            gain = _gain(pair, full, dataset.val.texts)
+            gain = _gain(pair, full, val)
     return replace(bundle, first_stage=replace(certificate, gain=gain))
 
 
@@ -143,15 +145,18 @@ def _classify(engine: Engine, texts: Sequence[str]) -> FloatArray:
 
 
 def _export(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    temperature: float,
+    settings: Settings,
+    student: Student,
     full: Bundle,
     directory: Path,
-    dataset: Dataset,
-    settings: Settings,
+    learnt: LabelledTexts,
+    selection: LabelledTexts,
 ) -> Variant:
-    """Write the first stage's own bundle to `directory`, prove its variants, and return the chosen one."""
+    """Calibrate the student, write its bundle to `directory`, prove its variants, and return the chosen one."""
+    model, tokenizer = student.model, student.tokenizer
+    logits = logits_of(reference_probabilities(model, tokenizer, selection.texts, full.max_length, 1.0))
+    targets = targets_of(selection.labels, full.labels)
+    temperature = fit_temperature(logits, targets)
     directory.mkdir()
     export_graph(model, temperature, directory / FLOAT_GRAPH)
     tokenizer.backend_tokenizer.save(str(directory / TOKENIZER))
@@ -159,12 +164,11 @@ def _export(
         full, padding_token=tokenizer.pad_token_id, proofs=(), packed=not why_unpacked(model.config.to_dict())
     )
     bundle.save(directory)
-    _, selection = hold_out(dataset.train)
-    reference = reference_probabilities(model, tokenizer, selection.texts, bundle.max_length, temperature)
-    validation = Validation(selection.texts, targets_of(selection.labels, bundle.labels), bundle.labels, reference)
-    learnt = random.Random(1).sample(dataset.train.texts, min(len(dataset.train.texts), CALIBRATION_TEXTS))
+    reference = calibrated(logits, temperature).astype(np.float32)
+    validation = Validation(selection.texts, targets, bundle.labels, reference)
+    chosen = random.Random(1).sample(learnt.texts, min(len(learnt.texts), CALIBRATION_TEXTS))
     wanted = Wanted(settings.runtime, settings.precision)
-    calibration = list(calibration_inputs(learnt, directory / TOKENIZER, bundle))
+    calibration = list(calibration_inputs(chosen, directory / TOKENIZER, bundle))
     bundle = replace(bundle, proofs=prove_variants(directory, validation, calibration, wanted))
     bundle.save(directory)
     return choose_variant(bundle, wanted).variant

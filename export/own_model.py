@@ -9,7 +9,7 @@ from common.errors import PipelineError
 from common.settings import Settings
 from export.parity import reference_probabilities
 from trainer.dataset import Dataset
-from trainer.evaluation import at_bound, calibrated, evaluate, fit_temperature, targets_of, under_thresholds
+from trainer.evaluation import at_bound, calibrated, evaluate, fit_temperature, logits_of, targets_of, under_thresholds
 from trainer.own_classifier import judging_data, load_classifier, spelt_as
 from trainer.record import TrainingRecord
 from trainer.tracking import Run, Tracking, Validated
@@ -52,7 +52,7 @@ def import_classifier(
             raise PipelineError(
                 f"{source} gives scores that are not numbers (NaN), so its weights are damaged. Import a sound copy."
             )
-        logits = np.log(np.maximum(scores, np.finfo(np.float32).tiny))
+        logits = logits_of(scores)
         targets = targets_of(dataset.val.labels, names)
         temperature = fit_temperature(logits, targets)
         probabilities = calibrated(logits, temperature)

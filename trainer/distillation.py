@@ -20,8 +20,6 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainingArguments,
     set_seed,
 )
 
@@ -31,10 +29,10 @@ from serving.backend.cpu import usable_cores
 from trainer.base_model import load_base_model
 from trainer.batches import TokenizedTexts
 from trainer.dataset import LabelledTexts
-from trainer.hyperparameters import WARMUP_RATIO, WEIGHT_DECAY, choose_hyperparameters, usual_learning_rate
+from trainer.hyperparameters import choose_hyperparameters, usual_learning_rate
 from trainer.processes import Processes
 from trainer.progress import ProgressLine
-from trainer.resumable_trainer import ResumableTrainer, SaveInTime, bf16, last_whole_checkpoint
+from trainer.resumable_trainer import PAD_TO, ResumableTrainer, SaveInTime, last_whole_checkpoint, training_arguments
 
 PACKAGED_WEIGHTS = 10_600_000
 """Weights of the packaged encoder apart from its embeddings."""
@@ -46,7 +44,6 @@ SOFTNESS = 2.0
 """Temperature at which both models' probabilities are compared."""
 SOFT_SHARE = 0.7
 """Share of the loss that compares with the full model's probabilities; the rest compares with the labels."""
-_PAD_TO = 8
 
 log = logging.getLogger(__name__)
 
@@ -128,29 +125,19 @@ def distil(
         Processes(),
         _imitation_loss,
         model=student.model,
-        args=TrainingArguments(
-            output_dir=str(checkpoints),
-            max_steps=student.steps,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=_learning_rate(student),
-            warmup_steps=WARMUP_RATIO,
-            weight_decay=WEIGHT_DECAY,
-            seed=settings.seed,
-            bf16=bf16(),
-            use_cpu=not torch.cuda.is_available(),
+        args=training_arguments(
+            checkpoints,
+            student.steps,
+            settings.batch_size,
+            _learning_rate(student),
+            settings.seed,
             eval_strategy="no",
             save_strategy="no",  # only in time
-            save_total_limit=2,
-            logging_steps=max(1, student.steps // 40),
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
         ),
         train_dataset=_ImitatedTexts(texts, labels, student.tokenizer, max_length, probabilities),
-        data_collator=DataCollatorWithPadding(student.tokenizer, pad_to_multiple_of=_PAD_TO),
+        data_collator=DataCollatorWithPadding(student.tokenizer, pad_to_multiple_of=PAD_TO),
         callbacks=[ProgressLine(), SaveInTime()],
     )
-    trainer.remove_callback(PrinterCallback)
     checkpoint = last_whole_checkpoint(checkpoints)
     if checkpoint:
         log.info("Resuming the interrupted distillation from %s.", checkpoint.name)

@@ -163,6 +163,11 @@ def fit_temperature(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.in
     return float(minimize_scalar(penalised_loss, bounds=TEMPERATURES, method="bounded").x)
 
 
+def logits_of(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return logits of probabilities [texts, labels], up to a constant of each text, which the softmax takes away."""
+    return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+
+
 def calibrated(logits: npt.NDArray[np.floating], temperature: float) -> Scores:
     """Return the probabilities, [texts, labels], of logits that are divided by the temperature."""
     from scipy.special import softmax

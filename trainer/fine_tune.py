@@ -18,9 +18,7 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 
@@ -36,12 +34,18 @@ from trainer.first_version import LEAST_STEPS, TRAINING_S
 from trainer.hyperparameters import WARMUP_RATIO, WEIGHT_DECAY, Hyperparameters, choose_hyperparameters
 from trainer.processes import Processes
 from trainer.progress import ProgressLine
-from trainer.resumable_trainer import EarlyStopping, ResumableTrainer, SaveInTime, bf16, last_whole_checkpoint
+from trainer.resumable_trainer import (
+    PAD_TO,
+    EarlyStopping,
+    ResumableTrainer,
+    SaveInTime,
+    bf16,
+    last_whole_checkpoint,
+    training_arguments,
+)
 from trainer.selection import hold_out
 from trainer.step_budget import affordable_steps
 
-PAD_TO = 8
-"""Rows are padded to a multiple of so many tokens."""
 PATIENCE = 2
 """Consecutive evaluations without a better score after which training stops: one epoch, if there are up to four."""
 TIE_BREAK = 1e-3
@@ -242,35 +246,26 @@ def _trainer(
             "score": figures.macro_f1 - TIE_BREAK * log_loss,
         }
 
-    trainer = ResumableTrainer(
+    return ResumableTrainer(
         processes,
         _loss,
         model=model,
-        args=TrainingArguments(
-            output_dir=str(checkpoints),
-            max_steps=chosen.steps,
-            per_device_train_batch_size=processes.share(chosen.batch_size),
+        args=training_arguments(
+            checkpoints,
+            chosen.steps,
+            processes.share(chosen.batch_size),
+            chosen.learning_rate,
+            seed,
             per_device_eval_batch_size=64,
-            learning_rate=chosen.learning_rate,
-            warmup_steps=WARMUP_RATIO,
-            weight_decay=WEIGHT_DECAY,
-            seed=seed,
-            bf16=bf16(),
-            use_cpu=not torch.cuda.is_available(),
             eval_strategy="steps",
             eval_steps=chosen.evaluate_every,
             save_strategy="steps",
             save_steps=chosen.evaluate_every,
-            save_total_limit=2,
             load_best_model_at_end=True,
             # Restores the remaining patience of early stopping.
             restore_callback_states_from_checkpoint=True,
             metric_for_best_model="score",
             greater_is_better=True,
-            logging_steps=max(1, chosen.steps // 40),
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
             ddp_find_unused_parameters=False,
         ),
         train_dataset=train,
@@ -282,8 +277,6 @@ def _trainer(
         # Of several processes, each would decide by its own clock.
         + [SaveInTime()] * (processes.count == 1),
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def _key(fingerprint: str, hyperparameters: dict[str, Any]) -> str:

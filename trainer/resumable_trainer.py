@@ -10,13 +10,23 @@ from typing import Any
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainingArguments,
+)
 
 from common.errors import PipelineError
 from serving.backend.cpu import instruction_sets
 from trainer.batches import EpochSampler, TokenizedTexts
+from trainer.hyperparameters import WARMUP_RATIO, WEIGHT_DECAY
 from trainer.processes import Processes
 
+PAD_TO = 8
+"""Rows are padded to a multiple of so many tokens."""
 SAVE_EVERY_S = 120.0
 
 
@@ -55,6 +65,7 @@ class ResumableTrainer(Trainer):
     def __init__(self, processes: Processes, loss: Callable[..., torch.Tensor], **named: Any) -> None:
         """Train with `loss`, which gets the outputs, the targets, and the number of targets in the whole batch."""
         super().__init__(compute_loss_func=loss, **named)
+        self.remove_callback(PrinterCallback)
         self._processes = processes
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -83,6 +94,32 @@ class ResumableTrainer(Trainer):
                 f"The training cannot write its checkpoint to {self.args.output_dir}: {error}. "
                 "Free some space or set SENTIMENT_STATE_DIR to another disk, then run it again: it resumes."
             ) from error
+
+
+def training_arguments(
+    checkpoints: Path, steps: int, batch_size: int, learning_rate: float, seed: int, **more: Any
+) -> TrainingArguments:
+    """Return the arguments of a training of so many `steps` in this process, with batches of `batch_size` texts.
+
+    `more` are arguments by the names of `transformers`.
+    """
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup_steps=WARMUP_RATIO,
+        weight_decay=WEIGHT_DECAY,
+        seed=seed,
+        bf16=bf16(),
+        use_cpu=not torch.cuda.is_available(),
+        save_total_limit=2,
+        logging_steps=max(1, steps // 40),
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **more,
+    )
 
 
 def bf16() -> bool:
