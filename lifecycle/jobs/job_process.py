@@ -158,8 +158,10 @@ def _cancellable(database: Database, job_id: int) -> Iterator[Callable[[], None]
     ended = threading.Event()
     deciding = threading.Lock()
     main_thread = threading.get_ident()
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell script started the pipeline in the background
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGURG)}
+    if handlers[signal.SIGINT] is signal.SIG_IGN:  # a shell script started the pipeline in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGURG, lambda *_: None)  # otherwise it would end no wait
 
     def interrupt() -> None:
         with deciding:
@@ -175,7 +177,6 @@ def _cancellable(database: Database, job_id: int) -> Iterator[Callable[[], None]
         with deciding:
             ended.set()
 
-    before = signal.signal(signal.SIGURG, lambda *_: None)  # otherwise it would end no wait
     watch = partial(run_until, ended, "cancellation of the job", interrupt, _CANCEL_POLL_S)
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -184,7 +185,8 @@ def _cancellable(database: Database, job_id: int) -> Iterator[Callable[[], None]
     finally:
         ended.set()
         watcher.join()
-        signal.signal(signal.SIGURG, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _die(job: Job) -> None:
