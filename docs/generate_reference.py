@@ -51,7 +51,8 @@ directory, set `{HOME}` to it in the environment. `~` at the start of a path is 
 
 def commands_page() -> str:
     """The page of all commands, as Markdown."""
-    from app import _parser
+    from app import OWN_COMMANDS
+    from command_line import make_parser
 
     return f"""# Commands
 
@@ -61,7 +62,7 @@ Run `python app.py COMMAND`; from another directory, `python PATH/app.py COMMAND
 `python app.py COMMAND --help` prints the same text. Without a command, `python app.py` trains if no model is deployed,
 and then serves.
 
-{_table(("command", "what it does"), _commands(_parser(), ""))}
+{_table(("command", "what it does"), _commands(make_parser(OWN_COMMANDS), ""))}
 """
 
 

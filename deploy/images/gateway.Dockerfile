@@ -17,7 +17,7 @@ FROM ${PYTHON}
 RUN groupadd --gid 10001 sentiment && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data sentiment \
     && install -d -o sentiment -g sentiment /data /models
 COPY --from=build /opt/venv /opt/venv
-COPY app.py serve.py deploy/images/is_up.py /app/
+COPY app.py command_line.py serve.py deploy/images/is_up.py /app/
 COPY common /app/common
 COPY gateway /app/gateway
 COPY lifecycle /app/lifecycle

@@ -29,7 +29,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends libexpat1 && rm
     && groupadd --gid 10001 sentiment && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data sentiment \
     && install -d -o sentiment -g sentiment /data /models /mlflow
 COPY --from=build /opt/venv /opt/venv
-COPY app.py serve.py deploy/images/is_up.py /app/
+COPY app.py command_line.py serve.py deploy/images/is_up.py /app/
 COPY common /app/common
 COPY export /app/export
 COPY gateway /app/gateway

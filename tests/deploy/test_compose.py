@@ -14,7 +14,8 @@ import pytest
 import yaml
 from sqlalchemy import make_url
 
-from app import _parser
+from app import OWN_COMMANDS
+from command_line import make_parser
 from common.settings import ENV_PREFIX, Settings
 from tests.e2e.conftest import PROJECT, free_ports, wait_for
 from tests.storage.conftest import postgres_server, postgres_url
@@ -27,7 +28,7 @@ OPERATOR = PROJECT / "deploy" / "compose.operator.yml"
 COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OWN_IMAGES = ("sentiment-gateway", "sentiment-pipeline")
-OWN_COMMANDS = [
+RUN_COMMANDS = [
     name for name, service in SERVICES.items() if service["image"] in OWN_IMAGES and "entrypoint" not in service
 ]
 
@@ -80,10 +81,10 @@ def test_what_a_service_names_is_there(name: str) -> None:
         assert (PROJECT / source).exists() if source.startswith("./") else source in COMPOSE["volumes"], volume
 
 
-@pytest.mark.parametrize("name", OWN_COMMANDS)
+@pytest.mark.parametrize("name", RUN_COMMANDS)
 def test_commands_and_settings_are_those_of_the_pipeline(name: str) -> None:
     service = SERVICES[name]
-    assert _parser().parse_args(service["command"]).command
+    assert make_parser(OWN_COMMANDS).parse_args(service["command"]).command
     given = {key.removeprefix(ENV_PREFIX).lower(): value for key, value in service["environment"].items()}
     assert given.keys() <= Settings.model_fields.keys()
     assert Settings.model_validate(given | {"admin_key": "a" * 48, "triton_key": "a" * 48}).triton_url
@@ -91,7 +92,7 @@ def test_commands_and_settings_are_those_of_the_pipeline(name: str) -> None:
 
 def test_triton_and_those_who_control_it_have_the_same_key() -> None:
     key = "${SENTIMENT_TRITON_KEY:?set it in .env}"
-    for name in ("triton", "triton-gpu", *OWN_COMMANDS):
+    for name in ("triton", "triton-gpu", *RUN_COMMANDS):
         assert SERVICES[name]["environment"]["SENTIMENT_TRITON_KEY"] == key
     for name in ("triton", "triton-gpu"):
         assert not {"entrypoint", "command"} & SERVICES[name].keys(), "the image's own command wants the key"

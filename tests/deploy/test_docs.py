@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app import _parser
+from app import OWN_COMMANDS
+from command_line import make_parser
 from common.settings import Settings
 from tests.pages import PAGES, PROJECT, block, blocks
 
@@ -29,7 +30,7 @@ def test_what_a_command_names_is_there(command: list[str]) -> None:
     if "/app/app.py" in command:
         at = command.index("/app/app.py")
         assert command[at - 1] == "python"
-        assert _parser().parse_args(command[at + 1 :]).command
+        assert make_parser(OWN_COMMANDS).parse_args(command[at + 1 :]).command
     if command[:2] == ["docker", "compose"] and "exec" in command:
         assert command[command.index("python") - 1] in SERVICES
     if command[:3] == ["docker", "compose", "run"]:

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from kubernetes_validate.utils import SchemaNotFoundError
 
-from app import _parser
+from app import OWN_COMMANDS
+from command_line import make_parser
 from common.settings import ENV_PREFIX, Settings
 from tests.e2e.conftest import PROJECT
 
@@ -107,7 +108,7 @@ def test_commands_and_settings_are_those_of_the_pipeline_and_secrets_are_referen
     for name, container in containers(overlay).items():
         is_own = re.match(r"registry\.example/sentiment-(gateway|pipeline):", container["image"])
         if is_own and "command" not in container:
-            assert _parser().parse_args(container["args"]).command, name
+            assert make_parser(OWN_COMMANDS).parse_args(container["args"]).command, name
             assert container["envFrom"] == [{"configMapRef": {"name": settings["metadata"]["name"]}}]
         for variable in container.get("env", []):
             field = variable["name"].removeprefix(ENV_PREFIX).lower()
