@@ -76,6 +76,8 @@ def _main(arguments: list[str]) -> int:
     # Otherwise transformers would ask a hub service to convert a model without safetensors.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Torch's threads would wait for each other in busy loops, and take processors from a service beside a training.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A forked child executes another program at once and has no gRPC calls to continue.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     prepare_proxies(os.environ)

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +19,7 @@ from common.home import HOME
 from common.once import LOGGED
 from common.proxies import prepare_proxies
 from export.graph import export_graph
-from lifecycle.jobs import job_process
+from lifecycle.jobs import import_classifier, job_process
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME, Variant
 from tests.pages import ORDERED
@@ -108,13 +109,25 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def _same_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A job or a command that a test runs in its own process changes nothing for later tests: priority, umask, log."""
+    """What a test runs in its own process changes nothing for later tests: priority, umask, log, signal handlers.
+
+    A job that loses its lease fails the test, and does not end the process.
+    """
     monkeypatch.setenv(LOGGED, "")
     monkeypatch.setattr(job_process, "modest", lambda _share: nullcontext())
+    for module in (job_process, import_classifier):
+        monkeypatch.setattr(module, "_die", lose_lease)
     umask = os.umask(0o022)
     os.umask(umask)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGURG)}
     yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     os.umask(umask)
+
+
+def lose_lease(*_: object) -> None:
+    raise AssertionError("The lease of a job that runs in the process of the tests was lost.")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

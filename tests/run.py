@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
     """Run pytest with `arguments`; returns its exit status."""
     # Processes that lose their parent become children of this one, and so are found at the end.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as app.py does; torch reads it when it is imported
     # The terminal sends SIGINT to pytest as well. Handlers, unlike SIG_IGN, are not passed on to children.
     signal.signal(signal.SIGINT, lambda *_: None)
     again = "--again" in arguments

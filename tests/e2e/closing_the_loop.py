@@ -43,13 +43,13 @@ class Tweet:
 class PacedLoad(Callers):
     """Many connections that each ask something new at a steady pace; nothing is asked twice when it fails."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, connections: int) -> None:
         self.statuses: Counter[str] = Counter()
         self.milliseconds: list[float] = []
         self._url = url
         # So that no answer is known from another load.
         self._name = time.monotonic_ns()
-        super().__init__(partial(self._ask, number) for number in range(CONNECTIONS))
+        super().__init__(partial(self._ask, number) for number in range(connections))
 
     def _ask(self, number: int) -> None:
         pace = random.Random(number)
@@ -96,13 +96,16 @@ class Api:
 
 
 def close_the_loop(
-    pipeline: Pipeline, least_gain: float = LEAST_GAIN, largest_loss: float = LARGEST_LOSS
+    pipeline: Pipeline,
+    least_gain: float = LEAST_GAIN,
+    largest_loss: float = LARGEST_LOSS,
+    connections: int = CONNECTIONS,
 ) -> dict[str, Any]:
     """Do what the tutorial says, and see that it becomes what the tutorial shows; returns the figures."""
     api = Api(pipeline.url, (pipeline.checkout / ".sentiment" / "admin_key").read_text())
     first = api.version()
     started = time.monotonic()
-    with PacedLoad(pipeline.url) as load:
+    with PacedLoad(pipeline.url, connections) as load:
         for step in STEPS:
             (commands,) = [commands for commands in blocks(TUTORIAL) if step in commands]
             printed = pipeline.shell(commands, timeout_s=TIMEOUT_S)

@@ -20,6 +20,8 @@ from tests.lifecycle.learning import learning_settings, write_data
 pytestmark = pytest.mark.full
 
 CALLERS = 8
+PAUSE_S = 0.2
+"""Of each caller, so that the training beside them has a processor."""
 
 
 class Start:
@@ -56,7 +58,7 @@ class Start:
 def keep_asking(url: str, ended: threading.Event, seen: Counter[str]) -> None:
     with httpx.Client(base_url=url, timeout=30) as client:
         number = 0
-        while not ended.is_set():
+        while not ended.wait(PAUSE_S):
             number += 1
             answer = client.post("/predict/live", json={"text": f"a good screen {threading.get_ident()} {number}"})
             seen[f"{answer.status_code} by {answer.headers.get('X-Model-Version')}"] += 1

@@ -27,7 +27,7 @@ from trainer.tracking import Tracking
 
 pytestmark = pytest.mark.full
 
-PAUSE_S = 0.05
+PAUSE_S = 0.2
 """Of callers beside a training, so that they leave it a processor."""
 KILL_POINTS = [
     ("lifecycle.gates.training_data", "write", "after"),
