@@ -88,25 +88,36 @@ def record(
 ) -> Event:
     """Add an event and its mail, in the same transaction as the change that it describes.
 
-    The message's first line is the mail's subject.
+    The message's first line is the mail's subject. Texts in the figures (`examples`) are in the mail, and not in the
+    event, which callers may read who may not read texts.
     """
-    time = now(session)
-    event = Event(at=time, kind=kind.value, message=message, figures=figures or {}, version=version, job_id=job_id)
+    time, all_figures = now(session), figures or {}
+    told = without_texts(all_figures)
+    event = Event(at=time, kind=kind.value, message=message, figures=told, version=version, job_id=job_id)
     session.add(event)
     session.flush()
     if kind in MAILED:
         subject = message.partition("\n")[0]
-        session.add(Mail(event_id=event.id, subject=subject, body=_body(event), next_attempt_at=time))
+        session.add(Mail(event_id=event.id, subject=subject, body=_body(event, all_figures), next_attempt_at=time))
     return event
 
 
-def _body(event: Event) -> str:
+def without_texts(figures: Figures) -> Figures:
+    """Return a copy of figures without the texts in them, under the name `examples` wherever that is."""
+    return {
+        name: without_texts(value) if isinstance(value, dict) else value
+        for name, value in figures.items()
+        if name != "examples"
+    }
+
+
+def _body(event: Event, figures: Figures) -> str:
     lines = [event.message, "", f"When: {event.at:%Y-%m-%d %H:%M:%S} UTC"]
     if event.version is not None:
         lines.append(f"Version: {event.version}")
     if event.job_id is not None:
         lines.append(f"Job: {event.job_id}")
-    return "\n".join([*lines, *(f"{name}: {_format_figure(value)}" for name, value in event.figures.items())])
+    return "\n".join([*lines, *(f"{name}: {_format_figure(value)}" for name, value in figures.items())])
 
 
 def _format_figure(value: object) -> str:

@@ -5,7 +5,7 @@ from datetime import datetime
 from common.settings import Settings
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
-from storage import deployments, jobs, releases, versions
+from storage import deployments, events, jobs, releases, versions
 from storage.database import Database
 from storage.tables import Figures
 
@@ -63,13 +63,9 @@ def describe_models(settings: Settings, database: Database) -> list[Figures]:
 def without_texts(models: list[Figures]) -> list[Figures]:
     """Return copies of the versions without the validation texts in the gates' figures."""
     return [
-        {**model, "gates": [{**gate, "figures": _without(gate["figures"], "examples")} for gate in model["gates"]]}
+        {**model, "gates": [{**gate, "figures": events.without_texts(gate["figures"])} for gate in model["gates"]]}
         for model in models
     ]
-
-
-def _without(figures: Figures, name: str) -> Figures:
-    return {key: value for key, value in figures.items() if key != name}
 
 
 def _format_time(time: datetime | None) -> str | None:

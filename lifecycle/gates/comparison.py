@@ -3,6 +3,9 @@
 Pairs of predictions are drawn with replacement, so that the difficulty of a text for both models cancels out. Efron and
 Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile intervals); for paired comparisons of
 classifiers, Koehn, "Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004.
+
+Negative flips are texts that the champion has right and the candidate wrong: users notice them, however good the
+candidate is on the whole (Yan et al., "Positive-Congruent Training", CVPR 2021, arXiv 2011.09161).
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from storage.tables import Figures
 from storage.versions import GateVerdict
@@ -21,6 +25,8 @@ CHANCE = 0.05
 with six equal parts, one would look worse in every seventh comparison."""
 LEAST_SLICE_TEXTS = 50
 """Minimum number of texts in a slice. In fewer texts, a difference of six points is less than three texts."""
+FLIPS = "flips"
+"""Name of the gate on negative flips."""
 _SEED = 0
 
 Indices = npt.NDArray[np.int64]
@@ -105,6 +111,32 @@ def not_worse(answers: PairedAnswers) -> GateVerdict:
     message = f"{'Worse' if failed else 'Not worse'} than the champion on {len(answers.targets)} texts: {told}."
     figures: Figures = {name: item.figures() for name, item in found.items()}
     return GateVerdict("comparison", not failed, message, {"texts": len(answers.targets), **figures})
+
+
+def few_flips(answers: PairedAnswers, limit: float) -> GateVerdict:
+    """Gate on negative flips: it fails if their share of all texts is above `limit` beyond chance (Clopper–Pearson)."""
+    was_right, is_right = (predicted == answers.targets for predicted in (answers.champion, answers.candidate))
+    texts, flips, gains = len(answers.targets), int((was_right & ~is_right).sum()), int((~was_right & is_right).sum())
+    interval = stats.binomtest(flips, texts).proportion_ci(1 - CHANCE)
+    passed = interval.low <= limit
+    message = (
+        f"{flips:,} of {texts:,} texts ({flips / texts:.1%}; with chance, {interval.low:.1%} to {interval.high:.1%}) "
+        f"were right and are wrong now, and {gains:,} the other way"
+    )
+    message += (
+        "."
+        if passed
+        else (f"; at most {limit:.1%} may be. Promote it if that is worth it, or raise SENTIMENT_MAX_NEGATIVE_FLIPS.")
+    )
+    figures: Figures = {
+        "texts": texts,
+        "negative flips": flips,
+        "positive flips": gains,
+        "share": flips / texts,
+        "interval": [interval.low, interval.high],
+        "limit": limit,
+    }
+    return GateVerdict(FLIPS, passed, message, figures)
 
 
 def f1_of(label: int) -> Measure:

@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from common.errors import PipelineError
 from common.settings import Settings
 from lifecycle.gates.batch_predict import Answers, batch_predict
 from lifecycle.gates.behaviour import behaves, sentences, shares_that_hold
-from lifecycle.gates.comparison import PairedAnswers, not_worse, not_worse_on_slices
+from lifecycle.gates.comparison import FLIPS, PairedAnswers, few_flips, not_worse, not_worse_on_slices
 from lifecycle.gates.evaluation_data import EvaluationData, results, shortfalls
 from lifecycle.gates.trial import Trial, base_model_change, trial, within_budget
 from serving.model_repo.bundle import Bundle, Proof
@@ -20,10 +20,12 @@ from serving.model_repo.repository import ModelRepository
 from storage.tables import Figures
 from storage.versions import GateVerdict
 
+MOST_FLIPS = 5
+"""Maximum number of negative flips that a mail shows."""
 MOST_DIFFERING = 40
 """Maximum number of stored example texts that the candidate and the champion label differently."""
 _SHOWN_CHARACTERS = 300
-NEED_TEXTS = ("thresholds", "comparison", "slices")
+NEED_TEXTS = ("thresholds", "comparison", "slices", FLIPS)
 """Gates that cannot judge without validation texts or held-out feedback."""
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,10 @@ def run_gates(
             paired = PairedAnswers(data.targets(), champion_answers.indices(data.labels), answers.indices(data.labels))
             verdicts.append(not_worse(paired))
             verdicts.append(not_worse_on_slices(paired, data.labels, slices(data)))
+            flips = few_flips(paired, settings.max_negative_flips)
+            verdicts.append(
+                replace(flips, figures=flips.figures | {"examples": _flips(data, champion_answers, answers)})
+            )
         verdicts.append(behaves(_behaviour(reference), _behaviour(tried)))
         change = base_model_change(repository, champion, candidate)
         verdicts.append(within_budget(reference, tried, texts, change))
@@ -87,26 +93,37 @@ def slices(data: EvaluationData) -> dict[str, npt.NDArray[np.bool_]]:
 def _tried(data: EvaluationData, champion: Answers, candidate: Answers) -> GateVerdict:
     """Return the passed gate `trial`, with validation texts that differ; first those where both versions are sure."""
     validated = len(data.val.texts)
-    differ = [place for place in range(validated) if champion.labels[place] != candidate.labels[place]]
-    sure = np.minimum(champion.confidence, candidate.confidence)
-    shown = sorted(differ, key=lambda place: -sure[place])[:MOST_DIFFERING]
+    differ = _differing(data, champion, candidate)
     figures: Figures = {
         "champion": champion.version,
         "validation texts": validated,
         "differ": len(differ),
-        "examples": [
-            {
-                "text": data.val.texts[place][:_SHOWN_CHARACTERS],
-                "right": data.val.labels[place],
-                "champion": champion.labels[place],
-                "candidate": candidate.labels[place],
-            }
-            for place in shown
-        ],
+        "examples": differ[:MOST_DIFFERING],
     }
     return GateVerdict(
         "trial", True, f"A separate Triton loaded it and classified {len(candidate.labels):,} texts.", figures
     )
+
+
+def _differing(data: EvaluationData, champion: Answers, candidate: Answers) -> list[Figures]:
+    """Return the validation texts whose labels differ; first those where both versions are sure."""
+    sure = np.minimum(champion.confidence, candidate.confidence)
+    places = [place for place in range(len(data.val.texts)) if champion.labels[place] != candidate.labels[place]]
+    return [
+        {
+            "text": data.val.texts[place][:_SHOWN_CHARACTERS],
+            "right": data.val.labels[place],
+            "champion": champion.labels[place],
+            "candidate": candidate.labels[place],
+        }
+        for place in sorted(places, key=lambda place: -sure[place])
+    ]
+
+
+def _flips(data: EvaluationData, champion: Answers, candidate: Answers) -> list[Figures]:
+    """Return some validation texts that the champion has right and the candidate wrong."""
+    found = [item for item in _differing(data, champion, candidate) if item["champion"] == item["right"]]
+    return found[:MOST_FLIPS]
 
 
 def meets_thresholds(settings: Settings, data: EvaluationData, champion: Answers, candidate: Answers) -> GateVerdict:

@@ -9,6 +9,7 @@ from common.settings import Settings
 from lifecycle.canary.release import start, stop
 from lifecycle.deployment.promotion import DeploymentError
 from lifecycle.deployment.version_report import LEARNT_FROM
+from lifecycle.gates.comparison import FLIPS
 from lifecycle.gates.trial import BASE_MODEL_CHANGED
 from lifecycle.jobs import mlflow_alias
 from lifecycle.jobs.retention import remove_old_versions
@@ -89,6 +90,12 @@ def costs(verdicts: list[GateVerdict]) -> str:
     """Return what another base model costs, to follow a reason; empty if the base model is the champion's."""
     found = (verdict.message for verdict in verdicts if verdict.message.startswith(BASE_MODEL_CHANGED))
     return next((f". {message.removesuffix('.')}" for message in found), "")
+
+
+def promotion_figures(before: Figures, verdicts: list[GateVerdict]) -> Figures:
+    """Return the figures of a promotion's event; `before` are the champion's metrics."""
+    (flips,) = [verdict.figures for verdict in verdicts if verdict.gate == FLIPS]
+    return {"before": before, "after": figures_of(verdicts), "negative flips": flips}
 
 
 def figures_of(verdicts: list[GateVerdict]) -> Figures:

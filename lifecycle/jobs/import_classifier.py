@@ -14,12 +14,11 @@ from export.own_model import import_classifier
 from lifecycle.deployment.promotion import promote
 from lifecycle.gates.evaluation_data import evaluation_data
 from lifecycle.gates.run_gates import NEED_TEXTS, run_gates
-from lifecycle.jobs.candidate import costs, figures_of, reject, take_over, try_live
+from lifecycle.jobs.candidate import costs, promotion_figures, reject, take_over, try_live
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
 from storage import jobs, leases
 from storage.database import Database
-from storage.tables import Figures
 from storage.versions import add_verdicts, add_version
 from trainer.kept_data import keep
 from trainer.own_classifier import load_classifier
@@ -119,7 +118,7 @@ def _import(settings: Settings, database: Database, source: str, labels: Sequenc
         try_live(settings, database, version, settings.release, reason)
         take_over(settings, database, version, model, settings.release)
         return Imported(version, f"passed every gate; its {settings.release} has started")
-    figures: Figures = {"before": deployed.metrics, "after": figures_of(verdicts)}
+    figures = promotion_figures(deployed.metrics, verdicts)
     promote(settings, database, version, reason, figures, only_from=champion)
     keep(settings, version, dataset)
     take_over(settings, database, version, model, None)

@@ -20,7 +20,7 @@ from lifecycle.gates.evaluation_data import evaluation_data, shortfalls
 from lifecycle.gates.run_gates import run_gates
 from lifecycle.gates.training_data import TRAIN_FILE, VAL_FILE, merge, write
 from lifecycle.gates.trial import trial
-from lifecycle.jobs.candidate import costs, figures_of, from_sources, reject, take_over, try_live
+from lifecycle.jobs.candidate import costs, figures_of, from_sources, promotion_figures, reject, take_over, try_live
 from lifecycle.jobs.check import learnt_before
 from lifecycle.monitoring import quarantine
 from serving.model_repo.bundle import Bundle, RowCounts
@@ -119,8 +119,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
             return _finish(settings, database, job, record.version, learnt, settings.release)
         step(f"promoting version {record.version}", can_cancel=False)
         before = Bundle.load(repository.version_directory(champion)).metrics
-        figures: Figures = {"before": before, "after": figures_of(verdicts)}
-        promote(settings, database, record.version, reason, figures)
+        promote(settings, database, record.version, reason, promotion_figures(before, verdicts))
         keep(settings, record.version, dataset)
     return _finish(settings, database, job, record.version, learnt)
 

@@ -107,7 +107,7 @@ def test_an_imported_classifier_serves_and_another_takes_over_if_it_passes_the_g
             shell.run("python app.py data")
         assert not (shell.directory / "train_sentiment_data.csv").exists(), "sample data would be other data"
         # There is nothing to compare both on.
-        assert "thresholds, comparison, slices cannot judge it, so version 1 stays" in shell.run(IMPORT)
+        assert "thresholds, comparison, slices, flips cannot judge it, so version 1 stays" in shell.run(IMPORT)
 
         # With the labels that it gives, it is always right; the one with exchanged labels never is.
         write_rows(shell.directory / "val_sentiment_data.csv", list(zip(texts, shell.labels(texts), strict=True)))

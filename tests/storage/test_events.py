@@ -81,6 +81,15 @@ def test_a_mail_tells_the_message_and_the_figures(database: Database) -> None:
     ]
 
 
+def test_texts_are_in_the_mail_and_not_in_the_event(database: Database) -> None:
+    flips = {"negative flips": 1, "examples": [{"text": "A fine phone.", "right": "Positive"}]}
+    with database.transaction() as session:
+        events.record(session, EventKind.PROMOTED, "Promoted.", {"flips": flips, "before": 0.5})
+    (event,), (mail,) = events.newest(database, 1), events.due_mails(database)
+    assert event.figures == {"flips": {"negative flips": 1}, "before": 0.5}
+    assert "flips: negative flips 1, examples text A fine phone., right Positive" in mail.body
+
+
 def test_a_mail_is_tried_again_after_pauses_that_double_up_to_the_longest(database: Database) -> None:
     event_id = _record(database)
     pauses = [events.mark_unsent(database, event_id, f"failure {number}") for number in range(11)]

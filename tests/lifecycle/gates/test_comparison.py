@@ -7,6 +7,7 @@ from lifecycle.gates.comparison import (
     LEAST_SLICE_TEXTS,
     Indices,
     PairedAnswers,
+    few_flips,
     not_worse,
     not_worse_on_slices,
 )
@@ -106,3 +107,20 @@ def test_a_label_must_not_be_found_worse_but_may_be_given_less_often() -> None:
 def test_a_label_of_few_texts_is_not_held_against_a_candidate() -> None:
     targets = np.arange(1_000) // 960
     assert set(not_worse_on_slices(PairedAnswers(targets, targets, targets), ("a", "b"), {}).figures) == {"label a"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "taken_back", "passes"),
+    [(400, 0, True), (400, 40, True), (400, 50, True), (400, 60, False), (40, 8, True)],
+    ids=["none", "at the limit", "above it by what may be chance", "surely above it", "few texts"],
+)
+def test_answers_that_are_taken_back_are_counted_whatever_is_won(texts: int, taken_back: int, passes: bool) -> None:
+    targets = _targets(texts)
+    champion, candidate = _wrong(targets, range(texts // 2, texts)), _wrong(targets, range(taken_back))
+    verdict = few_flips(PairedAnswers(targets, champion, candidate), limit=0.1)
+    assert verdict.passed == passes
+    assert verdict.message.startswith(f"{taken_back} of {texts} texts ({taken_back / texts:.1%}; with chance, ")
+    assert f"and {texts // 2} the other way" in verdict.message
+    assert ("SENTIMENT_MAX_NEGATIVE_FLIPS" in verdict.message) == (not passes)
+    low, high = verdict.figures["interval"]
+    assert low <= verdict.figures["share"] == taken_back / texts <= high

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from export.graph import INPUT_NAMES
 from lifecycle.gates.evaluation_data import EvaluationData
-from lifecycle.gates.run_gates import MOST_DIFFERING, run_gates, slices
+from lifecycle.gates.run_gates import MOST_DIFFERING, MOST_FLIPS, run_gates, slices
 from serving.backend.cpu import arithmetic
 from serving.backend.engine import Engine
 from serving.model_repo.bundle import Bundle, Proof
@@ -145,6 +145,7 @@ def test_the_same_model_passes_every_gate(tmp_path: Path, champion: Path, data: 
         "thresholds",
         "comparison",
         "slices",
+        "flips",
         "behaviour",
         "budget",
     ]
@@ -159,7 +160,7 @@ def test_a_worse_model_is_rejected_for_its_answers(tmp_path: Path, champion: Pat
     served = candidate(tmp_path, champion, opposite(champion, tmp_path / "opposite"))
     verdicts = run_gates(served.settings, served.repository, data, 1, 2, tmp_path / "trial")
     failed = failed_gates(verdicts)
-    assert {"thresholds", "comparison", "slices"} <= set(failed)
+    assert {"thresholds", "comparison", "slices", "flips"} <= set(failed)
     assert not {"trial", "parity", "budget"} & set(failed)
     tried = verdicts[0].figures
     assert (tried["champion"], tried["validation texts"]) == (1, len(data.val.texts))
@@ -167,6 +168,10 @@ def test_a_worse_model_is_rejected_for_its_answers(tmp_path: Path, champion: Pat
     assert len(tried["examples"]) == MOST_DIFFERING
     assert all(item["text"] in data.val.texts for item in tried["examples"])
     assert all(item["champion"] != item["candidate"] for item in tried["examples"])
+    (flips,) = [verdict.figures for verdict in verdicts if verdict.gate == "flips"]
+    assert flips["share"] > 0.8
+    assert len(flips["examples"]) == MOST_FLIPS
+    assert all(item["champion"] == item["right"] != item["candidate"] for item in flips["examples"])
 
 
 def test_a_slow_model_is_rejected_for_its_time_alone(tmp_path: Path, champion: Path, data: EvaluationData) -> None:

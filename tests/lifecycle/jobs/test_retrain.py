@@ -127,6 +127,7 @@ def test_what_was_told_is_learnt_and_serves_and_is_not_learnt_twice(served: Serv
             "thresholds",
             "comparison",
             "slices",
+            "flips",
             "behaviour",
             "budget",
         ]
