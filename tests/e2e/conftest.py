@@ -180,20 +180,21 @@ def running_pipeline(checkout: Path, timeout_s: float, **settings: str) -> Itera
 
 
 @contextmanager
-def tutorial_pipeline(checkout: Path) -> Iterator[Pipeline]:
+def tutorial_pipeline(checkout: Path, **settings: str) -> Iterator[Pipeline]:
     """Run what the tutorial begins with, in an empty directory, during the block."""
     copy_checkout(checkout)
     (checkout / ".venv").symlink_to(sys.prefix)
     # The tutorial's first steps: a slice of the data, small enough to be learnt within a minute.
     printed = run_block(block(TUTORIAL, "make install"), checkout, own_environment())
     check_excerpt(TUTORIAL, "make install", printed)
-    with running_pipeline(checkout, 600) as running:
+    with running_pipeline(checkout, 600, **settings) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    with tutorial_pipeline(tmp_path_factory.mktemp("checkout")) as running:
+    # int8, which has tests of its own, would take another minute in each export.
+    with tutorial_pipeline(tmp_path_factory.mktemp("checkout"), SENTIMENT_PRECISION="float32") as running:
         yield running
 
 
