@@ -235,6 +235,7 @@ class Model(BaseModel):
     first_stage: Annotated[FirstStage | None, Field(description="Its first stage, if it has two stages.")]
     labels: list[str]
     metrics: dict[str, float]
+    summary: Annotated[str, Field(description="How its last check found it, in a sentence; empty without one.")]
     baseline: Annotated[
         dict[str, float], Field(description="Metrics of TF-IDF with logistic regression on the same texts.")
     ]

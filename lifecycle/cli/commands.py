@@ -72,8 +72,7 @@ def check(settings: Settings, options: argparse.Namespace) -> None:
         if item["alarm"]:
             measure = f"ROC AUC {_interval(item['auc'])}" if "auc" in item else f"distance {item['distance']:.4f}"
             print(f"Drift of {kind}: {item['alarm']} ({measure}).")
-    problems = "; ".join(job.result["problems"])
-    print(f"Version {job.result['version']} is {f'under a threshold: {problems}' if problems else 'good'}.")
+    print(job.result["summary"])
     if decision := job.result.get("decision"):
         print(decision + _what_became(settings, decision))
 

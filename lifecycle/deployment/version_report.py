@@ -25,7 +25,7 @@ def describe_models(settings: Settings, database: Database) -> list[Figures]:
                 versions.add_version(session, Bundle.load(repository.version_directory(version)))
     with database.reading() as session:
         target = deployments.rollback_target(session)
-        learnt = jobs.results_of_retrainings(session)
+        learnt, checks = jobs.results_of_retrainings(session), jobs.last_checks(session)
         return [
             {
                 "version": known.version,
@@ -41,6 +41,7 @@ def describe_models(settings: Settings, database: Database) -> list[Figures]:
                 "first_stage": known.bundle.get("first_stage"),
                 "labels": known.bundle["labels"],
                 "metrics": known.bundle["metrics"],
+                "summary": checks.get(known.version, {}).get("summary", ""),
                 "baseline": known.bundle.get("baseline", {}),
                 "data_fingerprint": known.bundle["data_fingerprint"],
                 "data": known.bundle.get("data", {}),  # older bundles have no counts

@@ -18,6 +18,7 @@ from lifecycle.jobs.full_training import reason_for_full_training
 from lifecycle.monitoring import quarantine
 from lifecycle.monitoring.live_drift import LiveDrift, live_drift
 from lifecycle.monitoring.live_quality import LiveQuality, live_quality, live_sample
+from lifecycle.monitoring.summary import summary
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
 from storage import events, jobs
@@ -57,6 +58,12 @@ class _Findings:
         """Which figures, estimated on live texts without labels, are under a threshold."""
         return self.live.problems(self.settings) if self.live else []
 
+    @property
+    def summary(self) -> str:
+        """How the version stands, in a sentence."""
+        drifted = self.drift.alarms if self.drift.found else None
+        return summary(self.version, self.problems, self.evaluations, self.live, self.foreseen, drifted)
+
     def reasons(self) -> list[str]:
         """Return the reasons to retrain; empty if there are none."""
         alarms = self.drift.alarms.values() if self.settings.retrain_on_drift else ()
@@ -66,6 +73,7 @@ class _Findings:
         """Return the result of the job."""
         result: Figures = {
             "version": self.version,
+            "summary": self.summary,
             "stale": bool(self.problems),
             "problems": self.problems,
             **{name: asdict(evaluation) for name, evaluation in self.evaluations.items()},
@@ -203,25 +211,27 @@ def _too_early(settings: Settings, database: Database) -> str:
 
 def _news(found: _Findings, last: Figures, decision: str) -> list[tuple[EventKind, str, Figures]]:
     """Return the events of a check: its findings, and problems that are new since the `last` result of this version."""
-    summary = "; ".join(f"{name} {_format_evaluation(item)}" for name, item in found.evaluations.items())
+    details = "; ".join(f"{name} {_format_evaluation(item)}" for name, item in found.evaluations.items())
     if found.live is not None:
-        summary += f"; estimated accuracy {found.live.all.accuracy} on {found.live.all.texts:,} live texts"
-    verdict = "under a threshold" if found.problems else "good"
+        details += f"; estimated accuracy {found.live.all.accuracy} on {found.live.all.texts:,} live texts"
     figures: Figures = {name: evaluation.metrics() for name, evaluation in found.evaluations.items()}
-    news = [(EventKind.CHECKED, f"Version {found.version} was checked: {summary}. It is {verdict}.", figures)]
+    news = [(EventKind.CHECKED, f"{found.summary}\nFigures: {details}.", figures)]
     if found.problems and not last.get("stale"):
         # Only a version that an earlier check found good has become stale.
         turn = "has become stale" if last else "is under a threshold"
-        message = f"Version {found.version} {turn}: {'; '.join(found.problems)}.\n{decision}"
+        message = f"Version {found.version} {turn}: {'; '.join(found.problems)}.\n{decision}\n{found.summary}"
         news.append((EventKind.STALE, message, figures))
     if found.live is not None and found.foreseen and not last.get("live", {}).get("problems"):
-        message = f"Version {found.version} is probably worse than required on live texts: {'; '.join(found.foreseen)}."
+        message = (
+            f"Version {found.version} is probably worse than required on live texts: {'; '.join(found.foreseen)}.\n"
+            f"{found.summary}"
+        )
         estimates: Figures = {name: str(part.accuracy) for name, part in found.live.parts.items()}
         news.append((EventKind.ESTIMATED_LOW, message, estimates))
     known = {kind for kind, item in last.get("drift", {}).items() if item["alarm"]}
     if alarms := {kind: alarm for kind, alarm in found.drift.alarms.items() if kind not in known}:
         lines = [f"Drift of {', '.join(alarms)}, while version {found.version} is deployed.", *alarms.values()]
-        lines += [decision] if found.settings.retrain_on_drift else []
+        lines += [found.summary, *([decision] if found.settings.retrain_on_drift else [])]
         news.append((EventKind.DRIFT, "\n".join(lines), found.drift.figures()))
     return news
 

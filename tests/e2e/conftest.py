@@ -187,7 +187,7 @@ def tutorial_pipeline(checkout: Path, **settings: str) -> Iterator[Pipeline]:
     # The tutorial's first steps: a slice of the data, small enough to be learnt within a minute.
     printed = run_block(block(TUTORIAL, "make install"), checkout, own_environment())
     check_excerpt(TUTORIAL, "make install", printed)
-    with running_pipeline(checkout, 600, **settings) as running:
+    with running_pipeline(checkout, 900, **settings) as running:
         yield running
 
 

@@ -188,8 +188,14 @@ def test_what_is_stale_is_told_once_and_asks_for_a_retraining(
     assert _check(settings, database).result["decision"] == f"A retraining is running already: job {asked.id}."
     assert [event.kind for event in events.newest(database, 10)] == ["checked", "checked", "stale", "checked"]
     told = events.newest(database, 1)[0].message
-    assert told.startswith("Version 1 was checked: validation accuracy 0.5000, ")
-    assert told.endswith("It is under a threshold.")
+    sentence, figures = told.splitlines()
+    assert sentence == (
+        f"Version 1 is under a threshold: {'; '.join(first.result['problems'])}; too few live texts to estimate how it "
+        "does on them."
+    )
+    assert figures.startswith("Figures: validation accuracy 0.5000, ")
+    (mail,) = events.due_mails(database)
+    assert sentence in mail.body
     assert len(events.due_mails(database)) == 1
     # Another version is another matter, and so is the same after it was good.
     served.version = 2
