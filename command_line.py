@@ -18,7 +18,7 @@ Command = Callable[[Settings, argparse.Namespace], None]
 _GROUPS = {
     "from data to a service": ["data", "train", "export", "import", "prepare", "serve"],
     "use the model": ["predict", "score"],
-    "keep it good": ["check", "retrain", "models", "promote", "rollback", "events", "cancel"],
+    "keep it good": ["check", "retrain", "models", "promote", "rollback", "events", "digest", "cancel"],
     "feedback": ["suggest", "feedback"],
     "try a version on live texts": ["shadow", "canary", "stop", "release"],
     "operate": ["keys", "triton", "gateway", "scheduler", "alias", "job"],
@@ -188,6 +188,7 @@ def _add_loop(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> No
     events.add_argument("--limit", type=int, default=30, help="number of newest events (default: %(default)s)")
     events.add_argument("--kind", help="only events of this kind, such as promoted")
     events.add_argument("--json", action="store_true", help="print JSON")
+    add("digest", run("show_digest"), "print the week in plain words, as SENTIMENT_WEEKLY_DIGEST sends it by mail")
     suggest = add("suggest", run("suggest"), "show sampled texts to label next, drawn at random")
     suggest.add_argument("--limit", type=int, default=30, help="maximum number of texts (default: %(default)s)")
     output = suggest.add_mutually_exclusive_group()

@@ -335,6 +335,9 @@ class Settings(BaseSettings):
         parse_mail_addresses(addresses)
         return addresses
 
+    weekly_digest: bool = False
+    """Send the week in plain words each Monday: quality, requests, retrainings, and what to do next."""
+
     notify_urls: SecretStr = SecretStr("")
     """Other notification targets: [apprise](https://appriseit.com) URLs, separated by blanks."""
 

@@ -31,6 +31,7 @@ from gateway.monitoring.recent_rates import Pulse
 from gateway.monitoring.request_log import Observing
 from gateway.monitoring.sampling import Sampler
 from gateway.monitoring.scrape import Scrape
+from gateway.monitoring.traffic import TrafficCount
 from gateway.routes import admin, feedback, feedback_sources, health, predictions, releases, suggestions
 from gateway.routes import metrics as metrics_route
 from gateway.routes.context import AppContext
@@ -75,6 +76,7 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
         sampler = None
         if settings.sample_per_minute:
             sampler = Sampler(storage, settings.sample_per_minute, settings.sample_texts, metrics)
+        traffic = TrafficCount(storage, pulse)
         predictor = Predictor(tritons, cache, statistics, metrics, sampler)
 
         def make_challenger(release: Release) -> Challenger:
@@ -105,6 +107,7 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
             asyncio.create_task(tried.watch()),
             asyncio.create_task(pulse.watch()),
             asyncio.create_task(control.watch()),
+            asyncio.create_task(traffic.keep_writing()),
         ]
         if sampler is not None:
             watches.append(asyncio.create_task(sampler.keep_writing()))
@@ -120,6 +123,7 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
             await tried.end()
             if sampler is not None:
                 await sampler.end()
+            await traffic.end()
             await tritons.close()
             await scrape.close()
 

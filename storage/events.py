@@ -1,7 +1,7 @@
 """Events, which record each action of the pipeline and its reason, and the outbox of the mails about them."""
 
 from collections.abc import Collection
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from sqlalchemy import delete, or_, select
@@ -56,6 +56,7 @@ class EventKind(StrEnum):
     KEY_ADDED = "key-added"
     KEY_REVOKED = "key-revoked"
     KEYS_GUESSED = "keys-guessed"
+    DIGEST = "digest"
 
 
 MAILED = {
@@ -74,6 +75,7 @@ MAILED = {
     EventKind.TAKEN_BACK,
     EventKind.JOB_FAILED,
     EventKind.SOURCE_QUARANTINED,
+    EventKind.DIGEST,
 }
 
 
@@ -155,6 +157,13 @@ def newest_of(database: Database, kinds: Collection[EventKind], limit: int) -> l
     query = select(Event).where(Event.kind.in_([kind.value for kind in kinds])).order_by(Event.id.desc()).limit(limit)
     with database.reading() as session:
         return list(session.scalars(query))
+
+
+def of_kinds_since(database: Database, since: datetime, kinds: Collection[EventKind]) -> list[Event]:
+    """Return the events of the given kinds since a time, oldest first."""
+    chosen = Event.kind.in_([kind.value for kind in kinds]), Event.at >= since
+    with database.reading() as session:
+        return list(session.scalars(select(Event).where(*chosen).order_by(Event.id)))
 
 
 def data_unfit(database: Database) -> Event | None:

@@ -340,3 +340,16 @@ class EndedSession(Table):
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     ends_at: Mapped[datetime]
     """Time at which the session would have expired; the row is not needed after that."""
+
+
+class Traffic(Table):
+    """Predictions over HTTP in one hour, summed over all gateways."""
+
+    __tablename__ = "traffic"
+
+    hour: Mapped[datetime] = mapped_column(primary_key=True)
+    """When the hour begins."""
+    requests: Mapped[int] = mapped_column(BigInteger)
+    failed: Mapped[int] = mapped_column(BigInteger)
+    """Responses with a status of 500 or more."""
+    texts: Mapped[int] = mapped_column(BigInteger)

@@ -41,7 +41,7 @@ def test_the_version_is_one_everywhere(tmp_path: Path) -> None:
 
 def test_help_names_each_command(tmp_path: Path) -> None:
     output = app(tmp_path, "--help").stdout
-    assert all(f"\n    {command} " in output for command in ("data", "train", "export", "serve", "predict"))
+    assert all(f"\n  {command} " in output for command in ("data", "train", "export", "serve", "predict"))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from lifecycle.deployment import promotion
 from lifecycle.deployment.version_report import describe_models
 from lifecycle.jobs import mlflow_alias
 from lifecycle.jobs.job_process import BusyError, run_job
+from lifecycle.monitoring.digest import digest
 from serving.model_repo.repository import ModelRepository
 from serving.model_repo.texts import FORMULA_STARTS
 from storage import events, jobs
@@ -144,6 +145,11 @@ def models(settings: Settings, options: argparse.Namespace) -> None:
     print_table(
         ["version", "alias", "accuracy", "macro F1", "gates", "deployed (UTC)", "on disk"], rows, "No versions yet."
     )
+
+
+def show_digest(settings: Settings, _: argparse.Namespace) -> None:
+    """Print the digest of the last seven days."""
+    print(digest(_open(settings)))
 
 
 def list_events(settings: Settings, options: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from lifecycle.deployment.repair import restore_record
 from lifecycle.jobs import mlflow_alias
 from lifecycle.jobs.full_training import request_full_training
 from lifecycle.jobs.notification import deliver_due
+from lifecycle.monitoring.digest import send_digest
 from serving.host.die_with_parent import start_dying_with_parent
 from storage import deployments, events, jobs, leases
 from storage.database import Database
@@ -39,7 +40,7 @@ from storage.tables import Job
 
 LEASE_S = 15.0
 _RENEW_S = 3.0
-_JOBS_S, _OUTBOX_S, _ALIAS_S, _RECONCILE_S, _SAMPLE_S = 1, 5, 15, 3, 30
+_JOBS_S, _OUTBOX_S, _ALIAS_S, _RECONCILE_S, _SAMPLE_S, _DIGEST_S = 1, 5, 15, 3, 30, 300
 """Seconds between two runs of each periodic task."""
 _LONGEST_ALIAS_PAUSE_S = 900.0
 _APP = Path(__file__).resolve().parents[2] / "app.py"
@@ -162,6 +163,7 @@ class Scheduler:
             ("alias", _ALIAS_S, self._look_after_alias),
             ("reconcile", _RECONCILE_S, self._look_after_deployments),
             ("sample", _SAMPLE_S, self._look_after_sample),
+            *((("digest", _DIGEST_S, send_digest),) if self._settings.weekly_digest else ()),
         ):
             task = scheduler.supervised(f"scheduler: {name}", seconds)
             scheduler.add_job(partial(task.run, partial(look, database)), "interval", seconds=seconds, id=name)

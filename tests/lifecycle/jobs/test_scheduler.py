@@ -200,6 +200,7 @@ class Faulty:
         (mlflow_alias, "is_behind", "scheduler: alias"),
         (lifecycle.jobs.scheduler, "restore_record", "scheduler: reconcile"),
         (lifecycle.jobs.scheduler, "purge_sample", "scheduler: sample"),
+        (lifecycle.jobs.scheduler, "send_digest", "scheduler: digest"),
     ],
 )
 def test_the_scheduler_outlives_what_any_part_of_it_raises(
@@ -211,10 +212,14 @@ def test_the_scheduler_outlives_what_any_part_of_it_raises(
     task: str,
 ) -> None:
     monkeypatch.setattr("common.periodic._FIRST_PAUSE_S", 0.01)
-    for interval in ("_RENEW_S", "_JOBS_S", "_OUTBOX_S", "_ALIAS_S", "_RECONCILE_S", "_SAMPLE_S"):
+    for interval in ("_RENEW_S", "_JOBS_S", "_OUTBOX_S", "_ALIAS_S", "_RECONCILE_S", "_SAMPLE_S", "_DIGEST_S"):
         monkeypatch.setattr(lifecycle.jobs.scheduler, interval, 0.1)
     settings = Settings(
-        state_dir=tmp_path / "state", model_repository=tmp_path / "triton_repo", check_minutes=1 / 60, access="open"
+        state_dir=tmp_path / "state",
+        model_repository=tmp_path / "triton_repo",
+        check_minutes=1 / 60,
+        access="open",
+        weekly_digest=True,
     )
     storage = Storage(settings)
     storage.open()
