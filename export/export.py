@@ -34,8 +34,8 @@ from trainer.base_model import silence_loading
 from trainer.dataset import Dataset, load_dataset
 from trainer.evaluation import evaluate, targets_of, under_thresholds
 from trainer.first_version import sampled
+from trainer.judging_data import judging_data
 from trainer.kept_data import keep
-from trainer.own_classifier import judging_data
 from trainer.record import TrainingRecord
 from trainer.tracking import Tracking
 

@@ -10,7 +10,8 @@ from common.settings import Settings
 from export.parity import reference_probabilities
 from trainer.dataset import Dataset
 from trainer.evaluation import at_bound, calibrated, evaluate, fit_temperature, logits_of, targets_of, under_thresholds
-from trainer.own_classifier import judging_data, load_classifier, spelt_as
+from trainer.judging_data import judging_data
+from trainer.own_classifier import load_classifier, spelt_as
 from trainer.record import TrainingRecord
 from trainer.tracking import Run, Tracking, Validated
 from trainer.train import replace_directory, save_beside

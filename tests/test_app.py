@@ -184,3 +184,17 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["lifecycle.jobs.check", "lifecycle.jobs.scheduler", "lifecycle.cli.commands", "gateway.main", "scoring.score"],
+)
+def test_what_runs_often_does_not_load_what_only_a_training_needs(module: str) -> None:
+    """These libraries take seconds and hundreds of megabytes."""
+    heavy = {"torch", "transformers", "mlflow", "openvino", "nncf"}
+    code = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); import {module}; print(*{sorted(heavy)!r} & sys.modules.keys())"
+    ended = subprocess.run(
+        [sys.executable, "-c", code.replace("*[", "*{").replace("] &", "} &")], capture_output=True, text=True
+    )
+    assert ended.stdout.split() == [], ended.stderr

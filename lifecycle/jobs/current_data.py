@@ -14,8 +14,8 @@ from storage.database import Database
 from storage.events import EventKind
 from storage.tables import Event, Figures, Job
 from trainer.dataset import Dataset, DatasetError, check_data
+from trainer.judging_data import judging_data
 from trainer.kept_data import KeptFacts, kept_data, kept_facts
-from trainer.own_classifier import judging_data
 
 _NUMBERS = re.compile(r"\([^()]*\)|\d[\d.,]*")
 """Counts, and the lists of counts in parentheses."""

@@ -14,7 +14,8 @@ from common.errors import PipelineError
 from common.settings import Settings
 from tests.conftest import make_encoder
 from tests.trainer.test_no_code_in_models import Payload
-from trainer.own_classifier import judging_data, load_classifier, spelt_as
+from trainer.judging_data import judging_data
+from trainer.own_classifier import load_classifier, spelt_as
 
 
 @pytest.fixture(scope="module")
