@@ -1,4 +1,4 @@
-"""Finds the data that a classifier is judged by which was not trained here. Checks import it, so it imports no torch."""
+"""Finds the data by which a classifier that was trained elsewhere is judged. Checks import it, so it needs no torch."""
 
 import os
 from collections.abc import Sequence

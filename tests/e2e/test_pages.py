@@ -161,9 +161,13 @@ def see_why(pipeline: Pipeline, commands: str) -> None:
 
 
 def check_by_request(pipeline: Pipeline, commands: str) -> None:
-    answer = json.loads(pipeline.shell(commands.replace("curl ", "curl -s ")))
-    assert answer["state"] == "succeeded"
-    assert answer["result"]["version"] == 1
+    job = json.loads(pipeline.shell(commands.replace("curl ", "curl -s ")))
+    headers = {"X-API-Key": (pipeline.checkout / ".sentiment" / "admin_key").read_text()}
+    while job["state"] in ("queued", "running"):  # the request waits for half a minute
+        time.sleep(1)
+        job = httpx.get(f"{pipeline.url}/jobs/{job['id']}", headers=headers, timeout=60).json()
+    assert job["state"] == "succeeded"
+    assert job["result"]["version"] == 1
 
 
 def mlflow_ui(pipeline: Pipeline, commands: str) -> None:
