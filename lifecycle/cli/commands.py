@@ -235,7 +235,12 @@ def _do(settings: Settings, kind: jobs.Kind) -> Job:
 
 def _wait(database: Database, job: Job) -> Job:
     """Show the steps of a job that another process runs, until it has ended; return it."""
-    log.info("Another process runs job %d; waiting for it to end.", job.id)
+    log.info(
+        "Another process, usually the scheduler of the running pipeline, does job %d. This command shows its steps "
+        "until it ends. Ctrl-C ends only the waiting: the job continues, and `python app.py cancel %d` cancels it.",
+        job.id,
+        job.id,
+    )
     line, began, shown = StatusLine(), time.monotonic(), ""
     while job.ended_at is None:
         now = f"job {job.id} ({job.kind})  {job.step or job.state}"
