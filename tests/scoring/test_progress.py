@@ -11,6 +11,7 @@ from tables.kinds import Format, Kind
 def test_only_the_end_is_a_hundred_percent(tmp_path: Path) -> None:
     file = InputFile(str(tmp_path / "a.csv"), "a.csv", Kind(Format.CSV, None), 1_000, 0)
     job = Job((file,), tmp_path / "out.csv", Columns(None, ("label", "score", "version")), 1, 4_096)
+    job.work.mkdir()
     lines: list[str] = []
     with listening(lines.append):
         progress = Progress(job, Parts(job))
