@@ -4,7 +4,7 @@ from collections.abc import Collection
 from datetime import timedelta
 from enum import StrEnum
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from storage.database import Database, now
@@ -144,6 +144,13 @@ def newest_of(database: Database, kinds: Collection[EventKind], limit: int) -> l
     query = select(Event).where(Event.kind.in_([kind.value for kind in kinds])).order_by(Event.id.desc()).limit(limit)
     with database.reading() as session:
         return list(session.scalars(query))
+
+
+def last_checks(session: Session) -> dict[int, Figures]:
+    """Return, for each version that was checked, the figures of its last check, by part of the evaluation data."""
+    last = select(func.max(Event.id)).where(Event.kind == EventKind.CHECKED.value).group_by(Event.version)
+    found = session.scalars(select(Event).where(Event.id.in_(last)))
+    return {event.version: event.figures for event in found if event.version is not None}
 
 
 def data_unfit(database: Database) -> Event | None:

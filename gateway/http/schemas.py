@@ -248,6 +248,10 @@ class Model(BaseModel):
     ]
     mlflow_run: str
     feedback: Annotated[dict[str, int], Field(description="Rows of feedback in its training data, by source.")]
+    feedback_metrics: Annotated[
+        dict[str, float],
+        Field(description="Metrics on held-out feedback: of its last check, or else of the gates; empty if not known."),
+    ]
     gates: list[GateVerdict]
     release: Annotated[Release | None, Field(description="Its last shadow or canary release.")]
     served: list[TimeServed]

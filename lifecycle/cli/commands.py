@@ -129,10 +129,14 @@ def models(settings: Settings, options: argparse.Namespace) -> None:
     rows = [
         [
             str(model["version"]),
-            ", ".join([*model["aliases"], *["quick"] * model["quick"]]),
+            ", ".join([*model["aliases"], *["quick version"] * model["quick"]]),
             *(
-                f"{model['metrics'][name]:.4f}" if name in model["metrics"] else "–"
-                for name in ("accuracy", "macro_f1")
+                f"{metrics[name]:.4f}" if name in metrics else "–"
+                for metrics, name in (
+                    (model["metrics"], "accuracy"),
+                    (model["metrics"], "macro_f1"),
+                    (model["feedback_metrics"], "accuracy"),
+                )
             ),
             _gates(model["gates"]),
             "; ".join(f"{_short(time['from'])} – {_short(time['to'])}" for time in model["served"])
@@ -142,9 +146,10 @@ def models(settings: Settings, options: argparse.Namespace) -> None:
         ]
         for model in found
     ]
-    print_table(
-        ["version", "alias", "accuracy", "macro F1", "gates", "deployed (UTC)", "on disk"], rows, "No versions yet."
-    )
+    columns = ["version", "alias", "accuracy", "macro F1", "on feedback", "gates", "deployed (UTC)", "on disk"]
+    print_table(columns, rows, "No versions yet.")
+    if any(model["feedback_metrics"] for model in found):
+        print("Accuracy and macro F1 are on the validation texts; `on feedback` is accuracy on held-out feedback.")
 
 
 def list_events(settings: Settings, options: argparse.Namespace) -> None:
