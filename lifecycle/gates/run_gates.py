@@ -154,8 +154,8 @@ def _parity(bundle: Bundle) -> GateVerdict:
 
 def _agreement(proof: Proof) -> str:
     if proof.differing is None:  # a bundle of an older release
-        return f" with {proof.label_agreement:.2%} of the labels"
-    return f" with {proof.differing:,} other labels and {proof.near_ties:,} near ties of {proof.texts:,} texts"
+        return f" ({proof.label_agreement:.2%} of the labels are the same)"
+    return f" ({proof.differing:,} of {proof.texts:,} texts get another label, besides {proof.near_ties:,} near ties)"
 
 
 def _behaviour(tried: Trial) -> dict[str, float]:
