@@ -55,7 +55,7 @@ class FeedbackRow(_Closed):
     """A text and its right label."""
 
     text: Text
-    label: Annotated[str, Field(min_length=1, description="One of the model's labels.")]
+    label: Annotated[str, Field(min_length=1, description="One of the model's labels, in any letter case.")]
 
 
 class FeedbackList(_Closed):

@@ -24,7 +24,7 @@ _MOST_CHARACTERS = 200
 _MOST_DIGITS = 18
 _NAMES = {"macro_f1": "macro F1", "f1_by_label": "F1 by label", "calibration_error": "calibration error"}
 """Names of figures for people; other names stay, because labels are names too."""
-_WORDS = {
+_WORDS: dict[str, str] = {
     EventKind.CHECKED: "check",
     EventKind.STALE: "under a threshold",
     EventKind.ESTIMATED_LOW: "low estimate",
