@@ -230,14 +230,14 @@ def _log(proof: Proof, fastest_float: Proof, *, has_targets: bool) -> None:
         log.warning("%s is refused: %s.", proof.variant, proof.refused)
         return
     log.info(
-        "%s agrees with %s: of %s texts, in %d mixes of batches, %s get another label, and %s are near ties, which do "
-        "not count;%s %s tokens/s.",
+        "%s agrees with %s: of %s texts, in %d mixes of batches, %s get another label (near ties, which do not count: "
+        "%s);%s %s tokens/s.",
         proof.variant,
         "the float graph" if proof.precision == INT8 else "the trained model",
         f"{proof.texts:,}",
         proof.mixes,
         proof.differing or "none",
-        proof.near_ties or "none",
+        proof.near_ties,
         f" macro F1 on these texts {proof.macro_f1:.4f};" if has_targets else "",
         f"{proof.tokens_per_s:,.0f}",
     )
