@@ -122,7 +122,7 @@ def test_a_difference_is_of_the_first_version_from_the_second(
         for known in known_versions(session):
             known.bundle = {**known.bundle, "metrics": {"accuracy": accuracy[known.version], "texts": 300}}
     page = Page(console.http.get(f"/console/versions/compare?left={left}&right={right}"))
-    assert f"Difference ({left} − {right})" in page.text
+    assert f"Difference: {left} − {right}" in page.text
     assert f"accuracy {accuracy[left]:.4f} {accuracy[right]:.4f} {told}" in page.text
     assert "texts 300 300 0 " in page.text, "a difference of zero has no sign"
 
