@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import PipelineError
+from common.progress import under_way
 from common.settings import Settings
 from lifecycle.gates.batch_predict import Answers, batch_predict
 from lifecycle.gates.behaviour import behaves, sentences, shares_that_hold
@@ -47,10 +48,12 @@ def run_gates(
     with ExitStack() as stack:
         reference = stack.enter_context(trial(settings, repository, champion, directory / "champion"))
         texts = data.texts or sentences()
-        champion_answers = batch_predict(reference.address, texts)
+        with under_way(f"classifying {len(texts):,} texts with version {champion}"):
+            champion_answers = batch_predict(reference.address, texts)
         try:
             tried = stack.enter_context(trial(settings, repository, candidate, directory / "candidate"))
-            answers = batch_predict(tried.address, texts)
+            with under_way(f"classifying {len(texts):,} texts with version {candidate}"):
+                answers = batch_predict(tried.address, texts)
         except PipelineError as error:
             return [_told(GateVerdict("trial", False, str(error), {}))]
         verdicts = [
