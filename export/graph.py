@@ -91,7 +91,7 @@ def check_exportable(settings: Settings) -> None:
     config = check_base_model(settings)
     if config is None or not why_unpacked(config.to_dict()):
         return
-    log.info("Trying to write %s as a graph before the training.", settings.base_model)
+    log.info("Testing before the training whether %s can be written as an ONNX graph.", settings.base_model)
     model = load_base_model(settings, ("Negative", "Positive")).model
     try:
         with TemporaryDirectory() as directory:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from common.progress import under_way
 from export.float16 import halve
 from export.graph import GraphError
 from export.int8 import Inputs, quantize
@@ -90,14 +91,13 @@ def prove_variants(
                 f"{reasons}."
             )
         for variant in filter(wanted.allows, gpu_variants()):
-            log.info("Making the float16 graph.")
             make = partial(halve, directory)
             proofs.append(_try(directory, variant, validation, validation.reference, stack, engines, make)[0])
         for variant in filter(wanted.allows, int8_variants()):
-            log.info("Making the int8 graph for %s.", variant.runtime)
             make = partial(quantize, variant, directory / FLOAT_GRAPH, calibration, directory)
             proofs.append(_try(directory, variant, validation, float_answers, stack, engines, make)[0])
-        speeds = measure_speeds(engines, validation.texts)
+        with under_way("measuring the speed of each way to run the graph"):
+            speeds = measure_speeds(engines, validation.texts)
     proofs = [replace(proof, tokens_per_s=speeds.get(proof.variant, 0.0)) for proof in proofs]
     floats = [proof for proof in proofs if proof.precision != INT8 and not proof.refused]
     fastest = max(floats, key=lambda proof: proof.tokens_per_s)
@@ -140,14 +140,15 @@ def _try(
     The proof says why the variant is refused if it does not run, or does not agree with the `reference`.
     """
     try:
-        prepare()
-        engine = stack.enter_context(Engine(directory, variant, usable_cores()))
-        answers = engine.classify(validation.texts).values
-        if not np.isfinite(answers).all():
-            raise ParityError("its predictions are not numbers")
-        parity = check_parity(
-            lambda texts: engine.classify(texts).values, validation.texts, reference, variant.precision
-        )
+        with under_way(f"testing {variant} against the trained model"):
+            prepare()
+            engine = stack.enter_context(Engine(directory, variant, usable_cores()))
+            answers = engine.classify(validation.texts).values
+            if not np.isfinite(answers).all():
+                raise ParityError("its predictions are not numbers")
+            parity = check_parity(
+                lambda texts: engine.classify(texts).values, validation.texts, reference, variant.precision
+            )
     except Exception as error:  # runtimes and quantization raise exceptions of many kinds
         log.debug("%s failed.", variant, exc_info=True)
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -229,13 +230,14 @@ def _log(proof: Proof, fastest_float: Proof, *, has_targets: bool) -> None:
         log.warning("%s is refused: %s.", proof.variant, proof.refused)
         return
     log.info(
-        "%s: of %s texts in %d mixes, %s get another label than by %s, and %s near ties;%s %s tokens/s.",
+        "%s agrees with %s: of %s texts, in %d mixes of batches, %s get another label (near ties, which do not count: "
+        "%s);%s %s tokens/s.",
         proof.variant,
+        "the float graph" if proof.precision == INT8 else "the trained model",
         f"{proof.texts:,}",
         proof.mixes,
         proof.differing or "none",
-        "the float graph" if proof.precision == INT8 else "torch",
-        proof.near_ties or "no",
+        proof.near_ties,
         f" macro F1 on these texts {proof.macro_f1:.4f};" if has_targets else "",
         f"{proof.tokens_per_s:,.0f}",
     )

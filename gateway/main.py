@@ -138,6 +138,8 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         title="Sentiment",
         summary="Classifies the sentiment of texts.",
+        description="A closed lock marks an operation that can be called now: it needs no key, or a key was entered "
+        "with *Authorize*. An open lock marks an operation that needs a key.",
         version="1",
         lifespan=lifespan,
         redirect_slashes=False,

@@ -1,5 +1,6 @@
 """Reports the progress of a job: rows, speed and remaining time."""
 
+import math
 import operator
 import time
 
@@ -35,6 +36,7 @@ class Progress:
 
     def end(self) -> None:
         """Print the final figures."""
+        self._read = [1.0] * len(self._read)  # blank lines at the end belong to no row
         self._line.show(self._text(), stays=True)
 
     def summary(self) -> str:
@@ -53,6 +55,6 @@ class Progress:
         here = share - (self._share_before or 0.0)
         left = f"{duration(seconds * (1 - share) / here)} left" if here > 0 else ""
         return (
-            f"{self._rows_before + self.rows:,} rows  {100 * share:.1f} %  "
+            f"{self._rows_before + self.rows:,} rows  {math.floor(1000 * share) / 10:.1f} % of the input  "
             f"{self.rows / max(seconds, 1e-9):,.0f} rows/s  {left}"
         ).rstrip()

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from storage.database import Database, now
@@ -164,6 +164,16 @@ def of_kinds_since(database: Database, since: datetime, kinds: Collection[EventK
     chosen = Event.kind.in_([kind.value for kind in kinds]), Event.at >= since
     with database.reading() as session:
         return list(session.scalars(select(Event).where(*chosen).order_by(Event.id)))
+
+
+def last_checks(session: Session) -> dict[int, Event]:
+    """Return, for each version that was checked, the event of its last check.
+
+    The first line of the message says how the version stands; the figures are by part of the evaluation data.
+    """
+    last = select(func.max(Event.id)).where(Event.kind == EventKind.CHECKED.value).group_by(Event.version)
+    found = session.scalars(select(Event).where(Event.id.in_(last)))
+    return {event.version: event for event in found if event.version is not None}
 
 
 def data_unfit(database: Database) -> Event | None:

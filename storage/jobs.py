@@ -35,8 +35,6 @@ MOST_ATTEMPTS = 3
 FINISHING = "finishing"
 """Key in the result of a running job that can no longer be cancelled."""
 
-_CHECKS_READ = 400
-"""Number of newest checks, more than two weeks of hourly ones, among which the last of each version is looked for."""
 _ENQUEUE_LOCK = 7_203_412
 """Key of PostgreSQL's advisory lock for enqueuing jobs. SQLite has one writer at a time anyway."""
 
@@ -196,12 +194,6 @@ def results_of_retrainings(session: Session) -> dict[int, Figures]:
     """Return, for each version, the result of the retraining that produced it."""
     query = select(Job.result).where(Job.kind == RETRAIN, Job.state.in_((SUCCEEDED, REJECTED))).order_by(Job.id)
     return {result["version"]: result for result in session.scalars(query) if "version" in result}
-
-
-def last_checks(session: Session) -> dict[int, Figures]:
-    """Return, for each version that one of the newest checks was of, the result of its last check."""
-    query = select(Job.result).where(Job.kind == CHECK, Job.state == SUCCEEDED).order_by(Job.id.desc())
-    return {result["version"]: result for result in reversed(session.scalars(query.limit(_CHECKS_READ)).all())}
 
 
 def last_ended(database: Database, kind: Kind) -> Job | None:

@@ -34,7 +34,7 @@ def csv_blocks(table: Table, start: Place) -> Iterator[Block]:
             fields: list[tuple[str, ...]] = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
             content = pa.table([pa.array(column, pa.string()) for column in fields], schema=schema)
             end = table.place(row, records.offset)
-            return Block(content, list(fields[text_at]), rejected, end, stream.fraction(), records.nuls)
+            return Block(content, list(fields[text_at]), rejected, end, stream.fraction(records.offset), records.nuls)
 
         for _, record in records:
             row += 1
@@ -73,7 +73,7 @@ def json_blocks(table: Table, start: Place, keep_lines: bool, check: FieldCheck)
             content = pa.table({LINE: pa.array(kept, pa.binary())}) if keep_lines else _content(objects, table, row)
             texts = [item[text_name] for item in objects]
             end = table.place(row, records.offset)
-            return Block(content, texts, rejected, end, stream.fraction(), records.nuls)
+            return Block(content, texts, rejected, end, stream.fraction(records.offset), records.nuls)
 
         for _, line, value in records:
             row += 1

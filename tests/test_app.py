@@ -140,7 +140,7 @@ def test_an_encoder_that_cannot_be_written_as_a_graph_is_refused_before_its_trai
     refused = app(tmp_path, "train", SENTIMENT_BASE_MODEL="encoder")
     assert refused.returncode == 1
     *_, trying, error = refused.stderr.splitlines()
-    assert "Trying to write encoder as a graph before the training." in trying
+    assert "Testing before the training whether encoder can be written as an ONNX graph." in trying
     assert "The base model 'encoder' (SENTIMENT_BASE_MODEL) cannot be served, so it is not trained." in error
     assert "'longformer' cannot be written as an ONNX graph: Could not guard on data-dependent expression" in error
     assert "Choose an encoder of another family, best of one that can be packed: bert, " in error

@@ -90,6 +90,13 @@ def test_tree_names_each_module() -> None:
             assert re.search(rf"^\s*(\S+/)?{re.escape(Path(module).name)} ", tree, flags=re.MULTILINE), module
 
 
+def test_make_help_describes_each_target() -> None:
+    told = subprocess.run(["make", "help"], cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+    targets = re.search(r"^\.PHONY: (.*)$", (PROJECT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert targets is not None
+    assert re.findall(r"^(\S+) +\S.*\.$", told, flags=re.MULTILINE) == targets[1].split()
+
+
 def _printed() -> Iterator[str]:
     """Yield each text that the code may print, with `…` for what varies, and whole files that print without Python."""
     listed = subprocess.run(["git", "ls-files", "*.py"], cwd=PROJECT, check=True, capture_output=True, text=True).stdout

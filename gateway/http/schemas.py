@@ -55,7 +55,7 @@ class FeedbackRow(_Closed):
     """A text and its right label."""
 
     text: Text
-    label: Annotated[str, Field(min_length=1, description="One of the model's labels.")]
+    label: Annotated[str, Field(min_length=1, description="One of the model's labels, in any letter case.")]
 
 
 class FeedbackList(_Closed):
@@ -249,6 +249,10 @@ class Model(BaseModel):
     ]
     mlflow_run: str
     feedback: Annotated[dict[str, int], Field(description="Rows of feedback in its training data, by source.")]
+    feedback_metrics: Annotated[
+        dict[str, float],
+        Field(description="Metrics on held-out feedback: of its last check, or else of the gates; empty if not known."),
+    ]
     gates: list[GateVerdict]
     release: Annotated[Release | None, Field(description="Its last shadow or canary release.")]
     served: list[TimeServed]

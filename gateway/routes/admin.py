@@ -197,7 +197,6 @@ def route(
         method=method,
         status_code=statuses[0],
         summary=summary,
-        tags=["feedback" if path.startswith("/feedback") else "loop"],
         openapi_extra={"parameters": list(parameters)},
         responses={
             **{status: {"model": model, "description": _DESCRIPTIONS[status]} for status in statuses},

@@ -1,6 +1,7 @@
 """`POST /feedback`: texts with their right labels."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 
 import orjson
@@ -8,6 +9,7 @@ from fastapi import Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from common.errors import PipelineError
+from common.label_names import parse_label_names
 from common.source_names import of_key
 from gateway.http.callers import caller_of
 from gateway.http.problems import (
@@ -35,6 +37,7 @@ from serving.model_repo.repository import ModelRepository
 from storage.api_keys import ANONYMOUS_NAME, Scope
 from storage.feedback import KeyUsedError, LabelledText, add_feedback
 from storage.feedback_sources import FullError, Quota, QuotaError
+from trainer.labels import Labels
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 """The header of the IETF draft draft-ietf-httpapi-idempotency-key-header."""
@@ -84,8 +87,10 @@ def _bound_keyless(request: Request, size: int) -> None:
         raise FeedbackQuotaError(detail, retry_after_s=retry_after_s)
 
 
-async def keep(request: Request, rows: dict[str, LabelledText], source: str, key: str = "") -> None:
-    """Store rows durably. The keys of `rows` are the rows' positions in the request, for error messages.
+async def keep(request: Request, rows: dict[str, LabelledText], source: str, key: str = "") -> dict[str, LabelledText]:
+    """Store rows durably, and return them with their labels as the model spells them.
+
+    The keys of `rows` are the rows' positions in the request, for error messages.
 
     Raises:
         InvalidFieldsError: the model does not have some of the labels.
@@ -95,15 +100,23 @@ async def keep(request: Request, rows: dict[str, LabelledText], source: str, key
         StorageUnavailableError: the rows cannot be stored now.
     """
     app = get_context(request)
-    await app.work.run(partial(_keep, app, rows, source, key, caller_of(request.scope)))
-    for row in rows.values():
+    kept = await app.work.run(partial(_keep, app, rows, source, key, caller_of(request.scope)))
+    for row in kept.values():
         get_context(request).metrics.feedback.labels(row.label).inc()
+    return kept
 
 
-def _keep(app: AppContext, rows: dict[str, LabelledText], source: str, key: str, caller: str) -> None:
+def _keep(
+    app: AppContext, rows: dict[str, LabelledText], source: str, key: str, caller: str
+) -> dict[str, LabelledText]:
     try:
         labels = labels_of_deployed(app)
-        unknown = [(place, row.label) for place, row in rows.items() if row.label not in labels]
+        spellings = Labels(parse_label_names(app.settings.label_names), labels)
+        kept = {
+            place: row if row.label in labels else replace(row, label=spellings.known(row.label))
+            for place, row in rows.items()
+        }
+        unknown = [(place, rows[place].label) for place, row in kept.items() if row.label not in labels]
         if unknown:
             errors = [
                 FieldError(f"{place}label", f"is {label[:50]!r}; it is one of {', '.join(labels)}")
@@ -111,7 +124,8 @@ def _keep(app: AppContext, rows: dict[str, LabelledText], source: str, key: str,
             ]
             raise InvalidFieldsError(errors, len(unknown))
         quota = Quota.from_settings(app.settings)
-        add_feedback(app.storage.open(), list(rows.values()), source, key, caller, quota)
+        add_feedback(app.storage.open(), list(kept.values()), source, key, caller, quota)
+        return kept
     except FullError as error:
         log.error("Feedback is refused: %s", error)
         raise StorageFullError(
@@ -149,7 +163,6 @@ routes = [
         method="POST",
         status_code=201,
         summary="Send feedback",
-        tags=["feedback"],
         openapi_extra={
             **request_body(FeedbackRequest),
             "parameters": [

@@ -71,7 +71,6 @@ routes = [
         health_live,
         scope=None,
         summary="Liveness of the process",
-        tags=["health"],
         responses={
             200: {"model": Health, "content": {"application/json": {"example": {"status": "alive"}}}},
             **problem_responses(),
@@ -82,7 +81,6 @@ routes = [
         health_ready,
         scope=None,
         summary="Readiness of the model",
-        tags=["health"],
         responses={
             200: {"model": Health, "content": {"application/json": {"example": {"status": "ready"}}}},
             **problem_responses(ModelUnavailableError, EndingError),

@@ -20,7 +20,6 @@ routes = [
         get_metrics,
         scope=Scope.READ,
         summary="Metrics in Prometheus's text format",
-        tags=["health"],
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problem_responses()},
     )
 ]

@@ -27,6 +27,16 @@ _EXTRA_MODELS: tuple[type[BaseModel], ...] = (LiveRequest, BatchRequest, Feedbac
 
 Json = dict[str, Any]
 
+_GROUPS: dict[Scope | None, str] = {
+    Scope.PREDICT: "Predictions",
+    Scope.FEEDBACK: "Sending feedback",
+    None: "Health",
+    Scope.READ: "Metrics, versions, jobs and events",
+    Scope.TEXTS: "Texts that users wrote",
+    Scope.ADMIN: "Changes",
+}
+"""The group of operations that need a scope, in the order of the document."""
+
 
 class DocumentedAPI(FastAPI):
     """FastAPI whose OpenAPI document also has the models of request bodies and problems, and the API keys."""
@@ -52,6 +62,14 @@ class DocumentedAPI(FastAPI):
                 if isinstance(route, DirectRoute) and route.include_in_schema:
                     for method in route.methods or ():
                         self._document_access(document["paths"][route.path_format][method.lower()], route.scope)
+            document["tags"] = [{"name": name, "description": self._who_may(scope)} for scope, name in _GROUPS.items()]
+            ranks = {name: rank for rank, name in enumerate(_GROUPS.values())}
+            document["paths"] = dict(
+                sorted(
+                    document["paths"].items(),
+                    key=lambda item: min(ranks[operation["tags"][0]] for operation in item[1].values()),
+                )
+            )
         return super().openapi()
 
     @cached_property
@@ -59,7 +77,14 @@ class DocumentedAPI(FastAPI):
         """The encoded OpenAPI document, cached because requests for it need no key and must be cheap."""
         return json.dumps(self.openapi(), ensure_ascii=False, separators=(",", ":")).encode()
 
+    def _who_may(self, needed: Scope | None) -> str:
+        """Return who may use the operations that need the scope `needed`."""
+        if needed is None or needed in self._anonymous:
+            return "No key is needed."
+        return f"A key with the scope `{needed.value}` is needed."
+
     def _document_access(self, operation: Json, needed: Scope | None) -> None:
+        operation["tags"] = [_GROUPS[needed]]
         responses = operation["responses"]
         responses |= problem_responses(HostRefusedError)
         if needed is not None:

@@ -198,7 +198,6 @@ routes = [
         scope=Scope.PREDICT,
         method="POST",
         summary="Classify one text",
-        tags=["predictions"],
         openapi_extra={**request_body(LiveRequest), "parameters": [_TIMEOUT]},
         responses={200: _answered({"label": {"0": "Positive"}, "score": {"0": 0.9875}}), **_PROBLEMS},
     ),
@@ -208,7 +207,6 @@ routes = [
         scope=Scope.PREDICT,
         method="POST",
         summary="Classify a list of texts",
-        tags=["predictions"],
         openapi_extra={**request_body(BatchRequest), "parameters": [_TIMEOUT]},
         responses={
             200: _answered(

@@ -129,10 +129,14 @@ def models(settings: Settings, options: argparse.Namespace) -> None:
     rows = [
         [
             str(model["version"]),
-            ", ".join([*model["aliases"], *["quick"] * model["quick"]]),
+            ", ".join([*model["aliases"], *["quick version"] * model["quick"]]),
             *(
-                f"{model['metrics'][name]:.4f}" if name in model["metrics"] else "–"
-                for name in ("accuracy", "macro_f1")
+                f"{metrics[name]:.4f}" if name in metrics else "–"
+                for metrics, name in (
+                    (model["metrics"], "accuracy"),
+                    (model["metrics"], "macro_f1"),
+                    (model["feedback_metrics"], "accuracy"),
+                )
             ),
             _gates(model["gates"]),
             "; ".join(f"{_short(time['from'])} – {_short(time['to'])}" for time in model["served"])
@@ -142,9 +146,10 @@ def models(settings: Settings, options: argparse.Namespace) -> None:
         ]
         for model in found
     ]
-    print_table(
-        ["version", "alias", "accuracy", "macro F1", "gates", "deployed (UTC)", "on disk"], rows, "No versions yet."
-    )
+    columns = ["version", "alias", "accuracy", "macro F1", "on feedback", "gates", "deployed (UTC)", "on disk"]
+    print_table(columns, rows, "No versions yet.")
+    if any(model["feedback_metrics"] for model in found):
+        print("Accuracy and macro F1 are on the validation texts; `on feedback` is accuracy on held-out feedback.")
 
 
 def show_digest(settings: Settings, _: argparse.Namespace) -> None:
@@ -240,7 +245,12 @@ def _do(settings: Settings, kind: jobs.Kind) -> Job:
 
 def _wait(database: Database, job: Job) -> Job:
     """Show the steps of a job that another process runs, until it has ended; return it."""
-    log.info("Another process runs job %d; waiting for it to end.", job.id)
+    log.info(
+        "Another process, usually the scheduler of the running pipeline, does job %d. This command shows its steps "
+        "until it ends. Ctrl-C ends only the waiting: the job continues, and `python app.py cancel %d` cancels it.",
+        job.id,
+        job.id,
+    )
     line, began, shown = StatusLine(), time.monotonic(), ""
     while job.ended_at is None:
         now = f"job {job.id} ({job.kind})  {job.step or job.state}"

@@ -7,7 +7,7 @@ from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
 from storage import deployments, events, jobs, releases, versions
 from storage.database import Database
-from storage.tables import Figures
+from storage.tables import Figures, Verdict
 
 LEARNT_FROM = "feedback rows by source"
 """Key in a retraining's result: the number of training rows from each feedback source."""
@@ -25,7 +25,11 @@ def describe_models(settings: Settings, database: Database) -> list[Figures]:
                 versions.add_version(session, Bundle.load(repository.version_directory(version)))
     with database.reading() as session:
         target = deployments.rollback_target(session)
-        learnt, checks = jobs.results_of_retrainings(session), jobs.last_checks(session)
+        learnt = jobs.results_of_retrainings(session)
+        checked = events.last_checks(session)
+        verdicts = {
+            known.version: versions.verdicts_of(session, known.version) for known in versions.known_versions(session)
+        }
         return [
             {
                 "version": known.version,
@@ -41,15 +45,15 @@ def describe_models(settings: Settings, database: Database) -> list[Figures]:
                 "first_stage": known.bundle.get("first_stage"),
                 "labels": known.bundle["labels"],
                 "metrics": known.bundle["metrics"],
-                "summary": checks.get(known.version, {}).get("summary", ""),
+                "summary": found.message.partition("\n")[0] if (found := checked.get(known.version)) else "",
                 "baseline": known.bundle.get("baseline", {}),
                 "data_fingerprint": known.bundle["data_fingerprint"],
                 "data": known.bundle.get("data", {}),  # older bundles have no counts
                 "mlflow_run": known.bundle["mlflow_run"],
                 "feedback": learnt.get(known.version, {}).get(LEARNT_FROM, {}),
+                "feedback_metrics": _on_feedback(found.figures if found else {}, verdicts[known.version]),
                 "gates": [
-                    verdict.as_json("gate", "passed", "message", "figures")
-                    for verdict in versions.verdicts_of(session, known.version)
+                    verdict.as_json("gate", "passed", "message", "figures") for verdict in verdicts[known.version]
                 ],
                 "release": releases.as_json(tried) if (tried := releases.last_of(session, known.version)) else None,
                 "served": [
@@ -59,6 +63,12 @@ def describe_models(settings: Settings, database: Database) -> list[Figures]:
             }
             for known in versions.known_versions(session)
         ]
+
+
+def _on_feedback(checked: Figures, verdicts: list[Verdict]) -> Figures:
+    """Return a version's metrics on held-out feedback: of its last check, or else of the gates; empty if not known."""
+    of_gates = (verdict.figures for verdict in verdicts if verdict.gate == "thresholds")
+    return next((figures["feedback"] for figures in (checked, *of_gates) if "feedback" in figures), {})
 
 
 def without_texts(models: list[Figures]) -> list[Figures]:

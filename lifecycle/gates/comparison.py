@@ -77,7 +77,7 @@ class Difference:
 
     def __str__(self) -> str:
         """Format the difference for a verdict's message."""
-        return f"{self.champion:.4f} → {self.candidate:.4f} ({self.low:+.4f} to {self.high:+.4f})"
+        return f"{self.champion:.4f} → {self.candidate:.4f} (difference {self.low:+.4f} to {self.high:+.4f})"
 
 
 def accuracy(predicted: Indices, targets: Indices) -> float:
@@ -108,7 +108,10 @@ def not_worse(answers: PairedAnswers) -> GateVerdict:
     found = {"accuracy": difference(answers, accuracy), "macro F1": difference(answers, macro_f1)}
     failed = [name for name, item in found.items() if item.is_worse or item.value < -LARGEST_LOSS]
     told = ", ".join(f"{name} {item}" for name, item in found.items())
-    message = f"{'Worse' if failed else 'Not worse'} than the champion on {len(answers.targets)} texts: {told}."
+    message = (
+        f"{'Worse' if failed else 'Not worse'} than the deployed version on {len(answers.targets)} texts: {told}. "
+        f"The true differences lie in these ranges with {1 - CHANCE:.0%} confidence."
+    )
     figures: Figures = {name: item.figures() for name, item in found.items()}
     return GateVerdict("comparison", not failed, message, {"texts": len(answers.targets), **figures})
 
@@ -168,9 +171,11 @@ def not_worse_on_slices(
     }
     failed = [f"{name} {item}" for name, item in found.items() if item.is_worse]
     message = (
-        f"Worse on {'; '.join(failed)}." if failed else f"Worse on none of {len(found)} slices ({', '.join(found)})."
+        f"Worse on {'; '.join(failed)}."
+        if failed
+        else f"Not worse, beyond chance, on any of {len(found)} groups of texts ({', '.join(found)})."
     )
     if not found:
-        message = f"No slice has {LEAST_SLICE_TEXTS} texts, so none is compared."
+        message = f"No group of texts has {LEAST_SLICE_TEXTS} texts, so none is compared."
     figures: Figures = {name: {"texts": int(chosen[name].sum()), **item.figures()} for name, item in found.items()}
     return GateVerdict("slices", not failed, message, figures)

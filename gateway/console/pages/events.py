@@ -24,6 +24,21 @@ _MOST_CHARACTERS = 200
 _MOST_DIGITS = 18
 _NAMES = {"macro_f1": "macro F1", "f1_by_label": "F1 by label", "calibration_error": "calibration error"}
 """Names of figures for people; other names stay, because labels are names too."""
+_WORDS: dict[str, str] = {
+    EventKind.CHECKED: "check",
+    EventKind.STALE: "under a threshold",
+    EventKind.ESTIMATED_LOW: "low estimate",
+    EventKind.DATA_UNFIT: "data files unusable",
+    EventKind.DATA_FIT: "data files usable again",
+    EventKind.MONITORED: "monitoring passed",
+    EventKind.SUSPECTED: "suspicion",
+    EventKind.RECONCILED: "deployment repaired",
+    EventKind.RELEASE_HELD: "trial held",
+    EventKind.TAKEN_BACK: "trial taken back",
+    EventKind.RELEASE_STOPPED: "trial ended",
+    EventKind.CANARY_STEP: "next canary step",
+}
+"""Kinds of events in words, if they are not just the kind's own words."""
 
 
 class Filter(NamedTuple):
@@ -44,9 +59,9 @@ async def show(page_request: PageRequest) -> Response:
     wanted = _filter(page_request)
     found = await _find(page_request, wanted, SHOWN + 1)
     context = {
-        "kinds": [kind.value for kind in EventKind],
+        "kinds": [(kind.value, in_words(kind.value)) for kind in EventKind],
         "wanted": wanted,
-        "events": [(event, flat(event.figures)) for event in found[:SHOWN]],
+        "events": [(event, in_words(event.kind), flat(event.figures)) for event in found[:SHOWN]],
         "older": wanted.query(before=found[SHOWN - 1].id) if len(found) > SHOWN else "",
         "export": wanted.query(before=None),
     }
@@ -66,6 +81,11 @@ async def export(page_request: PageRequest) -> Response:
         writer.writerow(row)
     headers = {"Content-Disposition": 'attachment; filename="events.csv"'}
     return Response(text.getvalue(), headers=headers, media_type="text/csv; charset=utf-8")
+
+
+def in_words(kind: str) -> str:
+    """Return a kind of events in words. Older releases stored kinds that no longer exist."""
+    return _WORDS.get(kind, kind.replace("-", " "))
 
 
 def flat(figures: Figures, prefix: str = "") -> dict[str, object]:

@@ -61,13 +61,13 @@ async def show(page_request: PageRequest) -> Response:
                 {
                     "name": "requests",
                     "unit": "/s",
-                    "axis": "requests/s",
+                    "axis": "requests per second",
                     "values": [round(step.requests_per_s, 1) for _, step in history],
                 },
                 {
                     "name": "99 % within",
                     "unit": "ms",
-                    "axis": "99 % within, ms",
+                    "axis": "99 % answered within (ms)",
                     "scale": "ms",
                     "values": [step.p99_ms for _, step in history],
                 },

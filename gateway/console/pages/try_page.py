@@ -123,9 +123,9 @@ async def keep_label(page_request: PageRequest) -> dict[str, object]:
     if errors:
         raise InvalidFieldsError(errors)
     source = _source(page_request)
-    await feedback.keep(page_request.request, {"": LabelledText(text, label)}, source)
+    kept = await feedback.keep(page_request.request, {"": LabelledText(text, label)}, source)
     trusted = is_trusted(source, page_request.app.settings.trusted_sources)
-    return {"label": label, "held_out": is_held_out(text_hash(text)), "trusted": trusted}
+    return {"label": kept[""].label, "held_out": is_held_out(text_hash(text)), "trusted": trusted}
 
 
 def _source(page_request: PageRequest) -> str:

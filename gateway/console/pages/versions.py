@@ -62,7 +62,7 @@ async def compare(page_request: PageRequest) -> Response:
     context = {
         "left": left,
         "right": right,
-        "metrics": beside(*(with_baseline(model) for model in (left, right))),
+        "metrics": beside(*(all_metrics(model) for model in (left, right))),
         "gates": beside(*({gate["gate"]: gate for gate in model["gates"]} for model in (left, right))),
         "differing": differing(left, right),
     }
@@ -81,10 +81,17 @@ def differing(left: Figures, right: Figures) -> Figures | None:
     return None
 
 
-def with_baseline(model: Figures) -> Figures:
-    """Return a version's metrics, followed by accuracy and macro F1 of its baseline."""
-    baseline = {f"baseline {name}": model["baseline"].get(name) for name in ("accuracy", "macro_f1")}
-    return {**model["metrics"], **(baseline if model["baseline"] else {})}
+def all_metrics(model: Figures) -> Figures:
+    """Return a version's metrics, followed by accuracy and macro F1 on held-out feedback and of its baseline."""
+    names = ("accuracy", "macro_f1")
+    feedback = {f"{name} on feedback": model["feedback_metrics"].get(name) for name in names}
+    feedback["texts of feedback"] = model["feedback_metrics"].get("texts")
+    baseline = {f"baseline {name}": model["baseline"].get(name) for name in names}
+    return {
+        **model["metrics"],
+        **(feedback if model["feedback_metrics"] else {}),
+        **(baseline if model["baseline"] else {}),
+    }
 
 
 def beside(left: Figures, right: Figures) -> list[tuple[str, object, object]]:

@@ -150,7 +150,7 @@ function draw(holder) {
           x: told.span ? { range: (_, low, high) => [high - told.span, high] } : {},
           ...Object.fromEntries(scales.map((name) => [name, range])),
         },
-        axes: [{ ...axis, values: times }, ...scales.map((scale, index) => ({ ...axis, ...named(scale), values: figures, scale, side: index ? 1 : 3, grid: index ? { show: false } : axis.grid }))],
+        axes: [{ ...axis, values: times, label: "Time (UTC)", labelSize: 20 }, ...scales.map((scale, index) => ({ ...axis, ...named(scale), values: figures, scale, side: index ? 1 : 3, grid: index ? { show: false } : axis.grid }))],
         series: [
           { label: "Time (UTC)", value: (_, at) => (at == null ? "newest" : new Date(at * 1000).toISOString().slice(0, 19).replace("T", " ")) },
           ...told.series.map((series, index) => ({

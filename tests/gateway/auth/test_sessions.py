@@ -85,7 +85,7 @@ def test_strangers_are_asked_to_sign_in(closed: Gateway) -> None:
         response = closed.http.get(path)
         assert response.status_code == 401
         page = Page(response)
-        assert "This needs an API key for" in page.text
+        assert "an API key that has the scope" in page.text
         assert "failed" not in page.text, "it is no fault, and there is a field for the key"
         assert {"next": path} in [{item["name"]: item.get("value")} for item in page.all("input")]
     assert ask(closed, **PART).status_code == 401

@@ -62,6 +62,19 @@ def test_every_example_is_answered_as_documented(http: httpx.Client, document: d
                 assert required <= {name.title() for name in response.headers}
 
 
+def test_operations_are_grouped_by_the_key_that_they_need(document: dict[str, Any]) -> None:
+    groups = {tag["name"]: tag["description"] for tag in document["tags"]}
+    assert list(groups)[:3] == ["Predictions", "Sending feedback", "Health"]
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            (group,) = operation["tags"]
+            security = operation.get("security", [{}])
+            scopes = {scope for scheme in security for names in scheme.values() for scope in names}
+            needed = f"A key with the scope `{scopes.pop()}` is needed." if {} not in security else "No key is needed."
+            assert groups[group] == needed
+    assert list(document["paths"])[:2] == ["/predict/live", "/predict/batch"]
+
+
 def test_each_prediction_documents_its_problems(document: dict[str, Any]) -> None:
     for path in ("/predict/live", "/predict/batch"):
         responses = document["paths"][path]["post"]["responses"]

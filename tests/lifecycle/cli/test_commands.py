@@ -13,9 +13,10 @@ from common.settings import Settings
 from lifecycle.cli import commands
 from lifecycle.deployment import promotion
 from lifecycle.jobs import job_process
-from storage import jobs, leases
+from storage import events, jobs, leases
 from storage.database import Database
 from storage.jobs import Outcome
+from storage.versions import GateVerdict, add_verdicts
 from tests.lifecycle.conftest import hollow_bundle, make_served
 
 FIGURES = {
@@ -163,6 +164,21 @@ def test_the_newest_version_comes_first_and_the_deployed_one_is_not_called_never
     newest, deployed = printed.splitlines()[1:]
     assert (newest.split()[0], "never" in newest) == ("2", True)
     assert (deployed.split()[0], "from the next start on" in deployed) == ("1", True)
+
+
+@in_the_database
+def test_versions_are_listed_with_their_accuracy_on_feedback(desk: Desk, database: Database) -> None:
+    gate = GateVerdict("thresholds", True, "They are met.", {"feedback": {"accuracy": 0.8123}})
+    desk.run("models")  # records the versions
+    add_verdicts(database, 2, [gate])
+    checked = {"validation": {"accuracy": 0.9}, "feedback": {"accuracy": 0.5838}}
+    with database.transaction() as session:
+        for figures in ({"feedback": {"accuracy": 0.1}}, checked):
+            events.record(session, events.EventKind.CHECKED, "Version 1 was checked.", figures, version=1)
+    columns, candidate, deployed, _ = desk.run("models")[1].splitlines()
+    assert "on feedback" in columns
+    assert "0.8123" in candidate, "of the gates"
+    assert "0.5838" in deployed, "of the last check"
 
 
 @in_the_database

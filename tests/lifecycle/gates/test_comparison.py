@@ -41,7 +41,7 @@ def test_a_candidate_that_guesses_fails() -> None:
     guessed = np.random.default_rng(1).permutation(targets)
     verdict = not_worse(PairedAnswers(targets, _wrong(targets, range(60)), guessed))
     assert not verdict.passed
-    assert verdict.message.startswith("Worse than the champion on 400 texts: accuracy 0.8500 →")
+    assert verdict.message.startswith("Worse than the deployed version on 400 texts: accuracy 0.8500 →")
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,9 @@ def test_another_base_model_is_not_judged_and_says_what_it_costs(
     verdict = within_budget(*trials, ["a text"], "small became large")
     assert verdict.passed
     assert verdict.message == (
-        "The base model changed, so its costs are reported and not judged: small became large (10.0 → 50.0 ms for a "
-        "lone text, 5.0 times; 100.0 → 900.0 ms for 64 texts, 9.0 times; 50.0 → 500.0 MiB of memory, 10.0 times)."
+        "The base model changed, so its costs are reported and not judged: small became large (deployed version → "
+        "candidate: 10.0 → 50.0 ms for a lone text, 5.0 times; 100.0 → 900.0 ms for 64 texts, 9.0 times; 50.0 → 500.0 "
+        "MiB of memory, 10.0 times)."
     )
     assert costs([verdict]) == f". {verdict.message}".removesuffix(".")
     assert costs([within_budget(trials[0], trials[0], ["a text"])]) == ""

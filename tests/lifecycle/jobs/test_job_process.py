@@ -9,7 +9,7 @@ import pytest
 
 import lifecycle.jobs.retrain
 from common.errors import PipelineError
-from common.progress import StatusLine
+from common.progress import StatusLine, report
 from common.settings import Settings
 from lifecycle.jobs import job_process
 from lifecycle.jobs.circumstances import other_circumstances, other_settings
@@ -99,15 +99,20 @@ def test_a_job_that_was_cancelled_before_promotes_nothing(tmp_path: Path, monkey
 
 
 def test_the_step_of_a_job_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_process, "_PROGRESS_S", 0.0)
     steps: list[str] = []
 
     def retrain(database: Database, job: Job, step: Callable[..., None]) -> None:
+        def note() -> None:
+            found = jobs.get(database, job.id)
+            assert found is not None
+            steps.append(found.step)
+
         step("training")
+        report("downloading part 1 of 5")
+        note()
+        monkeypatch.setattr(job_process, "_PROGRESS_S", 0.0)
         StatusLine().show("step 38 of 734  12 min 05 s left")
-        found = jobs.get(database, job.id)
-        assert found is not None
-        steps.append(found.step)
+        note()
 
     run_retraining(tmp_path, monkeypatch, retrain)
-    assert steps == ["training: step 38 of 734, 12 min 05 s left"]
+    assert steps == ["training: downloading part 1 of 5", "training: step 38 of 734, 12 min 05 s left"]

@@ -51,8 +51,8 @@ def test_what_an_event_is_about_is_separated_and_numbers_are_readable(console: G
         events.record(session, EventKind.STALE, "Of a job.", figures, job_id=job)
         events.record(session, EventKind.CHECKED, "Of both.", version=3, job_id=job)
     text = Page(console.http.get(EVENTS)).text
-    assert f"checked version 3 · job {job} Of both." in text
-    assert f"stale job {job} Of a job." in text
+    assert f"check version 3 · job {job} Of both." in text
+    assert f"under a threshold job {job} Of a job." in text
     assert "rows 12,345 share 1,234.5000 interval 0.8500, 0.9000 kept yes none –" in text
     assert "validation texts 1,305 validation macro F1 1.0000 validation F1 by label very_good 0.5000" in text
 
@@ -73,6 +73,16 @@ def test_they_are_filtered_by_kind_and_words(console: Gateway) -> None:
         assert told or "No event matches" in page.text
         rows = list(csv.DictReader(io.StringIO(console.http.get(EXPORT, params=query).text)))
         assert {row["message"] for row in rows} == told
+
+
+def test_kinds_are_told_in_words_and_asked_for_by_name(console: Gateway) -> None:
+    record(console, "The data files cannot be used.", kind=EventKind.DATA_UNFIT)
+    page = Page(console.http.get(EVENTS, params={"kind": "data-unfit"}))
+    assert "UTC data files unusable The data files cannot be used." in page.text
+    options = {option["value"]: option for option in page.all("option")}
+    assert options.keys() == {"", *EventKind}
+    assert "selected" in options["data-unfit"]
+    assert "data-unfit" not in page.text
 
 
 def test_older_ones_are_a_page_further(console: Gateway) -> None:

@@ -18,6 +18,7 @@ from gateway.console.forms import MEDIA_TYPE as FORM
 from gateway.console.page import ACTION_HEADER
 from gateway.console.pages.versions import beside, mlflow_pages
 from lifecycle.deployment import promotion
+from lifecycle.deployment.version_report import LEARNT_FROM
 from storage import jobs
 from storage.api_keys import Scope, add_key
 from storage.database import Database
@@ -95,6 +96,23 @@ def test_a_version_is_shown_beside_its_baseline(console: Gateway) -> None:
     assert "baseline macro F1" in Page(console.http.get("/console/versions/compare?left=1&right=2")).text
 
 
+def test_a_version_is_shown_with_its_feedback(console: Gateway) -> None:
+    learnt = {"version": 2, LEARNT_FROM: {"key:a": 400, "console:b": 9}}
+    job = jobs.enqueue(console.database, jobs.RETRAIN, "by the test")
+    with console.database.transaction() as session:
+        jobs.end(session, job.id, jobs.Outcome(jobs.SUCCEEDED, learnt))
+    figures = {"feedback": {"accuracy": 0.8123, "macro_f1": 0.8, "texts": 173}}
+    add_verdicts(console.database, 2, [GateVerdict("thresholds", True, "They are met.", figures)])
+    text = Page(console.http.get(VERSIONS)).text
+    assert "Accuracy on feedback 0.8123 (173 texts)" in text
+    assert "Feedback in the training data 409 texts" in text
+    text = Page(console.http.get("/console/versions/compare?left=1&right=2")).text
+    assert "Feedback in the training data 0 texts 409 texts" in text
+    assert "accuracy on feedback – 0.8123" in text
+    assert "macro F1 on feedback – 0.8000" in text
+    assert "texts of feedback – 173" in text
+
+
 @pytest.mark.parametrize(("left", "right", "told"), [(2, 1, "−0.0233"), (1, 2, "+0.0233")])
 def test_a_difference_is_of_the_first_version_from_the_second(
     console: Gateway, left: int, right: int, told: str
@@ -104,7 +122,7 @@ def test_a_difference_is_of_the_first_version_from_the_second(
         for known in known_versions(session):
             known.bundle = {**known.bundle, "metrics": {"accuracy": accuracy[known.version], "texts": 300}}
     page = Page(console.http.get(f"/console/versions/compare?left={left}&right={right}"))
-    assert f"Difference ({left} − {right})" in page.text
+    assert f"Difference: {left} − {right}" in page.text
     assert f"accuracy {accuracy[left]:.4f} {accuracy[right]:.4f} {told}" in page.text
     assert "texts 300 300 0 " in page.text, "a difference of zero has no sign"
 
