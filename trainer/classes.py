@@ -1,6 +1,6 @@
 """Leaves labels out that have too few texts to be learned or judged."""
 
-from trainer.labels import Labels, count, nearest, shown
+from tables.labels import Labels, count, nearest, shown
 from trainer.rows import SMALL_CLASS, FileRows
 
 MIN_TRAIN_ROWS = 7

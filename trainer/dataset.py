@@ -14,10 +14,10 @@ from common.once import log_once
 from common.settings import Settings
 from serving.model_repo.bundle import RowCounts
 from tables.labelled import LabelledRow
+from tables.labels import Labels, count, nearest, shown
 from trainer.classes import HELD_OUT_ROWS, MAX_LABELS, MIN_TRAIN_ROWS, leave_out_small_classes
 from trainer.file_changes import read_unchanged
 from trainer.held_out import held_out
-from trainer.labels import Labels, count, nearest, shown
 from trainer.rejected import DATA_LIST, FEEDBACK_LIST, RejectedRows, list_path, rejected_rows
 from trainer.rows import MISSING_LABEL, UNKNOWN_LABEL, FileRows
 from trainer.sample_data import is_sample

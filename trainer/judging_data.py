@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from common.errors import PipelineError
 from common.settings import Settings
+from tables.labels import label_form, nearest
 from trainer.dataset import Dataset, DatasetError, LabelledTexts, check_data, fingerprint, read_labelled_texts
 from trainer.kept_data import kept_data
-from trainer.labels import label_form, nearest
 
 
 def judging_data(settings: Settings, source: str, labels: Sequence[str]) -> Dataset:

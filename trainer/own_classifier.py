@@ -16,6 +16,7 @@ from transformers import (
 
 from common.errors import PipelineError
 from common.settings import Settings
+from tables.labels import label_form, shown
 from trainer.architectures import OTHER_FAMILY, check_architecture
 from trainer.base_model import (
     BaseModel,
@@ -27,7 +28,6 @@ from trainer.base_model import (
     why_not_loaded,
 )
 from trainer.base_tokenizer import max_tokens
-from trainer.labels import label_form, shown
 from trainer.rows import label_fault
 
 _HEAD = "ForSequenceClassification"

@@ -14,7 +14,7 @@ from serving.model_repo.bundle import RowCounts
 from serving.model_repo.texts import MAX_CHARACTERS, text_fault
 from tables.errors import TableError
 from tables.labelled import ColumnChoice, LabelledRow, open_labelled
-from trainer.labels import Labels, count, shown
+from tables.labels import Labels, count, shown
 from trainer.rejected import RejectedRows
 
 EMPTY_TEXT = "empty text"

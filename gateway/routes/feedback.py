@@ -37,7 +37,7 @@ from serving.model_repo.repository import ModelRepository
 from storage.api_keys import ANONYMOUS_NAME, Scope
 from storage.feedback import KeyUsedError, LabelledText, add_feedback
 from storage.feedback_sources import FullError, Quota, QuotaError
-from trainer.labels import Labels
+from tables.labels import Labels
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 """The header of the IETF draft draft-ietf-httpapi-idempotency-key-header."""

@@ -40,8 +40,8 @@ def feedback(settings: Settings, options: argparse.Namespace) -> None:
 
 def import_file(settings: Settings, file: Path) -> None:
     """Import a file of feedback. Rows that cannot be used are left out and listed; the others are stored together."""
+    from tables.labels import nearest
     from trainer.dataset import read_labelled_texts
-    from trainer.labels import nearest
 
     if not file.exists():
         hint = nearest(str(file), _ACTIONS) or "."

@@ -48,7 +48,7 @@ def fuzz(name: str, seconds: int, out: Path) -> None:
             "tables",
             "trainer.dataset",
             "trainer.rows",
-            "trainer.labels",
+            "tables.labels",
             "csv",
             "json",
             "dotenv",

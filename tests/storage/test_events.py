@@ -55,6 +55,7 @@ def test_people_get_mails_only_of_what_they_should_know(database: Database) -> N
         "canary-started",
         "release-held",
         "taken-back",
+        "digest",
     }
     assert len(events.newest(database, 100)) == len(EventKind)
 
