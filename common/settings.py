@@ -203,7 +203,7 @@ class Settings(BaseSettings):
     min_macro_f1: Share = 0.80
     """Minimum macro F1 of the deployed model on the validation file and on recent feedback; below it, it is stale."""
 
-    max_negative_flips: Share = 0.1
+    max_negative_flips: Share = 0.15
     """Maximum share of texts that the deployed model has right and a candidate wrong. 1: no limit."""
 
     feedback_window_days: Annotated[float, Field(gt=0)] = 30

@@ -132,7 +132,7 @@ def look_at_the_loop(pipeline: Pipeline, commands: str) -> None:
     assert re.search(r"^validation +300 +0\.\d{4}", pipeline.shell(check), flags=re.MULTILINE)
     assert "No retraining: job 2 (succeeded) trained on the same data with the same settings" in pipeline.shell(retrain)
     told = pipeline.shell(models)
-    assert re.search(r"^2 +champion .* all 7 ", told, flags=re.MULTILINE)
+    assert re.search(r"^2 +champion .* all 8 ", told, flags=re.MULTILINE)
     assert re.search(r"^1 +previous ", told, flags=re.MULTILINE)
     assert "Version 2 was promoted and replaced version 1: job 2 passed every gate." in pipeline.shell(events)
     assert "Version 1 is deployed." in pipeline.shell(rollback)
