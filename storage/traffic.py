@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 
 from storage.database import Database, now
@@ -33,20 +33,14 @@ def _add(database: Database, counts: Counts) -> None:
     with database.transaction() as session:
         time = now(session)
         hour = time.replace(minute=0, second=0, microsecond=0)
-        added = (
-            update(Traffic)
-            .where(Traffic.hour == hour)
-            .values(
-                requests=Traffic.requests + counts.requests,
-                failed=Traffic.failed + counts.failed,
-                texts=Traffic.texts + counts.texts,
-            )
-        )
-        if session.scalar(select(Traffic.hour).where(Traffic.hour == hour)) is None:
+        known = session.get(Traffic, hour, with_for_update=True)
+        if known is None:
             session.add(Traffic(hour=hour, **counts._asdict()))
             session.execute(delete(Traffic).where(Traffic.hour < time - KEPT))
         else:
-            session.execute(added)
+            known.requests += counts.requests
+            known.failed += counts.failed
+            known.texts += counts.texts
 
 
 def traffic_since(database: Database, since: datetime) -> Counts | None:

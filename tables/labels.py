@@ -6,6 +6,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from common.wording import counted
+
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")
 _SCHEMES = (
@@ -82,7 +84,7 @@ class Labels:
         for number in chosen:
             others = self._unified(number)
             if others:
-                told = ", ".join(f"{shown(other)} ({count(rows, 'row')})" for other, rows in others)
+                told = ", ".join(f"{shown(other)} ({counted(rows, 'row')})" for other, rows in others)
                 notes.append(f"The label {shown(self.name(number))} is also written {told}; used one spelling")
         if self._is_known:
             return notes
@@ -155,8 +157,3 @@ def _scheme(forms: list[str]) -> str:
 def shown(text: str, characters: int = 60) -> str:
     """Return a text in quotes for a message, cut if it is long."""
     return repr(text if len(text) <= characters else f"{text[:characters]}…")
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun, such as `1,200 rows`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

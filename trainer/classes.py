@@ -1,6 +1,7 @@
 """Leaves labels out that have too few texts to be learned or judged."""
 
-from tables.labels import Labels, count, nearest, shown
+from common.wording import counted
+from tables.labels import Labels, nearest, shown
 from trainer.rows import SMALL_CLASS, FileRows
 
 MIN_TRAIN_ROWS = 7
@@ -35,7 +36,7 @@ def leave_out_small_classes(train: FileRows, val: FileRows | None, numbers: Labe
         needed = f"at least {MIN_TRAIN_ROWS + MIN_VAL_ROWS} texts, {MIN_VAL_ROWS} of them for validation"
         large = [n for n in found if learned[n] >= MIN_TRAIN_ROWS + MIN_VAL_ROWS]
     sizes = {
-        number: f"{shown(numbers.name(number))} has {count(learned.get(number, 0), 'text')}"
+        number: f"{shown(numbers.name(number))} has {counted(learned.get(number, 0), 'text')}"
         + (f" in {train.path} and {judged.get(number, 0):,} in {val.path}" if val else f" in {train.path}")
         for number in found
     }

@@ -12,9 +12,10 @@ from common.errors import PipelineError
 from common.label_names import parse_label_names
 from common.once import log_once
 from common.settings import Settings
+from common.wording import counted
 from serving.model_repo.bundle import RowCounts
 from tables.labelled import LabelledRow
-from tables.labels import Labels, count, nearest, shown
+from tables.labels import Labels, nearest, shown
 from trainer.classes import HELD_OUT_ROWS, MAX_LABELS, MIN_TRAIN_ROWS, leave_out_small_classes
 from trainer.file_changes import read_unchanged
 from trainer.held_out import held_out
@@ -192,7 +193,7 @@ def read_labelled_texts(path: Path, labels: tuple[str, ...], settings: Settings)
 def _told_label(path: Path, label: str, rows: int, labels: Sequence[str]) -> str:
     """Return what is wrong with a label of feedback; without a similar one, name the labels of the model."""
     hint = nearest(label, labels) or f", which are {', '.join(map(shown, labels[:_TOLD_LABELS]))}"
-    return f"{path}: {shown(label)} ({count(rows, 'row')}) is not among the model's labels{hint}"
+    return f"{path}: {shown(label)} ({counted(rows, 'row')}) is not among the model's labels{hint}"
 
 
 def _check(settings: Settings, rejected: RejectedRows, path: Path) -> DataCheck:
@@ -232,7 +233,7 @@ def _check(settings: Settings, rejected: RejectedRows, path: Path) -> DataCheck:
     if is_held_out and not problems:
         val_texts = _hold_out(train)
         notes.append(
-            f"{_HELD_OUT} ({val.path}): held out {count(len(val_texts), 'text')} of {train.path}, "
+            f"{_HELD_OUT} ({val.path}): held out {counted(len(val_texts), 'text')} of {train.path}, "
             f"about a tenth of each label and at least {HELD_OUT_ROWS} if there are enough, chosen by the text's hash"
         )
     learned, judged = _labelled_texts(train.texts, train, numbers), _labelled_texts(val_texts, source, numbers)
@@ -275,8 +276,8 @@ def _remove_overlap(train: FileRows, val: FileRows, notes: list[str]) -> int:
     if shared:
         place = f"{train.place(shared[0])} is {val.place(shared[0])} there"
         notes.append(
-            f"{train.path}: removed {count(len(shared), 'text')} from training, because the text is also in {val.path} "
-            f"(first: {place})"
+            f"{train.path}: removed {counted(len(shared), 'text')} from training, because the text is also in "
+            f"{val.path} (first: {place})"
         )
     for text in shared:
         del train.texts[text]
@@ -291,7 +292,7 @@ def _too_many_rejected(settings: Settings, file: FileRows, path: Path, besides: 
     if rejected <= settings.max_rejected * rows:
         return ""
     return (
-        f"{file.path}: {rejected:,} of {count(rows, 'row')} cannot be used ({_reasons(counts)}), more than the "
+        f"{file.path}: {rejected:,} of {counted(rows, 'row')} cannot be used ({_reasons(counts)}), more than the "
         f"share SENTIMENT_MAX_REJECTED={settings.max_rejected:g} allows. {path} lists them. Repair the rows, or raise "
         "SENTIMENT_MAX_REJECTED."
     )
@@ -301,9 +302,11 @@ def _rejections(file: FileRows, path: Path) -> list[str]:
     counts = file.counts()
     notes = []
     if counts.repetitions:
-        notes.append(f"{file.path}: left out {count(counts.repetitions, 'row')} with the text and label of another row")
+        notes.append(
+            f"{file.path}: left out {counted(counts.repetitions, 'row')} with the text and label of another row"
+        )
     if counts.rejected:
-        rejected = f"{sum(counts.rejected.values()):,} of {count(counts.rows, 'row')}"
+        rejected = f"{sum(counts.rejected.values()):,} of {counted(counts.rows, 'row')}"
         notes.append(f"{file.path}: rejected {rejected} ({_reasons(counts)}). {path} lists them")
     return notes
 

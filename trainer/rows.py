@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.settings import Settings
+from common.wording import counted
 from serving.model_repo.bundle import RowCounts
 from serving.model_repo.texts import MAX_CHARACTERS, text_fault
 from tables.errors import TableError
 from tables.labelled import ColumnChoice, LabelledRow, open_labelled
-from tables.labels import Labels, count, shown
+from tables.labels import Labels, shown
 from trainer.rejected import RejectedRows
 
 EMPTY_TEXT = "empty text"
@@ -94,7 +95,7 @@ class FileRows:
         if labels > _FEW_LABELS and len(self.texts) < labels:
             self.problem = (
                 f"{self.path}: the column {shown(columns[1])} has {labels:,} different labels, and {shown(columns[0])} "
-                f"only {count(len(self.texts), 'text')}. If the columns are swapped, set "
+                f"only {counted(len(self.texts), 'text')}. If the columns are swapped, set "
                 f"SENTIMENT_TEXT_COLUMN={columns[1]} and SENTIMENT_LABEL_COLUMN={columns[0]}"
             )
             return

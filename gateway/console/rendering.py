@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from common.wording import counted
 from gateway.console.assets import assets
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -92,8 +93,3 @@ def plain(value: object) -> str:
 def iso(time: datetime | None) -> str:
     """Format a time for programs (ISO 8601)."""
     return "" if time is None else time.isoformat(timespec="seconds")
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """Format a number with its noun in the singular or plural."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -27,9 +27,8 @@ def describe_models(settings: Settings, database: Database) -> list[Figures]:
         target = deployments.rollback_target(session)
         learnt = jobs.results_of_retrainings(session)
         checked = events.last_checks(session)
-        verdicts = {
-            known.version: versions.verdicts_of(session, known.version) for known in versions.known_versions(session)
-        }
+        all_known = versions.known_versions(session)
+        verdicts = {known.version: versions.verdicts_of(session, known.version) for known in all_known}
         return [
             {
                 "version": known.version,
@@ -61,7 +60,7 @@ def describe_models(settings: Settings, database: Database) -> list[Figures]:
                     for start, end, reason in deployments.of_version(session, known.version)
                 ],
             }
-            for known in versions.known_versions(session)
+            for known in all_known
         ]
 
 

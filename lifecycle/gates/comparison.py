@@ -126,11 +126,10 @@ def few_flips(answers: PairedAnswers, limit: float) -> GateVerdict:
         f"{flips:,} of {texts:,} texts ({flips / texts:.1%}; with chance, {interval.low:.1%} to {interval.high:.1%}) "
         f"were right and are wrong now, and {gains:,} the other way"
     )
-    message += (
-        "."
-        if passed
-        else (f"; at most {limit:.1%} may be. Promote it if that is worth it, or raise SENTIMENT_MAX_NEGATIVE_FLIPS.")
-    )
+    if not passed:
+        message += (
+            f"; at most {limit:.1%} may be. Promote it if that is worth it, or raise SENTIMENT_MAX_NEGATIVE_FLIPS"
+        )
     figures: Figures = {
         "texts": texts,
         "negative flips": flips,
@@ -139,7 +138,7 @@ def few_flips(answers: PairedAnswers, limit: float) -> GateVerdict:
         "interval": [interval.low, interval.high],
         "limit": limit,
     }
-    return GateVerdict(FLIPS, passed, message, figures)
+    return GateVerdict(FLIPS, passed, f"{message}.", figures)
 
 
 def f1_of(label: int) -> Measure:

@@ -58,8 +58,9 @@ def run_gates(
                 answers = batch_predict(tried.address, texts)
         except PipelineError as error:
             return [_told(GateVerdict("trial", False, str(error), {}))]
+        differing = _differing(data, champion_answers, answers)
         verdicts = [
-            _tried(data, champion_answers, answers),
+            _tried(data, champion_answers, answers, differing),
             _parity(Bundle.load(repository.version_directory(candidate))),
         ]
         if data.texts:
@@ -68,9 +69,8 @@ def run_gates(
             verdicts.append(not_worse(paired))
             verdicts.append(not_worse_on_slices(paired, data.labels, slices(data)))
             flips = few_flips(paired, settings.max_negative_flips)
-            verdicts.append(
-                replace(flips, figures=flips.figures | {"examples": _flips(data, champion_answers, answers)})
-            )
+            lost = [item for item in differing if item["champion"] == item["right"]]
+            verdicts.append(replace(flips, figures=flips.figures | {"examples": lost[:MOST_FLIPS]}))
         verdicts.append(behaves(_behaviour(reference), _behaviour(tried)))
         change = base_model_change(repository, champion, candidate)
         verdicts.append(within_budget(reference, tried, texts, change))
@@ -93,15 +93,13 @@ def slices(data: EvaluationData) -> dict[str, npt.NDArray[np.bool_]]:
     }
 
 
-def _tried(data: EvaluationData, champion: Answers, candidate: Answers) -> GateVerdict:
-    """Return the passed gate `trial`, with validation texts that differ; first those where both versions are sure."""
-    validated = len(data.val.texts)
-    differ = _differing(data, champion, candidate)
+def _tried(data: EvaluationData, champion: Answers, candidate: Answers, differing: list[Figures]) -> GateVerdict:
+    """Return the passed gate `trial`, with the first of the `differing` validation texts."""
     figures: Figures = {
         "champion": champion.version,
-        "validation texts": validated,
-        "differ": len(differ),
-        "examples": differ[:MOST_DIFFERING],
+        "validation texts": len(data.val.texts),
+        "differ": len(differing),
+        "examples": differing[:MOST_DIFFERING],
     }
     return GateVerdict(
         "trial", True, f"A separate Triton loaded it and classified {len(candidate.labels):,} texts.", figures
@@ -121,12 +119,6 @@ def _differing(data: EvaluationData, champion: Answers, candidate: Answers) -> l
         }
         for place in sorted(places, key=lambda place: -sure[place])
     ]
-
-
-def _flips(data: EvaluationData, champion: Answers, candidate: Answers) -> list[Figures]:
-    """Return some validation texts that the champion has right and the candidate wrong."""
-    found = [item for item in _differing(data, champion, candidate) if item["champion"] == item["right"]]
-    return found[:MOST_FLIPS]
 
 
 def meets_thresholds(settings: Settings, data: EvaluationData, champion: Answers, candidate: Answers) -> GateVerdict:

@@ -1,15 +1,16 @@
 """The week in plain words: how the deployed version stands, what happened, and what to do next."""
 
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 
 from sqlalchemy import func, select
 
+from common.wording import counted
 from storage import deployments, events, jobs
 from storage.database import Database, now
 from storage.events import EventKind
 from storage.tables import Event, Feedback, Figures
-from storage.traffic import traffic_since
+from storage.traffic import Counts, traffic_since
 
 WEEK = timedelta(days=7)
 _TOLD = (
@@ -52,7 +53,8 @@ def digest(database: Database) -> str:
     stands = result.get("summary", _UNCHECKED)
     happened = events.of_kinds_since(database, since, _TOLD)
     checked = events.of_kinds_since(database, since, (EventKind.CHECKED, EventKind.STALE))
-    counted = Counter(event.kind for event in checked)
+    kinds = Counter(event.kind for event in checked)
+    traffic = traffic_since(database, since)
     lines = [
         f"Week to {until.astimezone(UTC):%d %B}: {stands.partition(';')[0].removesuffix('.')}.",
         "",
@@ -60,14 +62,14 @@ def digest(database: Database) -> str:
         f"  {stands}",
         "",
         "The week",
-        f"  {_traffic(database, since)}",
-        f"  {_count(feedback, 'text')} of feedback came in.",
-        f"  {_count(counted[EventKind.CHECKED], 'check')}; {_count(counted[EventKind.STALE], 'alarm')} of low quality.",
+        f"  {_told_traffic(traffic)}",
+        f"  {counted(feedback, 'text')} of feedback came in.",
+        f"  {counted(kinds[EventKind.CHECKED], 'check')}; {counted(kinds[EventKind.STALE], 'alarm')} of low quality.",
         *(f"  {event.at.astimezone(UTC):%a %d %b %H:%M}  {event.message.partition(chr(10))[0]}" for event in happened),
         *([] if happened else ["  No retraining, promotion or rollback."]),
         "",
         "What to do next",
-        *(f"  {advice}" for advice in _advice(database, since, result, happened)),
+        *(f"  {advice}" for advice in _advice(database, traffic, result, happened)),
     ]
     return "\n".join(lines)
 
@@ -80,12 +82,7 @@ def send_digest(database: Database) -> None:
             events.record(session, EventKind.DIGEST, message)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _traffic(database: Database, since: datetime) -> str:
-    counts = traffic_since(database, since)
+def _told_traffic(counts: Counts | None) -> str:
     if counts is None:
         return "No requests for predictions over HTTP."
     share = counts.failed / max(counts.requests, 1)
@@ -93,10 +90,9 @@ def _traffic(database: Database, since: datetime) -> str:
     return f"{counts.requests:,} requests for predictions over HTTP, with {counts.texts:,} texts; {failed}."
 
 
-def _advice(database: Database, since: datetime, result: Figures, happened: list[Event]) -> list[str]:
+def _advice(database: Database, counts: Counts | None, result: Figures, happened: list[Event]) -> list[str]:
     """Return what people should do, most urgent first."""
     kinds = {event.kind for event in happened}
-    counts = traffic_since(database, since)
     advice = []
     if events.data_unfit(database):
         advice.append("Correct the data files; `python app.py data` says what is wrong. Until then nothing is trained.")
