@@ -6,11 +6,10 @@ Accuracy is measured on reviews that no model has seen. Then it computes how oft
 be quarantined. It writes `poisoning.json` and `poisoning.md`, and takes about half an hour on two cores.
 """
 
-import csv
 import json
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.rated_texts import LABELS, Row, rated_texts, write_sample_part
 from common.errors import PipelineError
 from common.settings import PACKAGED, Settings
 from export.export import export
@@ -35,11 +35,9 @@ from storage.database import Database
 from storage.feedback import LabelledText, add_feedback, text_hash
 from storage.feedback_sources import Quota
 from trainer.dataset import load_dataset
-from trainer.sample_data import CLEAR_RATING, Domain, read_ratings, write_sample_data
 from trainer.train import train
 
 SEED = 2026
-LABELS = ("Negative", "Positive")
 LEARNT_TEXTS = 2_500
 ATTACK_ROWS = 2_000
 ATTACKER = "key:attacker"
@@ -48,9 +46,6 @@ DRAWS = 200
 ROWS_OF_SOURCE = 300
 LARGEST_LOSS = 0.01
 _RESULTS = Path("benchmarks/results/poisoning")
-
-Row = tuple[str, str]
-"""Text and label."""
 
 
 @dataclass(frozen=True)
@@ -91,32 +86,12 @@ def _learn(directory: Path) -> Settings:
     """Train and export the first version in a directory, unless this was done before."""
     settings = _settings(directory)
     if not settings.train_data.exists():
-        _write_sample(settings)
+        settings.train_data.parent.mkdir(exist_ok=True)
+        write_sample_part(settings, LEARNT_TEXTS, SEED)
     if ModelRepository(settings.model_repository).deployed() is None:
         train(settings)
         export(settings)
     return settings
-
-
-def _write_sample(settings: Settings) -> None:
-    """Write the sample data to the paths in the settings, with only the first LEARNT_TEXTS training texts."""
-    all_texts = settings.train_data.with_name("all.csv")
-    all_texts.parent.mkdir(exist_ok=True)
-    write_sample_data(all_texts, settings.val_data, SEED)
-    with all_texts.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))[: 1 + LEARNT_TEXTS]
-    with settings.train_data.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
-
-
-def _rated_texts(domain: Domain, known: Collection[str]) -> dict[str, Row]:
-    """Return texts with clear ratings by their hash, without duplicates and without the hashes in `known`."""
-    rows: dict[str, Row] = {}
-    for text, rating in read_ratings(domain):
-        hash_ = text_hash(text)
-        if abs(rating) >= CLEAR_RATING and hash_ not in known:
-            rows.setdefault(hash_, (text, LABELS[rating > 0]))
-    return rows
 
 
 def _settings(directory: Path, **given: Any) -> Settings:
@@ -140,7 +115,7 @@ def _reviews(settings: Settings) -> Reviews:
     dataset = load_dataset(settings)
     known = {text_hash(text) for text in (*dataset.train.texts, *dataset.val.texts)}
     random = np.random.default_rng(SEED)
-    product, film = list(_rated_texts("product", known).values()), list(_rated_texts("film", known).values())
+    product, film = list(rated_texts("product", known).values()), list(rated_texts("film", known).values())
     random.shuffle(product)
     random.shuffle(film)
     # Four fifths of the product reviews, then positive film reviews. The rest is kept as clean texts.
@@ -202,7 +177,7 @@ def _sources(settings: Settings, reviews: Reviews) -> dict[str, float]:
     """Return the share of sources of each kind that would be quarantined."""
     dataset = load_dataset(settings)
     usual = contradictions(dataset.val.labels, _answers(settings, 1, dataset.val.texts), slice(None))
-    tweets = list(_rated_texts("tweet", ()).values())
+    tweets = list(rated_texts("tweet").values())
     random = np.random.default_rng(SEED)
     random.shuffle(tweets)
     found = {"usual, confident": usual.confident.count / max(1, usual.confident.total)}

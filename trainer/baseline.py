@@ -39,6 +39,17 @@ def evaluate_baseline(dataset: Dataset) -> Evaluation:
     return evaluate(probabilities, targets_of(dataset.val.labels, labels), labels)
 
 
+def second_opinion(learnt: LabelledTexts, texts: Sequence[str], labels: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """Train the baseline on `learnt` and return its label of each text, [texts], as an index into `labels`.
+
+    Texts of `learnt` with other labels are left out. At least two labels must occur among the others.
+    """
+    usable = learnt.at(place for place, label in enumerate(learnt.labels) if label in labels)
+    probabilities = _predicted(usable.texts, targets_of(usable.labels, labels), texts, len(labels))
+    predicted: npt.NDArray[np.int64] = probabilities.argmax(axis=1)
+    return predicted
+
+
 def out_of_fold(texts: LabelledTexts, labels: tuple[str, ...]) -> Scores:
     """Return probabilities, [texts, labels], each by a baseline trained on the other folds, without the text itself.
 

@@ -63,7 +63,13 @@ def check(settings: Settings, options: argparse.Namespace) -> None:
             for name, part in live["parts"].items()
         ]
         print_table(["texts", "number", "accuracy", "macro F1", "F1 by label"], rows)
-        if job.result["drift"].get("texts", {}).get("alarm"):
+        if live["parts"]["all"]["disagree"]:
+            methods = [f"{value:.0%} by {name}" for name, value in live["parts"]["all"]["methods"].items()]
+            print(
+                f"The estimates of the accuracy differ: {', '.join(methods)}. The interval is wider for it; labels for "
+                "some live texts settle it (`python app.py label`)."
+            )
+        elif job.result["drift"].get("texts", {}).get("alarm"):
             print("These texts differ from the training data, so the estimate may be far off.")
         for problem in live["problems"]:
             print(f"Warning: {problem}.")

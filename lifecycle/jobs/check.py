@@ -112,7 +112,7 @@ def check(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
         settings,
         answers.version,
         data.evaluate(answers),
-        live_quality(settings, answers, data, sample),
+        live_quality(settings, answers, dataset, data, sample),
         live_drift(dataset, data, answers, sample),
     )
     result = found.result()

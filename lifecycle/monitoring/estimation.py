@@ -10,9 +10,11 @@ predictions whose right labels are known, so that their mean confidence is their
 The interval includes the effect of chance on the texts of a window, and the uncertainty of the temperature. It does not
 include wrong confidence on other kinds of texts: the estimate is only as good as the model's probabilities on them
 (J. Białek et al., "Estimating Model Performance Under Covariate Shift Without Labels", NeurIPS 2025, on by how much).
+`accuracy_range` widens it where other methods disagree.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +75,10 @@ class EstimatedQuality:
     macro_f1: Estimate
     """Mean F1 over the labels that are expected among the texts."""
     f1_by_label: dict[str, Estimate]
+    methods: Mapping[str, float] = field(default_factory=dict)
+    """The accuracy by each method (`accuracy_range`)."""
+    disagree: bool = False
+    """True if the methods differ by more than chance. The intervals of accuracy and macro F1 are then wider."""
 
     def figures(self) -> Figures:
         """Return each figure with the ends of its interval, for the result of a check."""
@@ -85,6 +91,8 @@ class EstimatedQuality:
             "accuracy": with_interval(self.accuracy),
             "macro_f1": with_interval(self.macro_f1),
             "f1_by_label": {label: with_interval(f1) for label, f1 in self.f1_by_label.items()},
+            "methods": dict(self.methods),
+            "disagree": self.disagree,
         }
 
 

@@ -29,7 +29,9 @@ def summary(
     else:
         low, high = live.all.accuracy.low, live.all.accuracy.high
         parts.append(f"its accuracy on live texts looks like {low:.0%} to {high:.0%}")
-        if drifted and "texts" in drifted:
+        if live.all.disagree:
+            parts[-1] += " (the estimates differ; labels for some live texts would settle it)"
+        elif drifted and "texts" in drifted:
             parts[-1] += ", but they are unlike the known texts, so it may be lower"
         elif foreseen:
             parts[-1] += ", less than required"

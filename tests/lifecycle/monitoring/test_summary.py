@@ -14,9 +14,10 @@ def found(accuracy: float) -> Evaluation:
     return Evaluation(300, accuracy, accuracy, {}, 0.0, [])
 
 
-def live(low: float, high: float) -> LiveQuality:
+def live(low: float, high: float, disagree: bool = False) -> LiveQuality:
     estimate = Estimate((low + high) / 2, low, high)
-    return LiveQuality(datetime.min, datetime.max, {ALL: EstimatedQuality(500, estimate, estimate, {})})
+    found = EstimatedQuality(500, estimate, estimate, {}, disagree=disagree)
+    return LiveQuality(datetime.min, datetime.max, {ALL: found})
 
 
 FINE = "is fine: accuracy 87.6% on validation; "
@@ -55,8 +56,16 @@ UNDER = ["accuracy on feedback is 0.5838, under 0.7 (173 texts)"]
             f"is under a threshold: {UNDER[0]}; its accuracy on live texts looks like 84% to 88%, but they are unlike "
             "the known texts, so it may be lower; drift of texts and lengths.",
         ),
+        (
+            [],
+            live(0.55, 0.87, disagree=True),
+            [],
+            ["texts"],
+            f"{FINE}its accuracy on live texts looks like 55% to 87% (the estimates differ; labels for some live texts "
+            "would settle it); drift of texts.",
+        ),
     ],
-    ids=["few texts", "all is well", "probably bad", "known to be bad"],
+    ids=["few texts", "all is well", "probably bad", "known to be bad", "nobody knows"],
 )
 def test_it_says_how_a_version_stands(
     problems: list[str],
