@@ -14,7 +14,7 @@ GPU ?= $(wildcard $(VENV)/.installed-gpu)
 INSTALLED = $(VENV)/.installed$(if $(GPU),-gpu)
 
 # A comment directly above a target is its line in `make help`.
-.PHONY: install help run check test test-all overload chaos soak bench bench-poisoning strangers fuzz lock clean
+.PHONY: install help run check test test-all overload chaos soak bench bench-poisoning bench-drift strangers fuzz lock clean
 
 # Install the dependencies into .venv; GPU=1 installs those for an NVIDIA GPU. `make` alone does this, too.
 install: $(INSTALLED)
@@ -70,6 +70,10 @@ bench: $(VENV)/.installed-bench
 # Measure what wrong labels of one sender do to the next model, and which senders are put into quarantine.
 bench-poisoning: $(INSTALLED)
 	$(BIN)/python -m benchmarks.poisoning
+
+# Measure what the checks notice and estimate on other kinds of texts than the training data.
+bench-drift: $(INSTALLED)
+	$(BIN)/python -m benchmarks.drift
 
 # Run every test that SECURITY.md names, and print what strangers get, as a table. Some tests need root.
 strangers: $(VENV)/.installed-dev

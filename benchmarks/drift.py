@@ -234,7 +234,8 @@ def _table(results: dict[str, Any]) -> str:
         values = " | ".join(f"{found['methods'][method]:.1%}" for method in methods)
         lines.append(
             f"| {name} | {found['texts']:,} | {found['true']:.1%} | {values} "
-            f"| {found['low']:.1%} to {found['high']:.1%} | {found['width'][0]:.1%}, {found['width'][1]:.1%} | {found['holds']:.0%} |"
+            f"| {found['low']:.1%} to {found['high']:.1%} | {found['width'][0]:.1%}, {found['width'][1]:.1%} "
+            f"| {found['holds']:.0%} |"
         )
     lines += ["", "| texts | any alarm of drift | of texts | of labels | of lengths |", "|---|---|---|---|---|"]
     lines += [
