@@ -12,7 +12,7 @@ from tests.lifecycle.deployment.test_promotion import Load
 
 pytestmark = pytest.mark.full
 
-PROMOTIONS = 50
+PROMOTIONS = 20
 SETTLED_AFTER = 5
 LARGEST_GROWTH = 1.10
 
@@ -33,7 +33,7 @@ def anonymous_bytes(process_id: int) -> int:
     return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", status)[1])  # type: ignore[index]
 
 
-def test_fifty_promotions_in_a_row(tmp_path: Path, bert_bundle: Path) -> None:
+def test_twenty_promotions_in_a_row(tmp_path: Path, bert_bundle: Path) -> None:
     with serving(make_served(tmp_path, bert_bundle, versions=2)) as served, Load(served.url, callers=4) as load:
         settled = 0
         for number in range(1, PROMOTIONS + 1):
