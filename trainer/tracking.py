@@ -21,7 +21,6 @@ from common.settings import Settings
 from serving.model_repo.protocol import MODEL_NAME
 from trainer.dataset import Dataset
 from trainer.evaluation import Evaluation, Scores
-from trainer.figures import figures as draw
 from trainer.record import FILE_NAME, TrainingRecord
 
 EXPERIMENT = "sentiment"
@@ -135,6 +134,9 @@ class Tracking:
             self._client.log_dict(
                 run_id, {"labels": labels, "rows_right_columns_predicted": confusion}, "confusion_matrix.json"
             )
+            # The import takes seconds, and only a run with results needs it.
+            from trainer.figures import figures as draw
+
             for name, figure in draw(confusion, found.probabilities, found.targets, labels):
                 self._client.log_figure(run_id, figure, name)
         self._client.log_artifacts(run_id, str(model_dir), MODEL)
