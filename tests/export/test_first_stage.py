@@ -70,6 +70,7 @@ def test_a_certified_first_stage_decides_texts_as_the_full_model_does(settings: 
     assert not list((settings.state_dir / "training").iterdir())
 
 
+@pytest.mark.full
 def test_a_first_stage_that_gains_too_little_is_left_out(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_first_stage_that_gains_too_little_is_left_out(
     assert "The version has one stage, because two would be only" in caplog.text
 
 
+@pytest.mark.full
 def test_a_first_stage_that_fails_is_left_out(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
