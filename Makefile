@@ -60,7 +60,7 @@ chaos: $(VENV)/.installed-dev
 # Run the pipeline at half load, with a promotion every minute, and report whether anything grows. SECONDS=1800 is the default.
 soak: SECONDS ?= 1800
 soak: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.e2e.soak --out benchmarks/results/soak --seconds $(SECONDS)
+	$(BIN)/python -m tests.e2e.soak --out benchmarks/results/soak --seconds $(SECONDS) $(if $(RATE),--rate $(RATE))
 
 # Measure the engine and the servers on this machine, beside other servers.
 bench: $(VENV)/.installed-bench
@@ -82,7 +82,7 @@ strangers: $(VENV)/.installed-dev
 # Feed random bytes to every parser; SECONDS=600 is the default, over all parsers.
 fuzz: SECONDS ?= 600
 fuzz: $(VENV)/.installed-fuzz
-	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(RATE),--rate $(RATE))
 
 define ENVIRONMENT
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \

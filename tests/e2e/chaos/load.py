@@ -1,6 +1,7 @@
 """The load of a fault: callers who ask and tell at a steady pace, whatever they get, and remember it."""
 
 import asyncio
+import contextlib
 import random
 import threading
 import time
@@ -9,10 +10,15 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from common.errors import PipelineError
+from serving.client.triton_client import TritonClient
 from tests.conftest import LABELS, SENTENCES
+from tests.lifecycle.conftest import ADMIN_KEY
 from tests.lifecycle.learning import GOOD
 
-LIVE, BATCH, FEEDBACK = "live", "batch", "feedback"
+LIVE, BATCH, FEEDBACK, GRPC, CONSOLE = "live", "batch", "feedback", "gRPC", "console"
+PAGES = ("versions", "health", "quality", "events", "label")
+"""Of the console, one after the other."""
 RATES = {LIVE: 20.0, BATCH: 2.0, FEEDBACK: 4.0}
 """Requests a second of each kind: open loop, so that a slow answer holds up nobody's next request."""
 BATCH_TEXTS = 8
@@ -86,27 +92,47 @@ class Load:
 
     async def _run(self) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        async with httpx.AsyncClient(base_url=self.url, timeout=TIMEOUT_S, limits=limits, trust_env=False) as client:
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        triton = TritonClient(f"{host}:{int(port) + 1}", cancels=True)
+        async with (
+            httpx.AsyncClient(base_url=self.url, timeout=TIMEOUT_S, limits=limits, trust_env=False) as client,
+            contextlib.AsyncExitStack() as ended,
+        ):
+            ended.push_async_callback(triton.close)
+            if CONSOLE in self._rates:
+                form, own = {"key": ADMIN_KEY, "next": "/"}, {"Sec-Fetch-Site": "same-origin"}
+                signed_in = await client.post("/console/sign-in", data=form, headers=own)
+                assert client.cookies, signed_in.text
             requests: set[asyncio.Task[None]] = set()
             due = {kind: time.monotonic() for kind in self._rates}
             while not self._ended.is_set():
                 for kind, rate in self._rates.items():
                     if time.monotonic() >= due[kind]:
                         due[kind] += self._draw.expovariate(rate)
-                        task = asyncio.create_task(self._ask(client, kind))
+                        task = asyncio.create_task(self._ask(client, triton, kind))
                         requests.add(task)
                         task.add_done_callback(requests.discard)
                 await asyncio.sleep(max(0.0, min(due.values(), default=time.monotonic() + 0.1) - time.monotonic()))
             await asyncio.gather(*requests)
 
-    async def _ask(self, client: httpx.AsyncClient, kind: str) -> None:
+    async def _ask(self, client: httpx.AsyncClient, triton: TritonClient, kind: str) -> None:
         texts = tuple(self._text() for _ in range(BATCH_TEXTS if kind == BATCH else 1))
         asked = Asked(kind, texts, time.monotonic())
         self.asked.append(asked)
         try:
-            path, body = _request(kind, texts)
-            answer = await client.post(path, json=body)
-            _read(answer, asked)
+            if kind == GRPC:
+                found = await triton.classify(texts, TIMEOUT_S)
+                asked.status, asked.version = 200, found.version
+                asked.labels, asked.scores = found.labels, found.scores
+            elif kind == CONSOLE:
+                page = await client.get(f"/console/{PAGES[self._count % len(PAGES)]}")
+                asked.status = page.status_code
+                asked.failure = "" if "</html>" in page.text else "no whole page"
+            else:
+                path, body = _request(kind, texts)
+                _read(await client.post(path, json=body), asked)
+        except PipelineError as error:
+            asked.failure = str(error)
         except httpx.TimeoutException:
             asked.failure = "no answer"
         except httpx.TransportError:

@@ -1,7 +1,8 @@
-"""`python -m tests.e2e.soak`: half load and a promotion every minute for a long time; does anything grow?
+"""`python -m tests.e2e.soak`: half load of every kind for long, while versions change and the database goes away.
 
-The exit status is 1 if memory, descriptors, threads or shared memory grow, an answer was wrong, a request failed, or an
-accepted row of feedback was lost.
+The exit status is 1 if memory, descriptors, threads, files or shared memory grow, an answer was wrong, a request failed
+that needs no database or while there was one, a promotion, canary, retraining or bulk scoring failed, or an accepted
+row of feedback was lost.
 """
 
 import argparse
@@ -20,15 +21,19 @@ import httpx
 from transformers.utils.logging import disable_progress_bar
 
 from serving.host.triton import shared_memory_prefix
-from tests.e2e.chaos.load import BATCH, FEEDBACK, LIVE, Asked
+from tests.e2e.chaos.faults.postgres import running_postgres
+from tests.e2e.chaos.load import BATCH, CONSOLE, FEEDBACK, GRPC, LIVE, Asked
 from tests.e2e.chaos.target import Target, count_kept, opened, running_target
+from tests.e2e.soak.beside import Beside
 from tests.e2e.soak.telling import draw, table_of_trends, table_over_time
 from tests.e2e.soak.watching import Sample, measure, trends
+from tests.storage.conftest import find_postgres
 
 SAMPLE_S = 5.0
-PROMOTION_S = 60.0
+JUDGED_S = 60.0
 CALIBRATION_S = 8.0
 CALLERS = 16
+AWAY = " while the database was away"
 MOST_RATE = 150.0
 """Requests a second, over which this load generator would measure itself."""
 
@@ -38,7 +43,6 @@ class Soak:
     """What was seen so far."""
 
     samples: list[Sample] = field(default_factory=list)
-    promotions: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
     accepted: list[str] = field(default_factory=list)
@@ -50,23 +54,39 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.basicConfig(level=logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="sentiment-soak-", ignore_cleanup_errors=True) as directory:
-        rate = options.rate or _half_of_best(Path(directory) / "calibration")
-        rates = {LIVE: rate, BATCH: rate / 20, FEEDBACK: rate / 20}
-        (Path(directory) / "soak").mkdir()
-        with running_target(Path(directory) / "soak", rates=rates) as target:
+    binaries = find_postgres()
+    if binaries is None:
+        print("No PostgreSQL server is installed (Debian and Ubuntu: apt-get install postgresql).", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="sentiment-soak-", ignore_cleanup_errors=True) as name:
+        directory = Path(name) / "soak"
+        rate = options.rate or _half_of_best(Path(name) / "calibration")
+        rates = {LIVE: rate, GRPC: rate / 5, BATCH: rate / 20, FEEDBACK: rate / 20, CONSOLE: 0.5}
+        (directory / "tmp").mkdir(parents=True)
+        with (
+            running_postgres(binaries) as postgres,
+            running_target(
+                directory, rates, SENTIMENT_DATABASE_URL=f"{postgres.url}/postgres", TMPDIR=str(directory / "tmp")
+            ) as target,
+        ):
+            target.postgres = postgres
             print(f"{rate:.0f} live requests a second for {options.seconds:.0f} s", flush=True)
-            soak = _soak(target, options.seconds)
+            beside = Beside(target, options.seconds)
+            soak = _soak(target, options.seconds, beside)
+            beside.end()
             target.load.stop()
-            _judge(target, soak)
+            _judge(target, soak, beside)
             with opened(target.served) as database:
                 lost, doubled = count_kept(database, soak.accepted)
     found = trends(soak.samples)
     told = [
         table_over_time(soak.samples),
         table_of_trends(found),
-        f"{_described(soak)}; {len(soak.promotions)} promotions; "
+        f"{_described(soak)}; {len(beside.promotions)} promotions, {beside.canaries} canaries, "
+        f"{len(beside.retrainings)} retrainings, {beside.rows:,} rows scored in bulk; "
+        f"the database was away {len(beside.away)} times; "
         f"of {len(soak.accepted):,} accepted rows {lost} lost, {doubled} twice.",
+        *beside.failures,
     ]
     text = "\n\n".join(told)
     print(text)
@@ -76,37 +96,44 @@ def main(arguments: list[str]) -> int:
         (options.out / "soak.json").write_text(
             json.dumps([asdict(sample) for sample in soak.samples]), encoding="utf-8"
         )
-        draw(soak.samples, soak.promotions, options.out / "soak.png")
-    failed = {outcome for outcome in soak.outcomes if outcome != "right"}
+        draw(soak.samples, beside.promotions, options.out / "soak.png")
+    failed = [outcome for outcome in soak.outcomes if not outcome.endswith(("right", AWAY))]
     growing = [trend.name for trend in found if trend.is_growing]
     print(f"Growing: {', '.join(growing)}." if growing else "Flat.")
-    return int(bool(growing or failed or soak.wrong or lost or doubled))
+    return int(bool(growing or failed or soak.wrong or lost or doubled or beside.failures))
 
 
-def _soak(target: Target, seconds: float) -> Soak:
+def _soak(target: Target, seconds: float, beside: Beside) -> Soak:
     soak = Soak()
     assert target.served.process is not None
     root, prefix = target.served.process.pid, shared_memory_prefix(target.served.settings)
     began = time.monotonic()
-    due = PROMOTION_S / 2
+    due = JUDGED_S
     while (elapsed := time.monotonic() - began) < seconds:
-        soak.samples.append(Sample(elapsed, measure(root, prefix)))
+        soak.samples.append(Sample(elapsed, measure(root, prefix, target.directory)))
         if elapsed >= due:
-            due += PROMOTION_S
-            target.promote(target.other())
-            soak.promotions.append(elapsed)
-            _judge(target, soak)
-            print(f"{elapsed / 60:.1f} min, {len(soak.promotions)} promotions: {_described(soak)}", flush=True)
+            due += JUDGED_S
+            _judge(target, soak, beside)
+            print(f"{elapsed / 60:.1f} min, {len(beside.promotions)} promotions: {_described(soak)}", flush=True)
         time.sleep(max(0.0, SAMPLE_S - (time.monotonic() - began - elapsed)))
     return soak
 
 
-def _judge(target: Target, soak: Soak) -> None:
+def _judge(target: Target, soak: Soak, beside: Beside) -> None:
     """Compare what was answered so far, and forget it."""
     ended = target.load.take_ended()
-    soak.wrong += len(target.references.wrong([item for item in ended if item.status == 200]))
+    while beside.scored:
+        ended.append(beside.scored.pop())
+    # A retraining publishes more.
+    for version in target.served.repository.published():
+        target.references.learn(version, target.served.repository.version_directory(version))
+    answered = [item for item in ended if item.status == 200 and item.kind != CONSOLE]
+    wrong = target.references.wrong(answered)
+    soak.wrong += len(wrong)
+    for item in wrong[:3]:
+        print(f"wrong: {str(item)[:1_000]}", flush=True)
     soak.accepted += [item.texts[0] for item in ended if item.kind == FEEDBACK and item.status == 201]
-    soak.outcomes.update(map(_outcome, ended))
+    soak.outcomes.update(_outcome(item, beside) for item in ended)
 
 
 def _described(soak: Soak) -> str:
@@ -114,8 +141,13 @@ def _described(soak: Soak) -> str:
     return f"{sum(soak.outcomes.values()):,} requests ({outcomes}), {soak.wrong} wrong answers"
 
 
-def _outcome(item: Asked) -> str:
-    return "right" if item.succeeded else item.failure or f"{item.status} {item.problem}"
+def _outcome(item: Asked, beside: Beside) -> str:
+    if item.succeeded and not item.failure:
+        return f"{item.kind} right"
+    outcome = f"{item.kind} {item.failure or f'{item.status} {item.problem}'}"
+    # Only what needs the database may be refused for it.
+    is_excused = item.kind in (FEEDBACK, CONSOLE) and item.status == 503 and not item.failure and beside.was_away(item)
+    return f"{outcome}{AWAY}" if is_excused else outcome
 
 
 def _half_of_best(directory: Path) -> float:

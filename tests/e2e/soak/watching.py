@@ -1,6 +1,7 @@
 """What the pipeline's processes hold, measured again and again, and whether it grows."""
 
 import contextlib
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,13 @@ from pathlib import Path
 import psutil
 from scipy.stats import theilslopes
 
+from serving.host.log_file import MOST_BYTES
+
 GATEWAY, TRITON, STUB = "gateway", "Triton", "Triton's Python"
 SHARED_MEMORY = "shared memory"
-MEMORY, DESCRIPTORS, THREADS, SEGMENTS = "USS, MiB", "descriptors", "threads", "segments"
-ALLOWED = {MEMORY: 4.0, DESCRIPTORS: 2.0, THREADS: 1.0, SEGMENTS: 1.0}
+MEMORY, DESCRIPTORS, THREADS, SEGMENTS, FILES = "USS, MiB", "descriptors", "threads", "segments", "files"
+LOG = "log, MiB"
+ALLOWED = {MEMORY: 4.0, DESCRIPTORS: 2.0, THREADS: 1.0, SEGMENTS: 1.0, FILES: 2.0, LOG: 2 * MOST_BYTES / 2**20}
 """Growth over the whole time that is none: what allocators and pools do by themselves."""
 ALLOWED_SHARE = 0.03
 """The same, of the median, where that is more."""
@@ -50,8 +54,8 @@ class Trend:
         return self.growth > self.allowed and self.least_growth > 0
 
 
-def measure(root: int, shared_memory_prefix: str) -> dict[str, float]:
-    """What the pipeline whose first process is `root` holds now."""
+def measure(root: int, shared_memory_prefix: str, directory: Path) -> dict[str, float]:
+    """What the pipeline whose first process is `root`, and whose files are in `directory`, holds now."""
     figures: dict[str, float] = {}
     for process in [psutil.Process(root), *psutil.Process(root).children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -68,6 +72,10 @@ def measure(root: int, shared_memory_prefix: str) -> dict[str, float]:
     segments = list(Path("/dev/shm").glob(f"{shared_memory_prefix}*"))
     figures[f"{SHARED_MEMORY} {SEGMENTS}"] = len(segments)
     figures[f"{SHARED_MEMORY} MiB"] = sum(_used(segment) for segment in segments) / 2**20
+    # Without what is meant to stay there: data, versions, MLflow's runs.
+    figures[f"state {FILES}"] = _count(directory / "state")
+    figures[f"temporary {FILES}"] = _count(directory / "tmp")
+    figures[f"Triton's {LOG}"] = sum(_used(file) for file in directory.glob("**/triton.log*")) / 2**20
     return figures
 
 
@@ -115,6 +123,10 @@ def _name(process: psutil.Process, root: int) -> str | None:
     if process.pid == root:
         return GATEWAY
     return {"tritonserver": TRITON, "triton_python_b": STUB, "triton_python_backend_stub": STUB}.get(process.name())
+
+
+def _count(directory: Path) -> int:
+    return sum(len(files) for _, _, files in os.walk(directory))
 
 
 def _used(segment: Path) -> int:
