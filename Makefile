@@ -57,7 +57,8 @@ overload: $(INSTALLED)
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.e2e.chaos --out benchmarks/results/chaos $(if $(ONLY),--only $(ONLY))
 
-# Run the pipeline at half load, with a promotion every minute, and report whether anything grows. SECONDS=1800 is the default.
+# Run the pipeline at half load, with a promotion every minute, and report whether anything grows or is lost. SECONDS=1800 is the default;
+# RATE=25 sets the live requests a second.
 soak: SECONDS ?= 1800
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.e2e.soak --out benchmarks/results/soak --seconds $(SECONDS) $(if $(RATE),--rate $(RATE))

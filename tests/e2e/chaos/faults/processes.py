@@ -7,6 +7,7 @@ import time
 
 import psutil
 
+from lifecycle.jobs.job_process import LEASE_S
 from tests.e2e.chaos.fault import Fault
 from tests.e2e.chaos.surroundings import full, has_own_mounts
 from tests.e2e.chaos.target import GOOD, Target
@@ -16,6 +17,8 @@ RESTART_S = 1.0
 """After which systemd, or who else watches the pipeline, would start it again."""
 LEARNING_S = 150.0
 MLFLOW_AWAY_S = 15.0
+SUSPENDED_S = LEASE_S + 15.0
+"""Longer than its lease holds, so that another process may go on with the job."""
 
 
 def _kill_gateway(target: Target) -> None:
@@ -75,6 +78,16 @@ def _kill_retraining(target: Target) -> None:
     _come_to_a_verdict(target, job)
 
 
+def _suspend_retraining(target: Target) -> None:
+    job = _begin_retraining(target)
+    process = _job_process(target)
+    process.suspend()
+    time.sleep(SUSPENDED_S)
+    process.resume()
+    target.is_over()
+    _come_to_a_verdict(target, job)
+
+
 def _come_to_a_verdict(target: Target, job: int) -> None:
     """Wait until the retraining has, and remember what the version that it promoted, if it did, says."""
     ended = _end_of(target, job)
@@ -126,6 +139,12 @@ FAULTS = [
         "Retrying|MLflow",
     ),
     Fault("retraining-killed", "a retraining is killed", _kill_retraining, "was interrupted and resumes"),
+    Fault(
+        "retraining-lease-lost",
+        f"a retraining is suspended for {SUSPENDED_S:.0f} s, and loses its lease",
+        _suspend_retraining,
+        "The lease for job .* was lost",
+    ),
 ]
 if has_own_mounts():
     does = "the model repository is full when a retraining exports"
