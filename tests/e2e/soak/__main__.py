@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx
+import numpy as np
 from transformers.utils.logging import disable_progress_bar
 
 from serving.host.triton import shared_memory_prefix
@@ -46,6 +47,8 @@ class Soak:
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
     accepted: list[str] = field(default_factory=list)
+    live: list[tuple[float, float]] = field(default_factory=list)
+    """When each live request was sent, and its duration in milliseconds."""
 
 
 def main(arguments: list[str]) -> int:
@@ -86,6 +89,7 @@ def main(arguments: list[str]) -> int:
         f"{len(beside.retrainings)} retrainings, {beside.rows:,} rows scored in bulk; "
         f"the database was away {len(beside.away)} times; "
         f"of {len(soak.accepted):,} accepted rows {lost} lost, {doubled} twice.",
+        f"Live requests beside a retraining: {_times(soak, beside, True)}; otherwise: {_times(soak, beside, False)}.",
         *beside.failures,
     ]
     text = "\n\n".join(told)
@@ -133,12 +137,21 @@ def _judge(target: Target, soak: Soak, beside: Beside) -> None:
     for item in wrong[:3]:
         print(f"wrong: {str(item)[:1_000]}", flush=True)
     soak.accepted += [item.texts[0] for item in ended if item.kind == FEEDBACK and item.status == 201]
+    soak.live += [(item.sent, 1e3 * (item.ended - item.sent)) for item in ended if item.kind == LIVE and item.succeeded]
     soak.outcomes.update(_outcome(item, beside) for item in ended)
 
 
 def _described(soak: Soak) -> str:
     outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in soak.outcomes.most_common())
     return f"{sum(soak.outcomes.values()):,} requests ({outcomes}), {soak.wrong} wrong answers"
+
+
+def _times(soak: Soak, beside: Beside, is_training: bool) -> str:
+    times = [duration for sent, duration in soak.live if beside.was_training(sent) == is_training]
+    if not times:
+        return "none"
+    median, p99 = np.percentile(times, [50, 99])
+    return f"median {median:.1f} ms, p99 {p99:.0f} ms ({len(times):,} requests)"
 
 
 def _outcome(item: Asked, beside: Beside) -> str:

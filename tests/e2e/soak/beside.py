@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -40,6 +41,8 @@ class Beside:
     """From when until when the database was away, by `time.monotonic`."""
     retrainings: list[int] = field(default_factory=list)
     """Their jobs."""
+    trained: list[tuple[float, float]] = field(default_factory=list)
+    """From when until when one ran, by `time.monotonic`."""
     scored: list[Asked] = field(default_factory=list)
     """Rows of bulk scoring that have not been compared yet."""
     rows: int = 0
@@ -73,6 +76,9 @@ class Beside:
                 while found["ended_at"] is None:
                     time.sleep(1)
                     found = self._job(job)
+                offset = time.monotonic() - time.time()
+                since, until = (datetime.fromisoformat(str(found[name])) for name in ("started_at", "ended_at"))
+                self.trained.append((since.timestamp() + offset, until.timestamp() + offset))
                 assert found["state"] in ("succeeded", "rejected"), (
                     f"retraining {job} {found['state']}: {found['error']}"
                 )
@@ -80,6 +86,10 @@ class Beside:
     def was_away(self, item: Asked) -> bool:
         """Return whether the database was away during some of the request."""
         return any(item.sent < until + AFTER_S and item.ended > since for since, until in self.away)
+
+    def was_training(self, sent: float) -> bool:
+        """Return whether a retraining ran when a request was sent; known after `end`."""
+        return any(since <= sent < until for since, until in self.trained)
 
     def _follow_plan(self) -> None:
         for due, step in self._plan:
