@@ -77,7 +77,7 @@ class Beside:
                     time.sleep(1)
                     found = self._job(job)
                 offset = time.monotonic() - time.time()
-                since, until = (datetime.fromisoformat(str(found[name])) for name in ("started_at", "ended_at"))
+                since, until = (datetime.fromisoformat(str(found[name])) for name in ("created_at", "ended_at"))
                 self.trained.append((since.timestamp() + offset, until.timestamp() + offset))
                 assert found["state"] in ("succeeded", "rejected"), (
                     f"retraining {job} {found['state']}: {found['error']}"
