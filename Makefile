@@ -14,7 +14,7 @@ GPU ?= $(wildcard $(VENV)/.installed-gpu)
 INSTALLED = $(VENV)/.installed$(if $(GPU),-gpu)
 
 # A comment directly above a target is its line in `make help`.
-.PHONY: install help run check test test-all overload chaos soak bench bench-poisoning bench-drift strangers fuzz lock clean
+.PHONY: install help run check test test-all containers overload chaos soak bench bench-poisoning bench-drift strangers fuzz lock clean
 
 # Install the dependencies into .venv; GPU=1 installs those for an NVIDIA GPU. `make` alone does this, too.
 install: $(INSTALLED)
@@ -48,6 +48,10 @@ test: check
 test-all: check
 	$(PYTEST) --again $(PARALLEL) -m "not alone"
 	$(PYTEST) --again -m alone
+
+# Build the images and run docker-compose.yml on a Docker of its own. Needs root, debootstrap and slirp4netns.
+containers: $(VENV)/.installed-dev
+	CONTAINERS=1 $(BIN)/python -m tests.run -s --durations=0 tests/containers
 
 # Send the pipeline three times what this machine can serve, for a minute.
 overload: $(INSTALLED)
