@@ -37,7 +37,7 @@ USER 10001:10001
 # The runtime state of a gateway lies in SENTIMENT_HOME.
 WORKDIR /data
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+HEALTHCHECK --interval=10s --timeout=15s --start-period=180s \
     CMD ["python", "/app/is_up.py", "http://127.0.0.1:8000/health/ready"]
 ENTRYPOINT ["python", "/app/app.py"]
 CMD ["gateway"]

@@ -148,7 +148,8 @@ def mlflow(tmp_path: Path, postgres_url: str) -> Iterator[str]:
     with psycopg.connect(url.set(drivername="postgresql").render_as_string(False), autocommit=True) as connection:
         connection.execute(script.partition("\n")[2].encode())
     port = free_ports()
-    environment = {"HOME": str(tmp_path), "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": os.environ["PATH"]}
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment["MLFLOW_BACKEND_STORE_URI"] = url.set(database=f"mlflow_{url.database}").render_as_string(False)
     assert environment.keys() - {"PATH"} == SERVICES["mlflow"]["environment"].keys()
     given = {"--host": "127.0.0.1", "--port": str(port), "--artifacts-destination": str(tmp_path)}
