@@ -43,4 +43,5 @@ def _ask(url: str, body: object = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    # `sys.exit("")` would fail.
+    sys.exit(main(*sys.argv[1:]) or 0)

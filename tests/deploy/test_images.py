@@ -212,6 +212,9 @@ def test_probes_tell_a_triton_that_starts_one_that_answers_and_one_that_is_broke
     assert "Triton does not answer" in is_answering.main("alive", "http://127.0.0.1:9")
     wait_for(lambda: is_answering.main("ready", address) == "", 90, "Triton to answer")
     assert is_answering.main("alive", address) == ""
+    program = [sys.executable, str(IMAGES / "is_answering.py"), "ready"]
+    statuses = [subprocess.run([*program, place]).returncode for place in (address, "http://127.0.0.1:9")]
+    assert statuses == [0, 1]
 
     server = psutil.Process(process)
     (python,) = server.children()
