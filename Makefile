@@ -87,7 +87,7 @@ strangers: $(VENV)/.installed-dev
 # Feed random bytes to every parser; SECONDS=600 is the default, over all parsers.
 fuzz: SECONDS ?= 600
 fuzz: $(VENV)/.installed-fuzz
-	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(RATE),--rate $(RATE))
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 define ENVIRONMENT
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
