@@ -126,9 +126,16 @@ def _main(arguments: list[str]) -> int:
 
 
 def _run(settings: Settings, options: argparse.Namespace) -> None:
+    from serving.host.pipeline_lock import only_pipeline
+
     _check_machine(settings)
-    _prepare(settings, options)
-    _serve(settings, options)
+    if settings.triton_url is not None:  # then several hosts may share the state
+        _prepare(settings, options)
+        _serve(settings, options)
+        return
+    with only_pipeline(settings):
+        _prepare(settings, options)
+        _serve_here(settings)
 
 
 def _prepare(settings: Settings, _: argparse.Namespace) -> None:
@@ -152,9 +159,9 @@ def _prepare(settings: Settings, _: argparse.Namespace) -> None:
         log.info("The quick version is already trained; it is exported next.")
     elif settings.first_version == "quick" and fetch_encoder():
         log.info(
-            "Training a quick version first; it is served in about three minutes. The full training of %s follows "
-            "while it is served, and replaces it if its version is not worse. SENTIMENT_FIRST_VERSION=full leaves the "
-            "quick version out.",
+            "Training a quick version first; on an idle machine it is served in about three minutes. The full "
+            "training of %s follows while it is served, and replaces it if its version is not worse. "
+            "SENTIMENT_FIRST_VERSION=full leaves the quick version out.",
             _base_model(settings),
         )
         _run_step("train", "--quick")
@@ -218,18 +225,32 @@ def _export(settings: Settings, options: argparse.Namespace) -> None:
         os.umask(options.umask)  # the directory is the user's
         export_standard(settings, options.standard)
         return
+    from trainer.record import TrainingRecord
+
+    TrainingRecord.load(settings.model_dir)  # raises before the libraries are imported, which takes seconds
     from export.export import export
 
     export(settings)
 
 
 def _serve(settings: Settings, _: argparse.Namespace) -> None:
+    from serving.host.pipeline_lock import only_pipeline
+
+    _check_machine(settings)
+    if settings.triton_url is not None:
+        _serve_here(settings)
+        return
+    with only_pipeline(settings):
+        _serve_here(settings)
+
+
+def _serve_here(settings: Settings) -> None:
     import uvloop
 
     from serve import serve
     from serving.model_repo.repository import NOT_DEPLOYED, ModelRepository
 
-    _check_machine(settings)
+    _check_machine(settings)  # a training may have taken long since the first check
     if settings.triton_url is None and not ModelRepository(settings.model_repository).has_record:
         raise PipelineError(NOT_DEPLOYED)
     uvloop.run(serve(settings))
@@ -295,6 +316,9 @@ def _score(settings: Settings, options: argparse.Namespace) -> None:
     # As in Triton's environment: one thread per core. The libraries read these variables when they are imported.
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     os.umask(options.umask)  # the command writes only to the user's own output path
+    from scoring.inputs import find_inputs
+
+    find_inputs(options.inputs, Path(options.out))  # raises before the libraries are imported, which takes seconds
     from scoring.score import score
 
     score(settings, options)

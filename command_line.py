@@ -54,7 +54,11 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message with the usage, and exit. Python can do so itself from 3.14 on."""
         wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        super().error(message + (_nearest(wrong[1], re.findall(r"[\w-]+", wrong[2])) if wrong else ""))
+        if wrong:
+            hint = _nearest(wrong[1], re.findall(r"[\w-]+", wrong[2]))
+            choices = "see --help" if message.startswith("argument COMMAND") else f"choose from {wrong[2]}"
+            message = f"{message[: wrong.start()]}invalid choice: {wrong[1]!r} ({choices}){hint}"
+        super().error(message)
 
 
 def _nearest(wrong: str, names: Iterable[str]) -> str:

@@ -103,6 +103,7 @@ async def serve(settings: Settings, *, schedules: bool = True) -> None:
         under_way,
         settings.batch_deadline_s,
         triton,
+        scheduler,
     )
     held = hold_localhost(settings.host, (settings.port, settings.triton_grpc_port))
     loop = asyncio.get_running_loop()
@@ -315,13 +316,19 @@ class _Server(uvicorn.Server):
     """Uvicorn with an event for listening, no signal handling of its own, and a shutdown after accepted requests."""
 
     def __init__(
-        self, config: uvicorn.Config, under_way: UnderWay, longest_s: float, triton: TritonSupervisor | None
+        self,
+        config: uvicorn.Config,
+        under_way: UnderWay,
+        longest_s: float,
+        triton: TritonSupervisor | None,
+        scheduler: "Scheduler | None",
     ) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
         self._under_way = under_way
         self._longest_s = longest_s
         self._triton = triton
+        self._scheduler = scheduler
         self._ending: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -343,11 +350,15 @@ class _Server(uvicorn.Server):
                 log.info("Shutting down after %s in progress; a second signal stops at once.", requests)
             else:
                 log.info("Shutting down; no requests in progress.")
+            for kind in self._scheduler.running_jobs() if self._scheduler is not None else ():
+                log.info("Stopping the running %s, which resumes at the next start. A second signal kills it.", kind)
             self._ending = asyncio.create_task(self._end_in_order())
         else:
             self.should_exit = self.force_exit = True
             if self._triton is not None:
                 self._triton.kill()
+            if self._scheduler is not None:
+                self._scheduler.kill_jobs()
 
     async def _end_in_order(self) -> None:
         try:

@@ -39,7 +39,10 @@ def close_to_other_accounts(settings: Settings) -> None:
         if _mode(path) != before and had_content:  # a fresh clone has no texts and no models yet
             closed.append(str(path))
     if closed:
-        log.info("Only this account can read %s from now on; others of this machine could.", ", ".join(closed))
+        log.info(
+            "Only this account can read %s from now on; before, other accounts could.",
+            ", ".join(closed),
+        )
     for warning in what_stays_open(settings):
         log.warning("%s", warning)
 

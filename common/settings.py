@@ -430,9 +430,12 @@ def load_settings() -> Settings:
 def _refuse_what_lies_elsewhere(settings: Settings) -> None:
     """Raise PipelineError if the current directory has the settings or the state of an earlier version.
 
-    Earlier versions read `.env` in the directory where they were started, and counted relative paths from it.
+    Earlier versions read `.env` in the directory where they were started, and counted relative paths from it. Whoever
+    names the home directory has chosen it, and is not asked again.
     """
-    if HOME not in os.environ and env_file() != Path(".env"):
+    if os.environ.get(HOME):
+        return
+    if env_file() != Path(".env"):
         ignored: list[str] = []
         with contextlib.suppress(OSError, UnicodeDecodeError):  # then it is another program's
             ignored = [name for name in dotenv_values(".env", encoding="utf-8") if name.upper().startswith(ENV_PREFIX)]

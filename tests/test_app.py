@@ -47,8 +47,10 @@ def test_help_names_each_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["retrian"], "app.py: error: argument COMMAND: invalid choice: 'retrian' "),
-        (["retrian"], "; did you mean retrain?\n"),
+        (
+            ["retrian"],
+            "app.py: error: argument COMMAND: invalid choice: 'retrian' (see --help); did you mean retrain?\n",
+        ),
         (["retrain", "--jsn"], "app.py retrain: error: unrecognized arguments: --jsn; did you mean --json?\n"),
         (["events", "--limt=4"], "unrecognized arguments: --limt=4; did you mean --limit?\n"),
         (["keys", "add", "anna", "--scope", "predct"], "; did you mean predict?\n"),

@@ -141,7 +141,9 @@ def _warn(missing: str, reason: str, replacement: str, deployed: str) -> None:
     """Log that `replacement` is used, unless the training of the deployed version with this encoder has told it."""
     if replacement != deployed:
         line = f"{missing} cannot be loaded ({reason}). Using the packaged encoder {replacement} instead."
-        log_once(log, logging.WARNING, f"{line} Set SENTIMENT_BASE_MODEL to choose another.")
+        setting = next(value for value, encoder in PACKAGED_ENCODERS.items() if encoder.name == replacement)
+        advice = f"SENTIMENT_BASE_MODEL={setting} chooses it without this warning, and any other value another encoder."
+        log_once(log, logging.WARNING, f"{line} {advice}")
 
 
 def _fully_trained_encoder(settings: Settings) -> str:

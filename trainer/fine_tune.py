@@ -137,7 +137,7 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
         if affordable < least:
             log.warning(
                 "This machine is slow or busy (load %.1f on %d cores): only %d training steps fit in %.0f s. At least "
-                "%d are needed, which take about %s.",
+                "%d are needed, which take about %s; export and start follow.",
                 os.getloadavg()[0],
                 usable_cores(),
                 affordable,

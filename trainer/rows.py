@@ -149,7 +149,7 @@ class FileRows:
             self.labels[index], self.rows[index], self.lines[index] = label, first.row, first.line
             lost = [each for each in told if each.label != label]
         else:
-            reason = f"the {len(told)} rows with this text have {len(votes)} labels, and two thirds agree on none"
+            reason = f"the {len(told)} rows with this text have {len(votes)} labels, none of them in two thirds"
             del self.texts[text]
             lost = told
         # All rows with this text but the first were taken for repetitions.

@@ -232,7 +232,7 @@ def _list_suspects(
     log.info(
         "Labels that are probably wrong: %s. %s lists them, the most suspicious first. No row was removed: correct the "
         "data files where the list is right.",
-        f"the {listed.rows} most suspicious" if listed.is_full else listed.rows,
+        f"the {listed.rows} most suspicious, which is the limit" if listed.is_full else listed.rows,
         listed.path,
     )
     return listed

@@ -119,7 +119,7 @@ def _keep(
         unknown = [(place, rows[place].label) for place, row in kept.items() if row.label not in labels]
         if unknown:
             errors = [
-                FieldError(f"{place}label", f"is {label[:50]!r}; it is one of {', '.join(labels)}")
+                FieldError(f"{place}label", f"is {label[:50]!r}; it must be one of {', '.join(labels)}")
                 for place, label in unknown[:MOST_ERRORS]
             ]
             raise InvalidFieldsError(errors, len(unknown))

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 def check(settings: Settings, options: argparse.Namespace) -> None:
     """Check the deployed model; print its figures, then the verdict, then what follows from it."""
     logging.getLogger("lifecycle.jobs.check").setLevel(logging.WARNING)  # its lines say the same as the output
+    require_running(settings)
     if not options.json:
         print("Checking the deployed version; this takes some seconds, or a minute on a busy machine.", flush=True)
     job = _do(settings, jobs.CHECK)

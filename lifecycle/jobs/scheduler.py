@@ -85,6 +85,15 @@ class Scheduler:
         self._stop.set()
         self._thread.join()
 
+    def running_jobs(self) -> list[jobs.Kind]:
+        """Return the kinds of the jobs that run here."""
+        return [kind for kind in jobs.KINDS if kind in self._children]
+
+    def kill_jobs(self) -> None:
+        """End the running jobs at once; they resume where the scheduler runs next."""
+        for child in list(self._children.values()):
+            child.kill()
+
     def _campaign(self) -> None:
         # No growing pauses: this process must notice a lost lease before another host takes it.
         run_until(self._stop, "scheduler lease", self._renew, _RENEW_S, longest_pause_s=_RENEW_S)
@@ -95,6 +104,7 @@ class Scheduler:
                 for job in jobs.lost(database):
                     with database.transaction() as session:
                         jobs.requeue(session, job.id, counts=False)  # only the shutdown of the pipeline ended it
+                    log.info("Job %d (%s) was interrupted; it resumes at the next start.", job.id, job.kind)
                 leases.give_back(database, leases.SCHEDULER, self._holder)
             except (PipelineError, SQLAlchemyError):
                 log.warning("Cannot release the scheduler's lease now; it expires by itself.")
@@ -169,12 +179,12 @@ class Scheduler:
             scheduler.add_job(partial(task.run, partial(look, database)), "interval", seconds=seconds, id=name)
 
     def _end(self) -> None:
+        self._shut_down()  # first: it would see the ended jobs as killed ones, and start them again
         for child in self._children.values():
             child.terminate()
         for child in self._children.values():
             child.wait()
         self._children.clear()
-        self._shut_down()
 
     def _shut_down(self) -> None:
         running, self._running = self._running, None
@@ -183,6 +193,8 @@ class Scheduler:
 
     def _look_after_jobs(self, database: Database) -> None:
         """Start queued jobs, and enqueue again jobs whose process was killed."""
+        if self._stop.is_set():
+            return
         for name, child in list(self._children.items()):
             if child.poll() is not None:
                 del self._children[name]

@@ -50,7 +50,7 @@ def choose_variant(bundle: Bundle, wanted: Wanted) -> Choice:
     """
     if bundle.quick:
         proven = (proof.variant for proof in bundle.proofs if not proof.refused)
-        return Choice(next(proven, Variant(ONNXRUNTIME, FLOAT32)), "a quick first version has no other")
+        return Choice(next(proven, Variant(ONNXRUNTIME, FLOAT32)), "the only variant of a quick first version")
     # float32 gives the same results on all processors, so its refusal on one holds for all.
     refused_float32 = {proof.variant for proof in bundle.proofs if proof.refused and proof.precision == FLOAT32}
     tried = [proof for proof in bundle.proofs if proof.arithmetic == arithmetic_of(proof.variant)]

@@ -123,6 +123,9 @@ def test_the_state_that_an_earlier_version_left_elsewhere_is_told_and_not_begun_
     earlier = tmp_path_factory.mktemp("earlier")
     (earlier / ".sentiment").mkdir()
     monkeypatch.chdir(earlier)
+    assert load_settings().state_dir == directory / ".sentiment"  # whoever names the home directory has chosen it
+    monkeypatch.delenv(HOME)
+    monkeypatch.setattr("common.home._CHECKOUT", directory)
     with pytest.raises(PipelineError, match=rf"To go on with that state, set {HOME}={earlier}\."):
         load_settings()
     (earlier / "state").mkdir()

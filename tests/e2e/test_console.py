@@ -313,7 +313,7 @@ def test_a_page_that_does_not_exist_looks_like_the_others(page: Page) -> None:
 def test_fields_do_not_look_disabled(page: Page) -> None:
     """In the grey of the page they did."""
     page.goto("/")
-    for label in ("One or more texts", "Choose a CSV or JSON Lines file"):
+    for label in ("One or more texts", "Drop or choose a CSV or JSON Lines file"):
         expect(page.get_by_label(label)).to_have_css("background-color", "rgb(255, 255, 255)")
     expect(page.locator("body")).not_to_have_css("background-color", "rgb(255, 255, 255)")
 
@@ -407,7 +407,7 @@ def test_a_label_that_is_not_kept_is_told_and_its_text_comes_again(page: Page, d
 
 def test_a_file_that_is_dropped_comes_back_scored_or_with_its_faults(page: Page) -> None:
     page.goto("/")
-    chooser = page.get_by_label("Choose a CSV or JSON Lines file")
+    chooser = page.get_by_label("Drop or choose a CSV or JSON Lines file")
     with page.expect_download() as download:
         chooser.set_input_files({"name": "new.csv", "mimeType": "text/csv", "buffer": b"id;text\n7;good\n8;bad\n9\n"})
     assert download.value.suggested_filename == "scored-new.csv"

@@ -1,11 +1,13 @@
 """The progress line: what it says of a step is of that step."""
 
+import time
 from typing import Any
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 import common.progress
+import trainer.progress
 from trainer.progress import ProgressLine
 
 
@@ -45,3 +47,15 @@ def test_a_training_that_resumes_says_where(capsys: pytest.CaptureFixture[str]) 
     told = run(range(1_981, 1_991), 2_000, capsys)
     start = "epoch 0.0 of 2  step 1,980 of 2,000 (resumed at 1,980)"
     assert told[0] == f"{start}  estimating the time left"
+
+
+def test_a_first_step_that_takes_long_is_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trainer.progress, "_LONG_FIRST_STEP_S", 0.01)
+    state: Any = TrainerState(max_steps=20, num_train_epochs=2)
+    ProgressLine().on_train_begin(TrainingArguments(report_to=[]), state, TrainerControl())
+    told = ""
+    while "step 0 of 20  the first step takes long; load " not in told:
+        told += capsys.readouterr().err
+        time.sleep(0.01)

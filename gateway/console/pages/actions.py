@@ -27,7 +27,7 @@ async def confirm(page_request: PageRequest) -> Response:
     asked = page_request.request.query_params
     change = asked.get("change", "")
     if change not in _CHANGES:
-        raise InvalidFieldsError([FieldError("change", f"is {change[:20]!r}; it is one of {', '.join(_CHANGES)}")])
+        raise InvalidFieldsError([FieldError("change", f"is {change[:20]!r}; it must be one of {', '.join(_CHANGES)}")])
     app = page_request.app
     models = await in_thread(lambda: describe_models(app.settings, app.storage.open()))
     by_alias = {alias: model for model in models for alias in model["aliases"]}

@@ -27,7 +27,7 @@ from tests.lifecycle.conftest import Served, publish
 
 FEEDBACK = "/feedback"
 MISSING = "is missing; a string is needed"
-NEUTRAL = "is 'Neutral'; it is one of Negative, Positive"
+NEUTRAL = "is 'Neutral'; it must be one of Negative, Positive"
 ROW = {"text": "I love this product!", "label": "Positive"}
 
 WRONG_FIELDS: list[tuple[str, list[tuple[str, str]]]] = [
@@ -104,7 +104,7 @@ WRONG_FIELDS: list[tuple[str, list[tuple[str, str]]]] = [
     ('{"text": "a", "label": "Neutral"}', [("label", NEUTRAL)]),
     (
         json.dumps({"text": "a", "label": "N" * 100}),
-        [("label", f"is '{'N' * 50}'; it is one of Negative, Positive")],
+        [("label", f"is '{'N' * 50}'; it must be one of Negative, Positive")],
     ),
     ('{"feedback": [{"text": "a", "label": "Neutral"}]}', [("feedback[0].label", NEUTRAL)]),
     (

@@ -183,7 +183,7 @@ def test_a_correction_is_kept_as_feedback(console: Gateway) -> None:
 @pytest.mark.parametrize(
     ("form", "told"),
     [
-        ({"text": "a", "label": INJECTED}, "it is one of Negative, Positive"),
+        ({"text": "a", "label": INJECTED}, "it must be one of Negative, Positive"),
         ({"text": "a"}, "label is empty"),
         ({"label": "Positive"}, "text is empty"),
         ({"text": "a\0", "label": "Positive"}, "NUL"),

@@ -1,0 +1,39 @@
+"""Keeps a second pipeline from training or serving with the same state directory."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from common.errors import PipelineError
+from common.settings import Settings
+
+_FILE = "pipeline.lock"
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def only_pipeline(settings: Settings) -> Iterator[None]:
+    """Lock the state directory during the block. The lock ends with this process, even if it is killed.
+
+    Raises:
+        PipelineError: another process has locked it; the message has its process id.
+    """
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    with (settings.state_dir / _FILE).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise PipelineError(
+                f"Another process ({file.read().strip() or 'just started'}) is starting or serving with the state "
+                f"directory {settings.state_dir}. Stop it, or set SENTIMENT_STATE_DIR to another directory here."
+            ) from error
+        except OSError as error:  # some network file systems cannot lock
+            log.debug("%s cannot be locked: %s", settings.state_dir, error)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
