@@ -100,7 +100,7 @@ def find_column(names: Sequence[str], wanted: Wanted) -> Found | str:
             name = names[found[0]]
             note = "" if name == wanted.usual.what else f"column {shown_name(name)} is used as the {wanted.usual.what}"
             return Found(found[0], note)
-    return f"no column has a usual name of the {wanted.usual.what} (docs/how-to-own-data.md). Set {wanted.setting}=NAME"
+    return f"no column has a usual name for the {wanted.usual.what}. Set {wanted.setting} to its name"
 
 
 def has_header(first: Sequence[str], wanted: Sequence[Wanted]) -> bool:

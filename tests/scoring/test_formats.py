@@ -91,7 +91,7 @@ def test_the_text_column_is_found_by_its_usual_names_and_files_may_differ(desk: 
 
 def test_columns_of_a_file_without_a_header_have_positions(desk: Desk) -> None:
     (desk.folder / "in.csv").write_text("7,good\n8,terrible\n")
-    assert "no column has a usual name of the text" in desk.refused("in.csv", "--out", "out.csv")
+    assert "no column has a usual name for the text" in desk.refused("in.csv", "--out", "out.csv")
     desk.score("in.csv", "--out", "out.csv", "--text-column", "2")
     found = read_rows(desk.folder / "out.csv")
     assert [row["2"] for row in found] == ["good", "terrible"]

@@ -121,7 +121,7 @@ def test_formats_by_their_first_bytes(tmp_path: Path) -> None:
             None,
             "FILE: 'label', 'label' could all be the label. Set SENTIMENT_LABEL_COLUMN",
         ),
-        ("a.csv", "text,grade\n", None, "no column has a usual name of the label"),
+        ("a.csv", "text,grade\n", None, "no column has a usual name for the label"),
         (
             "a.csv",
             "Body,y\n",
