@@ -19,7 +19,7 @@ _GROUPS = {
     "from data to a service": ["data", "train", "export", "import", "prepare", "serve"],
     "use the model": ["predict", "score"],
     "keep it good": ["check", "retrain", "models", "promote", "rollback", "events", "digest", "cancel"],
-    "feedback": ["suggest", "feedback"],
+    "feedback": ["label", "feedback"],
     "try a version on live texts": ["shadow", "canary", "stop", "release"],
     "operate": ["keys", "triton", "gateway", "scheduler", "alias", "job"],
 }
@@ -193,11 +193,6 @@ def _add_loop(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> No
     events.add_argument("--kind", help="only events of this kind, such as promoted")
     events.add_argument("--json", action="store_true", help="print JSON")
     add("digest", run("show_digest"), "print the week in plain words, as SENTIMENT_WEEKLY_DIGEST sends it by mail")
-    suggest = add("suggest", run("suggest"), "show sampled texts to label next, drawn at random")
-    suggest.add_argument("--limit", type=int, default=30, help="maximum number of texts (default: %(default)s)")
-    output = suggest.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print JSON")
-    output.add_argument("--out", type=Path, metavar="FILE", help="write a CSV file to fill in and import as feedback")
     _add_feedback(add)
     add("cancel", run("cancel"), "cancel a job").add_argument("job", type=int)
     add("alias", run("name_champion"), "set MLflow's alias champion to the deployed version")
@@ -207,6 +202,18 @@ def _add_loop(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> No
 
 def _add_feedback(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
     """Add the commands for feedback and its sources."""
+    label = add(
+        "label",
+        _late("lifecycle.cli.label_command", "label"),
+        "label random live texts until they decide whether the accuracy is too low",
+    )
+    label.add_argument(
+        "--limit", type=int, default=30, help="for --json and --out: number of texts (default: %(default)s)"
+    )
+    label.add_argument("--new", action="store_true", help="draw anew from today's live texts, and forget the result")
+    output = label.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print the texts and the result so far as JSON")
+    output.add_argument("--out", type=Path, metavar="FILE", help="write a CSV file to fill in and import as feedback")
     run = partial(_late, "lifecycle.cli.feedback_commands")
     feedback = add(
         "feedback",

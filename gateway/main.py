@@ -32,7 +32,7 @@ from gateway.monitoring.request_log import Observing
 from gateway.monitoring.sampling import Sampler
 from gateway.monitoring.scrape import Scrape
 from gateway.monitoring.traffic import TrafficCount
-from gateway.routes import admin, feedback, feedback_sources, health, predictions, releases, suggestions
+from gateway.routes import admin, feedback, feedback_sources, health, labelling, predictions, releases
 from gateway.routes import metrics as metrics_route
 from gateway.routes.context import AppContext
 from gateway.routes.openapi import DocumentedAPI
@@ -128,7 +128,7 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
             await scrape.close()
 
     routes = [*predictions.routes, *health.routes, *metrics_route.routes, *feedback.routes, *feedback_sources.routes]
-    routes += [*suggestions.routes, *admin.routes, *releases.routes]
+    routes += [*labelling.routes, *admin.routes, *releases.routes]
     routes += console_routes.routes()
     if settings.docs:
         routes += api_page.routes

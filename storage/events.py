@@ -21,6 +21,8 @@ class EventKind(StrEnum):
     CHECKED = "checked"
     STALE = "stale"
     ESTIMATED_LOW = "estimated-low"
+    LABELS_DECIDED = "labels-decided"
+    """Labels of random live texts have decided whether the accuracy is under the threshold."""
     DRIFT = "drift"
     DATA_UNFIT = "data-unfit"
     """The data files cannot be used; checks go on with the data of the deployed version."""

@@ -353,3 +353,27 @@ class Traffic(Table):
     failed: Mapped[int] = mapped_column(BigInteger)
     """Responses with a status of 500 or more."""
     texts: Mapped[int] = mapped_column(BigInteger)
+
+
+class LabelDraw(Table):
+    """A live text that was drawn at random for people to label. All rows are of one series."""
+
+    __tablename__ = "label_draws"
+
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Place in the random order of the series, from 0 on."""
+    version: Mapped[int]
+    drawn_at: Mapped[datetime]
+    """When the series began."""
+    at: Mapped[datetime]
+    """When the text was classified."""
+    text: Mapped[str] = mapped_column(StorableText)
+    text_hash: Mapped[str] = mapped_column(String(64), index=True)
+    """Hash of the text, as in the table `feedback`, where its label is."""
+    predicted: Mapped[str] = mapped_column(StorableText)
+    holder: Mapped[str] = mapped_column(StorableText, default="", server_default="")
+    """Who got the text last, to label it."""
+    held_until: Mapped[datetime | None]
+    """Until when nobody else gets it."""
+    skipped_at: Mapped[datetime | None]
+    """When somebody could not tell the label; the text is left out of the series."""

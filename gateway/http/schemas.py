@@ -125,21 +125,37 @@ class Predictions(_Closed):
     predictions: Columns
 
 
-class Suggestion(BaseModel):
-    """A text to label."""
+class TextToLabel(BaseModel):
+    """A random live text that waits for a label."""
 
+    id: Annotated[str, Field(description="A hash of the text, to skip it.")]
     text: str
-    label: Annotated[str, Field(description="The predicted label.")]
-    score: Annotated[float, Field(ge=0, le=1, description="The predicted probability.")]
+
+
+class Standing(BaseModel):
+    """What the labels of random live texts say about the deployed version."""
+
+    summary: Annotated[str, Field(description="The figures in words.")]
     version: int
-    at: Annotated[datetime, Field(description="Time of the request.")]
+    texts: Annotated[int, Field(description="Texts that were drawn, without skipped ones.")]
+    since: Annotated[datetime, Field(alias="from", description="Time of the earliest of these texts.")]
+    until: Annotated[datetime, Field(alias="to", description="Time of the latest of these texts.")]
+    labels: Annotated[int, Field(description="Labels that count: up to the first text that waits for one.")]
+    skipped: int
+    accuracy: Annotated[
+        list[float] | None, Field(description="Estimate, low and high end; each end is right with 95 % at any moment.")
+    ]
+    macro_f1: float | None
+    threshold: Annotated[float, Field(description="`SENTIMENT_MIN_ACCURACY`.")]
+    under: Annotated[bool | None, Field(description="Whether accuracy is under it; null until the labels decide.")]
+    more: Annotated[int | None, Field(description="About how many more labels decide.")]
 
 
-class Suggestions(BaseModel):
-    """Texts to label next."""
+class Labelling(BaseModel):
+    """Texts to label, and what the labels say so far."""
 
-    considered: Annotated[int, Field(description="Sampled texts without a label that a model may learn from.")]
-    suggestions: Annotated[list[Suggestion], Field(description="Drawn at random.")]
+    standing: Annotated[Standing | None, Field(description="Null if there are too few live texts to draw from.")]
+    texts: list[TextToLabel]
 
 
 class Health(_Closed):

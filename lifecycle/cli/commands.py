@@ -2,11 +2,9 @@
 
 import argparse
 import logging
-import os
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from common.errors import PipelineError
 from common.progress import StatusLine, duration
@@ -19,11 +17,9 @@ from lifecycle.jobs import mlflow_alias
 from lifecycle.jobs.job_process import BusyError, run_job
 from lifecycle.monitoring.digest import digest
 from serving.model_repo.repository import ModelRepository
-from serving.model_repo.texts import FORMULA_STARTS
 from storage import events, jobs
 from storage.database import Database
 from storage.tables import Figures, Job
-from tables.csv_writing import csv_header, csv_lines
 
 _POLL_S = 0.5
 
@@ -179,30 +175,6 @@ def list_events(settings: Settings, options: argparse.Namespace) -> None:
     )
 
 
-def suggest(settings: Settings, options: argparse.Namespace) -> None:
-    """Print the texts to label next, or write them to a CSV file for a person to fill in."""
-    from lifecycle.monitoring import suggestions
-
-    if not 1 <= options.limit <= suggestions.MOST_SUGGESTIONS:
-        raise PipelineError(f"--limit is {options.limit}; choose 1 to {suggestions.MOST_SUGGESTIONS}.")
-    found = suggestions.suggest(settings, _open(settings), options.limit)
-    if options.out is not None:
-        os.umask(options.umask)  # the file is the user's
-        _write_to_label(options.out, [item.text for item in found.texts])
-        texts = f"{len(found.texts):,} texts" if len(found.texts) != 1 else "1 text"
-        print(f"Wrote {texts} to {options.out}. Fill in the labels, then run `python app.py feedback {options.out}`.")
-    elif options.json:
-        print_json(found.figures())
-    else:
-        # Without the predictions, because people who see them agree too often.
-        print_table(["#", "text"], [[str(place), item.text] for place, item in enumerate(found.texts, start=1)])
-        print(
-            f"Drawn from {found.considered:,} sampled texts that have no label and are not held out."
-            if found.considered != 1
-            else "Drawn from 1 sampled text that has no label and is not held out."
-        )
-
-
 def run_waiting_job(settings: Settings, options: argparse.Namespace) -> None:
     """Run a queued job; the scheduler starts this command."""
     try:
@@ -275,17 +247,6 @@ def _set_alias(settings: Settings, database: Database) -> None:
         mlflow_alias.set_alias(settings, database)
     except PipelineError as error:
         log.warning("Cannot set MLflow's alias champion now; the scheduler tries again: %s", error)
-
-
-def _write_to_label(path: Path, texts: Sequence[str]) -> None:
-    """Write a file that can be imported as feedback once a person has filled in the labels."""
-    if path.exists():
-        raise PipelineError(f"{path} already exists, and may contain labels. Choose another file name.")
-    # Strangers wrote the texts. After a space, which the import strips, no spreadsheet reads one as a formula.
-    rows = [(f" {text}" if text.startswith(FORMULA_STARTS) else text, None) for text in texts]
-    with path.open("w", newline="", encoding="utf-8-sig") as file:  # the BOM tells spreadsheets that it is UTF-8
-        file.write(csv_header(["text", "label"]))
-        file.writelines(csv_lines(rows))
 
 
 def _gates(verdicts: Sequence[Figures]) -> str:

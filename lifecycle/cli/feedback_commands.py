@@ -7,6 +7,7 @@ from common.errors import PipelineError
 from common.settings import Settings
 from common.source_names import of_import
 from lifecycle.cli.printing import print_json, print_table
+from lifecycle.monitoring.labelling import conclude
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
 from storage import events, feedback_sources, withdrawal
@@ -46,8 +47,8 @@ def import_file(settings: Settings, file: Path) -> None:
     if not file.exists():
         hint = nearest(str(file), _ACTIONS) or "."
         raise PipelineError(f"{file}: no such file, and no action of `python app.py feedback` either{hint}")
-    labels = _known_labels(settings)
-    if _is_as_suggested(file):
+    labels = known_labels(settings)
+    if _is_to_label(file):
         settings = settings.model_copy(update={"text_column": None, "label_column": None})
     found = read_labelled_texts(file, labels, settings)
     rows = [LabelledText(text, label) for text, label in zip(found.texts.texts, found.texts.labels, strict=True)]
@@ -67,6 +68,8 @@ def import_file(settings: Settings, file: Path) -> None:
     with database.transaction() as session:
         events.record(session, EventKind.FEEDBACK_IMPORTED, message, figures)
     print(f"{message}{notes}")
+    if (found_by_labels := conclude(settings, database)) is not None:
+        print(f"Accuracy on live texts: {found_by_labels}.")
 
 
 def _list_sources(settings: Settings, as_json: bool) -> None:
@@ -107,13 +110,18 @@ def _needed_source(options: argparse.Namespace) -> str:
     return str(options.source)
 
 
-def _known_labels(settings: Settings) -> tuple[str, ...]:
+def known_labels(settings: Settings) -> tuple[str, ...]:
+    """Return the labels of the deployed version.
+
+    Raises:
+        PipelineError: no version is deployed, or its description cannot be read.
+    """
     repository = ModelRepository(settings.model_repository)
     return Bundle.load(repository.version_directory(repository.require_deployed())).labels
 
 
-def _is_as_suggested(file: Path) -> bool:
-    """Return whether a file has only the columns text and label, as `suggest` writes it for any data files."""
+def _is_to_label(file: Path) -> bool:
+    """Return whether a file has only the columns text and label, as `label --out` writes it for any data files."""
     try:
         with open_labelled(file, ColumnChoice("text", "label")) as opened:
             return {opened.text_column, opened.label_column} == set(filter(str.strip, opened.columns))

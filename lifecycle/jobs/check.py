@@ -16,6 +16,7 @@ from lifecycle.jobs.circumstances import other_settings
 from lifecycle.jobs.current_data import current_data
 from lifecycle.jobs.full_training import reason_for_full_training
 from lifecycle.monitoring import quarantine
+from lifecycle.monitoring.labelling import Standing, standing
 from lifecycle.monitoring.live_drift import LiveDrift, live_drift
 from lifecycle.monitoring.live_quality import LiveQuality, live_quality, live_sample
 from lifecycle.monitoring.summary import summary
@@ -47,11 +48,13 @@ class _Findings:
     evaluations: dict[str, Evaluation]
     live: LiveQuality | None
     drift: LiveDrift
+    labelled: Standing | None
 
     @property
     def problems(self) -> list[str]:
         """Which figures are under a threshold; empty if the version is good."""
-        return shortfalls(self.settings, results(self.evaluations))
+        by_labels = [self.labelled.problem] if self.labelled is not None and self.labelled.problem else []
+        return [*shortfalls(self.settings, results(self.evaluations)), *by_labels]
 
     @property
     def foreseen(self) -> list[str]:
@@ -62,7 +65,7 @@ class _Findings:
     def summary(self) -> str:
         """How the version stands, in a sentence."""
         drifted = self.drift.alarms if self.drift.found else None
-        return summary(self.version, self.problems, self.evaluations, self.live, self.foreseen, drifted)
+        return summary(self.version, self.problems, self.evaluations, self.live, self.foreseen, drifted, self.labelled)
 
     def reasons(self) -> list[str]:
         """Return the reasons to retrain; empty if there are none."""
@@ -80,6 +83,8 @@ class _Findings:
         }
         if self.live is not None:
             result["live"] = {**self.live.figures(), "problems": self.foreseen}
+        if self.labelled is not None:
+            result["labelled"] = self.labelled.figures()
         return {**result, "drift": self.drift.figures()}
 
 
@@ -114,6 +119,7 @@ def check(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
         data.evaluate(answers),
         live_quality(settings, answers, dataset, data, sample),
         live_drift(dataset, data, answers, sample),
+        standing(settings, database, answers.version),
     )
     result = found.result()
     if (examination := quarantine.collect(settings, database, dataset)) is not None:

@@ -33,6 +33,7 @@ from storage import deployments, events, jobs, leases
 from storage.database import Database
 from storage.events import EventKind
 from storage.feedback import purge_keys
+from storage.label_draws import purge_series
 from storage.lazy_database import Storage
 from storage.releases import purge_differences
 from storage.sampled_predictions import purge_sample
@@ -240,6 +241,7 @@ class Scheduler:
     def _look_after_sample(self, database: Database) -> None:
         settings = self._settings
         purge_sample(database, settings.sample_days, settings.sample_rows, settings.sample_texts)
+        purge_series(database, settings.sample_days, settings.sample_texts)
         purge_differences(database, settings.sample_days, settings.sample_texts)
         purge_keys(database)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
+from lifecycle.monitoring.labelling import Standing
 from lifecycle.monitoring.live_quality import LiveQuality
 from trainer.evaluation import Evaluation
 
@@ -13,17 +14,20 @@ def summary(
     live: LiveQuality | None,
     foreseen: Sequence[str],
     drifted: Collection[str] | None,
+    labelled: Standing | None,
 ) -> str:
     """Return how `version` stands: its `problems`, or its accuracy, then what its live texts look like.
 
     `foreseen` are problems that the estimate `live` finds; `drifted` are the kinds of drift, or None if there are too
-    few texts to tell.
+    few texts to tell. `labelled` is what labels of random live texts say.
     """
     if problems:
         parts = [f"Version {version} is under a threshold: {'; '.join(problems)}"]
     else:
         found = [f"{evaluation.accuracy:.1%} on {name}" for name, evaluation in evaluations.items()]
         parts = [f"Version {version} is fine: accuracy {' and '.join(found)}"]
+    if labelled is not None and labelled.labels and not labelled.problem:
+        parts.append(f"accuracy on live texts by random labels: {labelled}")
     if live is None:
         parts.append("too few live texts to estimate how it does on them")
     else:

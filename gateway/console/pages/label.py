@@ -1,4 +1,4 @@
-"""The view Label: sampled texts to label, with a keyboard key for each label."""
+"""The view Label: random live texts, with a keyboard key for each label, until their labels decide."""
 
 import asyncio
 
@@ -6,41 +6,83 @@ from fastapi import Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from common.errors import PipelineError
+from common.source_names import is_trusted
 from gateway.console.page import PageRequest, view
-from gateway.console.pages.try_page import LABEL_FORM_BYTES, keep_label
-from gateway.http.problems import StorageUnavailableError
+from gateway.console.pages.try_page import LABEL_FORM_BYTES, keep_label, source_of
+from gateway.http.problems import FieldError, InvalidFieldsError, StorageUnavailableError
 from gateway.routes import feedback
 from gateway.routes.admin import in_thread
-from lifecycle.monitoring.suggestions import suggest
+from lifecycle.monitoring.labelling import LEAST_TEXTS, Batch, begin, conclude, standing, texts_to_label
+from serving.model_repo.repository import ModelRepository
+from storage import label_draws
 from storage.api_keys import Scope
+from storage.feedback import text_hash
 
 PATH = "/console/label"
-SHOWN = 50
-"""Maximum texts on one page; reloading the page gives more."""
+SHOWN = 10
+"""Maximum texts on one page, which nobody else gets meanwhile; the page then asks for more."""
 _SEE_OTHER = 303
 
 
 async def show(page_request: PageRequest) -> Response:
     """Show the page with its texts. It hides the predictions, because people who see them agree too often."""
-    settings = page_request.app.settings
-    found = await in_thread(lambda: suggest(settings, page_request.app.storage.open(), SHOWN))
+    app, source = page_request.app, source_of(page_request)
+
+    def read() -> Batch:
+        if Scope.FEEDBACK in page_request.scopes:
+            return texts_to_label(app.settings, app.storage.open(), source, SHOWN)
+        # Who may only look keeps no text from others.
+        version = ModelRepository(app.settings.model_repository).require_deployed()
+        return Batch(standing(app.settings, app.storage.open(), version), [])
+
     try:
-        labels = await asyncio.to_thread(feedback.labels_of_deployed, page_request.app)
+        labels = await asyncio.to_thread(feedback.labels_of_deployed, app)
     except (PipelineError, SQLAlchemyError) as error:
         raise StorageUnavailableError("There is no model yet, so there are no labels.") from error
-    texts = [item.text for item in found.texts]
-    return page_request.page("label.html", {"texts": texts, "labels": labels, "settings": settings})
+    batch = await in_thread(read)
+    context = {
+        "standing": batch.standing,
+        "texts": batch.texts,
+        "labels": labels,
+        "least_texts": LEAST_TEXTS,
+        "settings": app.settings,
+        "trusted": is_trusted(source, app.settings.trusted_sources),
+    }
+    return page_request.page("label.html", context)
 
 
 async def tell(page_request: PageRequest) -> Response:
-    """Store a label. A browser without scripts is then redirected to the remaining texts."""
-    stored = await keep_label(page_request)
+    """Store a label, and show what the labels say now."""
+    await keep_label(page_request)
+    return await _standing(page_request)
+
+
+async def skip(page_request: PageRequest) -> Response:
+    """Leave a text out that nobody can label."""
+    text = page_request.form.get("text", "")
+    if not await in_thread(lambda: label_draws.skip(page_request.app.storage.open(), text_hash(text))):
+        raise InvalidFieldsError([FieldError("text", "is not among those that were drawn to be labelled")])
+    return await _standing(page_request)
+
+
+async def draw_anew(page_request: PageRequest) -> Response:
+    """Begin a new series of today's live texts."""
+    await in_thread(lambda: begin(page_request.app.settings, page_request.app.storage.open()))
+    return Response(status_code=_SEE_OTHER, headers={"Location": PATH})
+
+
+async def _standing(page_request: PageRequest) -> Response:
+    """Show what the labels say. A browser without scripts is redirected to the remaining texts."""
+    app = page_request.app
+    found = await in_thread(lambda: conclude(app.settings, app.storage.open()))
     if page_request.is_partial:
-        return page_request.page("_stored.html", {"stored": stored})
+        return page_request.page("_standing.html", {"standing": found})
     return Response(status_code=_SEE_OTHER, headers={"Location": PATH})
 
 
 routes = [
     view("GET", PATH, Scope.TEXTS, show),
     view("POST", PATH, Scope.FEEDBACK, tell, most_bytes=LABEL_FORM_BYTES),
+    view("POST", f"{PATH}/skip", Scope.TEXTS, skip, most_bytes=LABEL_FORM_BYTES),
+    view("POST", f"{PATH}/new", Scope.TEXTS, draw_anew),
 ]

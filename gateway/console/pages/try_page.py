@@ -122,13 +122,13 @@ async def keep_label(page_request: PageRequest) -> dict[str, object]:
         errors.append(FieldError("text", "contains a NUL character; remove it"))
     if errors:
         raise InvalidFieldsError(errors)
-    source = _source(page_request)
+    source = source_of(page_request)
     kept = await feedback.keep(page_request.request, {"": LabelledText(text, label)}, source)
     trusted = is_trusted(source, page_request.app.settings.trusted_sources)
     return {"label": kept[""].label, "held_out": is_held_out(text_hash(text)), "trusted": trusted}
 
 
-def _source(page_request: PageRequest) -> str:
+def source_of(page_request: PageRequest) -> str:
     """Return the source of the feedback: `console:NAME` for a session with the scope `texts`, else as in the API.
 
     A key with only the scope `feedback` is for programs. Signing in with it must not make its user a trusted source.

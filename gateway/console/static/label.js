@@ -1,21 +1,25 @@
 "use strict";
 // Label: shows one text at a time, with a keyboard key for each label. Without this script, all texts are shown as forms.
 
-// A label is sent after this many milliseconds, or with the next label. If it is undone before, it is never sent.
+// A label is sent after this many milliseconds, or with the next one. If it is undone before, it is never sent.
 const HELD_MS = 10_000;
 
 function beginLabelling(section) {
   const cards = [...section.querySelectorAll(".label-card")];
   const tools = section.querySelector("[data-tools]");
-  const [undo, skip] = [section.querySelector("[data-undo]"), section.querySelector("[data-skip]")];
-  const [count, said, done] = ["count", "said", "done"].map((name) => section.querySelector(`[data-${name}]`));
-  const past = []; // actions, newest last: {card, label}; no label if the text was skipped
-  const kept = new Map(); // labels that were sent, or are being sent, by card
+  const undo = section.querySelector("[data-undo]");
+  const [said, done] = ["said", "done"].map((name) => section.querySelector(`[data-${name}]`));
+  const standing = document.querySelector("[data-standing]");
+  const past = []; // actions, newest last: {card, button}
+  const sent = new Map(); // names of the buttons that were sent, or are being sent, by card
   const waiting = [...cards];
+  const sending = new Set();
   let held = null;
   let timer = 0;
+  let isDecided = false;
 
   const say = (text) => (said.textContent = text);
+  const name = (button) => (button.name === "label" ? button.value : "left out");
 
   function shortened(card) {
     const text = card.querySelector("blockquote").textContent;
@@ -23,36 +27,38 @@ function beginLabelling(section) {
   }
 
   function show(takesFocus = true) {
-    const current = waiting[0];
+    const current = isDecided ? undefined : waiting[0];
     for (const card of cards) card.hidden = card !== current;
-    tools.hidden = false;
-    skip.disabled = current === undefined;
+    tools.hidden = isDecided;
     undo.disabled = past.length === 0;
-    const labels = kept.size + (held ? 1 : 0);
-    count.textContent = `${waiting.length} left, ${labels} labelled`;
     done.hidden = current !== undefined;
-    done.textContent = `That was all: ${labels} labelled. Look again for more.`;
+    done.textContent = isDecided ? "Decided: no more labels are needed. Thank you." : "More texts are coming …";
     if (takesFocus) (current ? current.querySelector("h2") : done).focus();
   }
 
   // `keepalive` sends the label even if the user leaves the page.
-  async function send({ card, label }) {
+  async function send({ card, button }) {
     const fields = new URLSearchParams(new FormData(card));
-    fields.set("label", label);
-    const before = kept.get(card);
-    kept.set(card, label);
+    fields.set(button.name, button.value);
+    const before = sent.get(card);
+    sent.set(card, name(button));
     let problem = "The gateway cannot be reached.";
     try {
-      const answer = await fetch(card.action, { method: "POST", body: fields, headers: { "HX-Request": "true", ...actionHeaders() }, keepalive: true });
-      if (answer.ok) return;
+      const answer = await fetch(button.formAction, { method: "POST", body: fields, headers: { "HX-Request": "true", ...actionHeaders() }, keepalive: true });
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      if (answer.ok) {
+        standing.replaceChildren(...page.body.childNodes);
+        isDecided ||= standing.querySelector("[data-decided]") !== null;
+        if (isDecided) show(!document.hidden);
+        return;
+      }
       problem = page.querySelector("[role=alert] p, [role=alert] li")?.textContent || `The gateway answered with status ${answer.status}.`;
     } catch {
       // the gateway cannot be reached
     }
     // A text whose label was not stored is shown again.
-    if (before === undefined) kept.delete(card);
-    else kept.set(card, before);
+    if (before === undefined) sent.delete(card);
+    else sent.set(card, before);
     if (!waiting.includes(card)) waiting.push(card);
     tell(`A label was not kept: ${problem} Its text comes again at the end.`);
     show(!card.ownerDocument.hidden);
@@ -62,20 +68,27 @@ function beginLabelling(section) {
     clearTimeout(timer);
     const letting = held;
     held = null;
-    if (letting) send(letting);
+    if (!letting) return;
+    const promise = send(letting).finally(() => sending.delete(promise));
+    sending.add(promise);
   }
 
-  function next(label) {
+  async function showMore() {
+    letGo();
+    await Promise.all(sending);
+    if (!waiting.length && !isDecided) location.reload();
+  }
+
+  function next(button) {
     const card = waiting.shift();
     if (card === undefined) return;
     letGo();
-    past.push({ card, label });
-    if (label !== undefined) {
-      held = { card, label };
-      timer = setTimeout(letGo, HELD_MS);
-    }
-    say(label === undefined ? "Skipped." : `${label}, for “${shortened(card)}”`);
+    past.push({ card, button });
+    held = { card, button };
+    timer = setTimeout(letGo, HELD_MS);
+    say(`${name(button)}, for “${shortened(card)}”`);
     show();
+    if (!waiting.length) showMore();
   }
 
   function goBack() {
@@ -88,16 +101,17 @@ function beginLabelling(section) {
     const again = waiting.indexOf(last.card);
     if (again >= 0) waiting.splice(again, 1);
     waiting.unshift(last.card);
-    const label = kept.get(last.card);
-    say(label === undefined ? "Undone." : `It was kept as ${label}; another label takes its place.`);
+    const before = sent.get(last.card);
+    if (before === undefined) say("Undone.");
+    else if (before === "left out") say("It was left out already; a label still teaches the model.");
+    else say(`It was kept as ${before}; another label takes its place.`);
     show();
   }
 
   section.addEventListener("submit", (event) => {
     event.preventDefault();
-    if (event.submitter?.name === "label") next(event.submitter.value);
+    if (event.submitter) next(event.submitter);
   });
-  skip.addEventListener("click", () => next());
   undo.addEventListener("click", goBack);
   // Only while the focus is in this section: single-key shortcuts must not work elsewhere (WCAG 2.1.4).
   section.addEventListener("keydown", (event) => {
@@ -114,6 +128,4 @@ function beginLabelling(section) {
   show(document.activeElement === document.body);
 }
 
-for (const section of document.querySelectorAll("[data-labels]")) {
-  if (section.querySelector(".choices")) beginLabelling(section);
-}
+for (const section of document.querySelectorAll("[data-labels]")) beginLabelling(section);

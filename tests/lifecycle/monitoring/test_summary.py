@@ -5,6 +5,7 @@ from datetime import datetime
 import pytest
 
 from lifecycle.monitoring.estimation import Estimate, EstimatedQuality
+from lifecycle.monitoring.labelling import Standing
 from lifecycle.monitoring.live_quality import ALL, LiveQuality
 from lifecycle.monitoring.summary import summary
 from trainer.evaluation import Evaluation
@@ -75,9 +76,34 @@ def test_it_says_how_a_version_stands(
     told: str,
 ) -> None:
     evaluations = {"validation": found(0.876)}
-    assert summary(3, problems, evaluations, estimated, foreseen, drifted) == f"Version 3 {told}"
+    assert summary(3, problems, evaluations, estimated, foreseen, drifted, None) == f"Version 3 {told}"
 
 
 def test_each_set_of_known_texts_is_named() -> None:
-    told = summary(3, [], {"validation": found(0.876), "feedback": found(0.9)}, None, [], None)
+    told = summary(3, [], {"validation": found(0.876), "feedback": found(0.9)}, None, [], None, None)
     assert told.startswith("Version 3 is fine: accuracy 87.6% on validation and 90.0% on feedback; ")
+
+
+@pytest.mark.parametrize(
+    ("is_under", "problems", "told"),
+    [
+        (
+            True,
+            ["accuracy on live texts by random labels is 74 % (69 to 79) after 130 labels, below 0.8"],
+            "Version 3 is under a threshold: accuracy on live texts by random labels is 74 % (69 to 79) after 130 "
+            "labels, below 0.8; too few live texts",
+        ),
+        (
+            False,
+            [],
+            "Version 3 is fine: accuracy 87.6% on validation; accuracy on live texts by random labels: 74 % (69 to 79) "
+            "after 130 labels; decided: it is not under 80 %; ",
+        ),
+    ],
+)
+def test_it_says_what_random_labels_have_decided(is_under: bool, problems: list[str], told: str) -> None:
+    time = datetime.min
+    labelled = Standing(3, 2_000, time, time, 0.8, 130, 0, 0.74, 0.69, 0.79, 0.7, is_under, None)
+    assert labelled.problem == "".join(problems)
+    found_ = summary(3, problems, {"validation": found(0.876)}, None, [], None, labelled)
+    assert found_.startswith(told)
