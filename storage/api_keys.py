@@ -33,7 +33,7 @@ class Scope(StrEnum):
     READ = "read"
     """Metrics, versions, jobs and events, without texts that users wrote."""
     TEXTS = "texts"
-    """Texts that users wrote: suggestions, feedback, and texts on which two versions differ."""
+    """Texts that users wrote: texts to label, feedback, and texts on which two versions differ."""
     ADMIN = "admin"
     """All rights."""
 

@@ -29,7 +29,7 @@ RUN_BY = {
     "docs/many-machines.md": "tests/lifecycle/deployment/test_many_machines.py",
     "docs/moving-to-a-newer-triton.md": "tests/deploy/test_docs.py",
     "docs/operations.md": "tests/e2e/test_pages.py",
-    "docs/quality.md": "tests/lifecycle/monitoring/test_suggestions.py",
+    "docs/quality.md": "tests/lifecycle/cli/test_label_command.py",
     "docs/releases.md": "tests/lifecycle/canary/test_release.py",
     "docs/training.md": "tests/trainer/test_processes.py",
     # Its first steps are those of the fixture that test_pages.py stands on.

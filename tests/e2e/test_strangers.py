@@ -145,7 +145,7 @@ ATTEMPTS: list[tuple[str, str, str | bytes, str, str, str]] = [
     ("retrain with a key for feedback", "POST /retrain", "", "feedback", "", "403 key-not-allowed"),
     ("cancel a job with a key for reading", "POST /jobs/1/cancel", "", "read", "", "403 key-not-allowed"),
     ("read what users wrote with a key for reading", "GET /feedback", "", "read", "", "403 key-not-allowed"),
-    ("the same by what to label next", "GET /feedback/suggestions", "", "read", "", "403 key-not-allowed"),
+    ("the same by what to label next", "GET /labelling", "", "read", "", "403 key-not-allowed"),
     ("the same by the console", "GET /console/label", "", "read", "", "401"),
     ("the same by what two versions differ on", "GET /models/1/differences", "", "read", "", "403 key-not-allowed"),
     ("release feedback with a key for it", "POST /feedback/sources/release", "", "feedback", "", "403 key-not-allowed"),

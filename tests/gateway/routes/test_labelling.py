@@ -1,4 +1,4 @@
-"""`GET /feedback/suggestions`: sampled texts are suggested until they have a label."""
+"""`GET /labelling`: random texts to label, until their labels decide; `POST /labelling/{text}/skip` leaves one out."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,14 +7,15 @@ import httpx
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from gateway.http.schemas import Suggestions
+from gateway.http.schemas import Labelling
+from lifecycle.monitoring.labelling import LEAST_TEXTS
 from tests.gateway.conftest import ADMIN_KEY
 from tests.gateway.fake_triton import FakeTriton
 from tests.gateway.routes.test_feedback import Gateway, gateway_with_models
 from tests.gateway.routes.test_wrong_requests import assert_problem
 from tests.sampled_texts import asked, unlike
 
-SUGGESTIONS = "/feedback/suggestions"
+LABELLING = "/labelling"
 KEY = {"X-API-Key": ADMIN_KEY}
 
 
@@ -24,30 +25,37 @@ def gateway(triton: FakeTriton, bert_bundle: Path, tmp_path: Path) -> Iterator[G
         yield gateway
 
 
-def suggested(response: httpx.Response) -> list[str]:
+def found(response: httpx.Response) -> Labelling:
     assert response.status_code == 200, response.text
-    found = Suggestions.model_validate_json(response.content)
-    return [item.text for item in found.suggestions]
+    return Labelling.model_validate_json(response.content)
 
 
-def test_texts_of_the_sample_are_suggested_until_they_have_a_label(gateway: Gateway) -> None:
-    texts = unlike(40)
-    asked(gateway.database, texts)
-    first = suggested(gateway.http.get(SUGGESTIONS, headers=KEY, params={"limit": 10}))
-    assert len(first) == 10
-    assert set(first) < set(texts)
-    row = {"text": first[0], "label": "Positive"}
-    assert gateway.http.post("/feedback", json=row).status_code == 201
-    assert suggested(gateway.http.get(SUGGESTIONS, headers=KEY, params={"limit": 9})) == first[1:]
+def test_texts_are_given_until_their_labels_decide(gateway: Gateway) -> None:
+    asked(gateway.database, unlike(LEAST_TEXTS), positive=0.9)
+    first = found(gateway.http.get(LABELLING, headers=KEY, params={"limit": 12}))
+    assert first.standing is not None
+    assert (first.standing.labels, first.standing.under, first.standing.accuracy) == (0, None, None)
+    assert len({item.id for item in first.texts}) == 12
+    skipped = found(gateway.http.post(f"{LABELLING}/{first.texts[0].id}/skip", headers=KEY)).standing
+    assert skipped is not None
+    assert skipped.skipped == 1
+    rows = [{"text": item.text, "label": "Negative"} for item in first.texts[1:]]
+    assert gateway.http.post("/feedback", json=rows, headers=KEY).status_code == 201
+    last = found(gateway.http.get(LABELLING, headers=KEY))
+    assert last.texts == []
+    assert last.standing is not None
+    assert (last.standing.labels, last.standing.under, last.standing.version) == (11, True, 1)
+    assert "decided: it is under 80 %" in last.standing.summary
 
 
-def test_where_nothing_was_sampled_nothing_is_suggested(gateway: Gateway) -> None:
-    assert gateway.http.get(SUGGESTIONS, headers=KEY).json() == {"considered": 0, "suggestions": []}
+def test_where_too_little_was_sampled_there_are_no_texts(gateway: Gateway) -> None:
+    assert gateway.http.get(LABELLING, headers=KEY).json() == {"standing": None, "texts": []}
+    assert_problem(gateway.http.post(f"{LABELLING}/0123/skip", headers=KEY), 404, "not-found")
 
 
 @pytest.mark.parametrize("limit", ["0", "301", "ten", "-1", ""])
 def test_a_limit_is_a_number_from_1_to_300(gateway: Gateway, limit: str) -> None:
-    problem = assert_problem(gateway.http.get(SUGGESTIONS, headers=KEY, params={"limit": limit}), 422, "invalid-fields")
+    problem = assert_problem(gateway.http.get(LABELLING, headers=KEY, params={"limit": limit}), 422, "invalid-fields")
     assert problem["errors"] == [{"field": "limit", "message": f"is {limit!r}; a whole number from 1 to 300 is needed"}]
 
 
@@ -56,7 +64,7 @@ def test_a_database_that_does_not_answer_is_told(gateway: Gateway, monkeypatch: 
         raise OperationalError("select", {}, Exception("disk I/O error"))
 
     with monkeypatch.context() as patch:
-        patch.setattr("lifecycle.monitoring.suggestions.newest_sample", fail)
-        assert_problem(gateway.http.get(SUGGESTIONS, headers=KEY), 503, "storage-unavailable")
-    asked(gateway.database, unlike(5))
-    assert len(suggested(gateway.http.get(SUGGESTIONS, headers=KEY))) == 5
+        patch.setattr("lifecycle.monitoring.labelling.newest_sample", fail)
+        assert_problem(gateway.http.get(LABELLING, headers=KEY), 503, "storage-unavailable")
+    asked(gateway.database, unlike(LEAST_TEXTS))
+    assert len(found(gateway.http.get(LABELLING, headers=KEY, params={"limit": 5})).texts) == 5

@@ -93,14 +93,14 @@ def test_settings_for_columns_and_labels_hold_for_imports(
 
 
 @pytest.mark.parametrize(("text", "label"), [("body", "stars"), ("2", "1")])
-def test_suggested_texts_come_back_whatever_columns_the_data_files_have(
+def test_texts_to_label_come_back_whatever_columns_the_data_files_have(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, text: str, label: str
 ) -> None:
     monkeypatch.setenv("SENTIMENT_TEXT_COLUMN", text)
     monkeypatch.setenv("SENTIMENT_LABEL_COLUMN", label)
     pipeline.deploy()
-    asked(Database(pipeline.settings.database), unlike(20))
-    assert pipeline.run("suggest", "--out", "to_label.csv")[0] == 0
+    asked(Database(pipeline.settings.database), unlike(200))
+    assert pipeline.run("label", "--limit", "20", "--out", "to_label.csv")[0] == 0
     lines = Path("to_label.csv").read_text(encoding="utf-8").splitlines()
     Path("to_label.csv").write_text("\n".join([lines[0], *(f"{line}Positive" for line in lines[1:])]))
     status, told = pipeline.run("feedback", "to_label.csv")
@@ -153,13 +153,13 @@ def test_a_misspelt_action_is_told_as_such(pipeline: Pipeline) -> None:
     [(";", "utf-8-sig", "\r\n"), (";", "cp1252", "\r\n"), ("\t", "utf-16", "\r\n"), (",", "cp1252", "\r")],
     ids=["Excel", "Excel in German", "Unicode text", "old Mac"],
 )
-def test_suggested_texts_come_back_labelled_from_a_spreadsheet(
+def test_texts_to_label_come_back_labelled_from_a_spreadsheet(
     pipeline: Pipeline, delimiter: str, encoding: str, line_end: str
 ) -> None:
     pipeline.deploy()
     database = Database(pipeline.settings.database)
-    asked(database, unlike(40, '=cmd("x"); "déjà vu",\nand – 5 €'))
-    assert pipeline.run("suggest", "--limit", "30", "--out", "to_label.csv")[0] == 0
+    asked(database, unlike(200, '=cmd("x"); "déjà vu",\nand – 5 €'))
+    assert pipeline.run("label", "--limit", "30", "--out", "to_label.csv")[0] == 0
     with Path("to_label.csv").open(newline="", encoding="utf-8-sig") as file:
         header, *rows = csv.reader(file)
     assert all(text.startswith(" =") for text, _ in rows), "no spreadsheet takes them for formulas"
@@ -173,8 +173,8 @@ def test_suggested_texts_come_back_labelled_from_a_spreadsheet(
     assert "15 rows of feedback were imported from labelled.csv." in told
     assert "missing label 15" in told
     assert sorted(pipeline.imported()) == sorted((text.strip(), "Positive") for text, _ in rows[:15])
-    assert pipeline.run("suggest", "--limit", "300", "--out", "again.csv")[0] == 0
+    assert pipeline.run("label", "--limit", "300", "--out", "again.csv")[0] == 0
     with Path("again.csv").open(newline="", encoding="utf-8-sig") as file:
         left = [text.strip() for text, _ in list(csv.reader(file))[1:]]
-    assert len(left) == 25
+    assert len(left) == 185
     assert not {text.strip() for text, _ in rows[:15]} & set(left)

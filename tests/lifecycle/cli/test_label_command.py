@@ -104,6 +104,7 @@ def test_its_file_is_filled_in_and_imported(database: Database, capsys: pytest.C
     with Path("to_label.csv").open(newline="", encoding="utf-8-sig") as file:
         header, *rows = csv.reader(file)
     assert header == ["text", "label"]
+    assert Path("to_label.csv").stat().st_mode & 0o777 == 0o644, "the file is the user's"
     assert len(rows) == 100
     assert all(text.startswith(" =") for text, _ in rows), "no spreadsheet takes them for formulas"
     assert run(capsys, "label", "--out", "to_label.csv")[0] == 1, "labels that are there are not written over"

@@ -15,12 +15,11 @@ from lifecycle.gates.batch_predict import Answers
 from lifecycle.jobs import check as check_module
 from lifecycle.jobs.check import check
 from lifecycle.jobs.job_process import run_job
-from lifecycle.monitoring.suggestions import suggest
 from serving.model_repo.repository import ModelRepository
 from serving.model_repo.texts import MAX_CHARACTERS
 from storage import events, jobs
 from storage.database import Database
-from storage.sampled_predictions import AnsweredText, add_sample
+from storage.sampled_predictions import AnsweredText
 from tests.lifecycle.conftest import hollow_bundle, publish_as
 from trainer import file_changes, kept_data
 from trainer.dataset import DatasetError, load_dataset
@@ -250,17 +249,6 @@ def test_the_copy_is_bounded_and_a_fair_sample(
     assert 0.4 < kept.train.labels.count("Positive") / len(kept.train.labels) < 0.6
     assert kept.val == load_dataset(settings).val
     assert pq.read_metadata(settings.state_dir / kept_data.FILE).num_rows == len(kept.train.texts) + 40
-
-
-def test_texts_of_a_vanished_file_are_not_suggested(settings: Settings, database: Database) -> None:
-    checked(settings, database)
-    known = [f"train text {number}" for number in range(40)]
-    new = [f"unknown text {number}" for number in range(40)]
-    add_sample(database, [_answered(text) for text in known + new], keeps_texts=True)
-    settings.train_data.unlink()
-    suggested = {suggestion.text for suggestion in suggest(settings, database).texts}
-    assert suggested
-    assert suggested <= set(new)
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])

@@ -1,24 +1,21 @@
-"""The view Label: texts are suggested, escaped, and get their labels as feedback; each state says what it is."""
+"""The view Label: random texts, escaped, get their labels as feedback until these decide; each state says what it is."""
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
 from common.settings import Settings
 from common.source_names import is_trusted
+from gateway.console.pages.label import SHOWN
 from gateway.monitoring.sampling import INTERVAL_S
+from lifecycle.monitoring.labelling import LEAST_TEXTS
+from storage import jobs
 from storage.api_keys import Scope, add_key
-from storage.feedback import is_held_out, text_hash
 from tests.gateway.conftest import until
 from tests.gateway.console.conftest import INJECTED, OWN, PART, Page, sign_in
 from tests.gateway.routes.test_feedback import Gateway
-from tests.sampled_texts import asked
+from tests.sampled_texts import asked, unlike
 
 LABEL = "/console/label"
-
-
-def learnt_from(text: str) -> str:
-    """The text, with a number such that it is not held out."""
-    return next(found for number in range(100) if not is_held_out(text_hash(found := f"{text} {number}")))
 
 
 def hidden(page: Page, name: str) -> list[str | None]:
@@ -39,35 +36,73 @@ def sign_in_by_new_key(console: Gateway, key: str) -> None:
     sign_in(console.http, key)
 
 
-def test_each_text_is_shown_escaped_with_a_key_for_each_label(labeller: Gateway) -> None:
-    text = learnt_from(INJECTED)
-    asked(labeller.database, [text])
+def test_texts_are_shown_escaped_with_a_key_for_each_label_and_no_prediction(labeller: Gateway) -> None:
+    texts = [f"{INJECTED} {number}" for number in range(LEAST_TEXTS)]
+    asked(labeller.database, texts, positive=0.987)
     page = Page(labeller.http.get(LABEL))
-    assert hidden(page, "text") == [text]
-    assert "Text 1 of 1" in page.text
-    assert INTERVAL_S == 10
-    assert "Texts arrive up to ten seconds after their prediction" in page.text
-    buttons = [button for button in page.all("button") if button.get("name") == "label"]
-    assert [(button["value"], button["aria-keyshortcuts"]) for button in buttons] == [
-        ("Negative", "1"),
-        ("Positive", "2"),
+    shown = hidden(page, "text")
+    assert len(set(shown)) == SHOWN
+    assert set(shown) <= set(texts)
+    assert "The predictions are hidden, because people who see them agree with them too often." in page.text
+    assert "No label yet" in page.text
+    assert "98" not in page.text.replace(INJECTED, "")
+    buttons = [button for button in page.all("button") if button.get("name") in ("label", "skip")][:3]
+    assert [(button["name"], button["value"], button["aria-keyshortcuts"]) for button in buttons] == [
+        ("label", "Negative", "1"),
+        ("label", "Positive", "2"),
+        ("skip", "yes", "s"),
     ]
     assert page.runs_nothing_but_files()
 
 
-def test_a_label_of_a_signed_in_labeller_is_trusted_and_its_text_goes(labeller: Gateway) -> None:
-    first, second = learnt_from("a grand day"), learnt_from("the lamp is broken")
-    asked(labeller.database, [first, second])
-    form = {"text": first, "label": "Negative"}
-    answer = labeller.http.post(LABEL, data=form, headers=PART)
+def test_too_few_texts_are_told_with_how_many_are_needed(labeller: Gateway) -> None:
+    asked(labeller.database, unlike(LEAST_TEXTS - 1))
+    page = Page(labeller.http.get(LABEL))
+    assert hidden(page, "text") == []
+    assert f"{LEAST_TEXTS} of this version are needed" in page.text
+    assert INTERVAL_S == 10
+    assert "Texts arrive up to ten seconds after their prediction" in page.text
+
+
+def test_a_label_of_a_signed_in_labeller_is_trusted_and_counts(labeller: Gateway) -> None:
+    asked(labeller.database, unlike(LEAST_TEXTS), positive=0.9)
+    first, second, third = hidden(Page(labeller.http.get(LABEL)), "text")[:3]
+    answer = labeller.http.post(LABEL, data={"text": first, "label": "Negative"}, headers=PART)
     assert answer.status_code == 200
-    assert "stored as Negative" in Page(answer).text
+    assert "0 % (0 to 100) after 1 label" in Page(answer).text
     (row,) = labeller.kept()
-    assert (row.text, row.label, row.held_out, row.source) == (first, "Negative", False, "console:anna")
+    assert (row.text, row.label, row.source) == (first, "Negative", "console:anna")
     assert is_trusted(row.source, Settings().trusted_sources)
-    assert hidden(Page(labeller.http.get(LABEL)), "text") == [second]
-    answer = labeller.http.post(LABEL, data={**form, "text": second}, follow_redirects=True)
-    assert "No text is waiting for a label" in Page(answer).text, "without scripts, on to what is left"
+    answer = labeller.http.post(f"{LABEL}/skip", data={"text": second}, headers=PART)
+    assert "1 text left out" in Page(answer).text
+    form = {"text": third, "label": "Positive"}
+    page = Page(labeller.http.post(LABEL, data=form, follow_redirects=True))
+    assert "50 % (" in page.text, "without scripts, on to what is left"
+    assert not {first, second, third} & set(hidden(page, "text"))
+    assert labeller.http.post(f"{LABEL}/skip", data={"text": "unknown"}, headers=PART).status_code == 422
+
+
+def test_labels_that_decide_end_it_and_request_a_check_until_one_draws_anew(labeller: Gateway) -> None:
+    asked(labeller.database, unlike(LEAST_TEXTS), positive=0.9)
+    for text in hidden(Page(labeller.http.get(LABEL)), "text"):
+        answer = labeller.http.post(LABEL, data={"text": text or "", "label": "Negative"}, headers=PART)
+    assert [item for item in Page(answer).all("p") if "data-decided" in item]
+    assert "the accuracy of version 1 on these texts is under 80 %. A check follows." in Page(answer).text
+    page = Page(labeller.http.get(LABEL))
+    assert hidden(page, "text") == []
+    assert "A check follows." in page.text
+    assert jobs.waiting(labeller.database, jobs.CHECK) is not None
+    page = Page(labeller.http.post(f"{LABEL}/new", follow_redirects=True))
+    assert len(hidden(page, "text")) == SHOWN
+
+
+def test_who_may_only_read_texts_keeps_none_from_others(console: Gateway) -> None:
+    asked(console.database, unlike(LEAST_TEXTS))
+    sign_in_by_new_key(console, add_key(console.database, "reader", [Scope.TEXTS]))
+    page = Page(console.http.get(LABEL))
+    assert hidden(page, "text") == []
+    assert "Sign in with a key that has the scopes texts and feedback" in page.text
+    assert console.http.post(LABEL, data={"text": "good", "label": "Positive"}, headers=PART).status_code == 403
 
 
 def test_who_signs_in_with_a_key_for_feedback_alone_is_no_trusted_source(console: Gateway) -> None:
@@ -81,7 +116,7 @@ def test_who_signs_in_with_a_key_for_feedback_alone_is_no_trusted_source(console
 
 
 def test_nobody_sees_users_texts_without_signing_in(console: Gateway) -> None:
-    asked(console.database, [learnt_from("a private letter")])
+    asked(console.database, unlike(LEAST_TEXTS, "a private letter"))
     for headers in ({}, PART):
         answer = console.http.get(LABEL, headers=headers)
         assert answer.status_code == 401
@@ -106,7 +141,7 @@ def test_a_database_that_does_not_answer_is_told(labeller: Gateway, monkeypatch:
     def fail(*_: object, **__: object) -> None:
         raise OperationalError("select", {}, Exception("disk I/O error"))
 
-    monkeypatch.setattr("lifecycle.monitoring.suggestions.newest_sample", fail)
+    monkeypatch.setattr("lifecycle.monitoring.labelling.newest_sample", fail)
     answer = labeller.http.get(LABEL)
     assert answer.status_code == 503
     assert "see the server's log" in Page(answer).text
