@@ -1,6 +1,6 @@
 """How many random labels decide whether accuracy is under a threshold, on texts of several kinds.
 
-Run as `python -m benchmarks.labels` after a training: the deployed version of the settings predicts rated texts that are
+Run as `python -m benchmarks.labels` after a training: the deployed version predicts rated texts that are
 not in its data files. Each repetition draws a window of texts of a kind, and labels it in random order until the labels
 decide. Beside that, a fixed number of random labels decides by the usual 95 % interval.
 """

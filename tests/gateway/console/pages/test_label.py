@@ -1,4 +1,4 @@
-"""The view Label: random texts, escaped, get their labels as feedback until these decide; each state says what it is."""
+"""The view Label: random texts get labels as feedback until these decide; each state says what it is."""
 
 import pytest
 from sqlalchemy.exc import OperationalError
