@@ -12,6 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Response, expect
 from sqlalchemy import select
 
+from lifecycle.monitoring.labelling import LEAST_TEXTS
 from storage import events, jobs, releases
 from storage.database import Database, now
 from storage.events import EventKind
@@ -32,7 +33,7 @@ VIEWS = ["/", "/console/health", "/console/quality", "/console/versions", "/cons
 VIEWS += ["/console/sign-in"]
 DIFFERENCES = "/console/versions/differences?version=2"
 PART = {"texts": 200, "differ": 30, "champion": 170.0, "challenger": 184.0}
-SUGGESTED = unlike(15, "My new phone:")
+DRAWN = unlike(LEAST_TEXTS, "My new phone:")
 MOST_BYTES = 300_000
 BEGINS_MS = 240_000
 """A process that has torch to import, on a machine that does other things too."""
@@ -46,7 +47,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, bert_bundle: Path) -> Iter
     served = make_served(directory, bert_bundle, versions=2, **learning_settings(directory))
     with serving(served):
         database = served.database()
-        asked(database, SUGGESTED)
+        asked(database, DRAWN, positive=0.9)
         database.close()
         yield served
 
@@ -351,7 +352,7 @@ def test_all_can_be_reached_and_done_by_keyboard(page: Page) -> None:
 
 def labels_told(database: Database) -> dict[str, str]:
     with database.reading() as session:
-        return {row.text: row.label for row in session.scalars(select(Feedback)) if row.text in SUGGESTED}
+        return {row.text: row.label for row in session.scalars(select(Feedback)) if row.text in DRAWN}
 
 
 def test_texts_are_labelled_skipped_and_undone_with_a_key_each(page: Page, database: Database) -> None:
@@ -394,15 +395,41 @@ def test_a_label_that_is_not_kept_is_told_and_its_text_comes_again(page: Page, d
     first = text.inner_text()
     page.route("**/console/label", lambda route: route.abort())
     page.get_by_role("button", name="Positive").click()
-    page.get_by_role("button", name="Skip").click()
+    page.get_by_role("button", name="I cannot tell").click()
     expect(page.get_by_role("alert")).to_contain_text("A label was not kept: The gateway cannot be reached.")
     assert first not in labels_told(database)
     page.unroute("**/console/label")
     while text.inner_text() != first:
-        page.get_by_role("button", name="Skip").click()
+        page.get_by_role("button", name="I cannot tell").click()
     page.get_by_role("button", name="Negative").click()
-    expect(page.get_by_text("That was all: 1 labelled.")).to_be_visible()
     wait_for(lambda: labels_told(database).get(first) == "Negative", 60, "the label")
+
+
+def test_true_labels_are_given_until_the_page_stops_by_itself_and_a_check_follows(
+    page: Page, database: Database
+) -> None:
+    """All predictions are positive, and one text in four is."""
+    positive = set(DRAWN[::4])
+    sign_in(page, ADMIN_KEY, "/console/label")
+    page.get_by_role("button", name="Draw anew").click()
+    card = page.locator(".label-card:visible")
+    decided = page.locator("[data-decided]")
+    for _ in range(60):
+        expect(card.or_(decided).first).to_be_visible()
+        if decided.count():
+            break
+        text = card.locator("blockquote").inner_text()
+        page.keyboard.press("2" if text in positive else "1")
+        expect(card.locator("blockquote").filter(has_text=text)).to_have_count(0)
+    expect(page.get_by_text("Decided: the accuracy of version 1 on these texts is under 80 %.")).to_be_visible()
+    expect(card).to_have_count(0)
+    assert 0 < len(labels_told(database)) < len(DRAWN) / 2
+
+    def problems() -> str:
+        last = jobs.last_ended(database, jobs.CHECK)
+        return "" if last is None else "; ".join(last.result.get("problems", []))
+
+    wait_for(lambda: "accuracy on live texts by random labels is" in problems(), 240, "a check that names the labels")
 
 
 def test_a_file_that_is_dropped_comes_back_scored_or_with_its_faults(page: Page) -> None:

@@ -9,7 +9,7 @@ from common.errors import PipelineError
 from common.source_names import is_trusted
 from gateway.console.page import PageRequest, view
 from gateway.console.pages.try_page import LABEL_FORM_BYTES, keep_label, source_of
-from gateway.http.problems import FieldError, InvalidFieldsError, StorageUnavailableError
+from gateway.http.problems import FieldError, InvalidFieldsError, KeyNotAllowedError, StorageUnavailableError
 from gateway.routes import feedback
 from gateway.routes.admin import in_thread
 from lifecycle.monitoring.labelling import LEAST_TEXTS, Batch, begin, conclude, standing, texts_to_label
@@ -59,6 +59,7 @@ async def tell(page_request: PageRequest) -> Response:
 
 async def skip(page_request: PageRequest) -> Response:
     """Leave a text out that nobody can label."""
+    _check_may_label(page_request)
     text = page_request.form.get("text", "")
     if not await in_thread(lambda: label_draws.skip(page_request.app.storage.open(), text_hash(text))):
         raise InvalidFieldsError([FieldError("text", "is not among those that were drawn to be labelled")])
@@ -67,8 +68,15 @@ async def skip(page_request: PageRequest) -> Response:
 
 async def draw_anew(page_request: PageRequest) -> Response:
     """Begin a new series of today's live texts."""
+    _check_may_label(page_request)
     await in_thread(lambda: begin(page_request.app.settings, page_request.app.storage.open()))
     return Response(status_code=_SEE_OTHER, headers={"Location": PATH})
+
+
+def _check_may_label(page_request: PageRequest) -> None:
+    """Refuse users who may only look: what they leave out or draw would change the result."""
+    if Scope.FEEDBACK not in page_request.scopes:
+        raise KeyNotAllowedError("The key lacks the scope feedback, which labelling needs.")
 
 
 async def _standing(page_request: PageRequest) -> Response:

@@ -128,12 +128,12 @@ class Gateway:
 
 
 @contextmanager
-def gateway_with_models(triton: FakeTriton, directory: Path, bundle: Path) -> Iterator[Gateway]:
+def gateway_with_models(triton: FakeTriton, directory: Path, bundle: Path, **settings: Any) -> Iterator[Gateway]:
     models = Served(directory, 0, {})
     for version in (1, 2):
         publish(models, bundle, version)
     models.repository.deploy(1)
-    app = make_app(triton, directory)
+    app = make_app(triton, directory, **settings)
     with served(app) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
         database = Database(f"sqlite:///{directory / 'state' / 'sentiment.db'}")
         try:

@@ -40,7 +40,7 @@ def test_texts_are_given_until_their_labels_decide(gateway: Gateway) -> None:
     assert skipped is not None
     assert skipped.skipped == 1
     rows = [{"text": item.text, "label": "Negative"} for item in first.texts[1:]]
-    assert gateway.http.post("/feedback", json=rows, headers=KEY).status_code == 201
+    assert gateway.http.post("/feedback", json={"feedback": rows}, headers=KEY).status_code == 201
     last = found(gateway.http.get(LABELLING, headers=KEY))
     assert last.texts == []
     assert last.standing is not None

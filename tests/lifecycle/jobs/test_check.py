@@ -18,14 +18,16 @@ from lifecycle.gates.training_data import merge
 from lifecycle.jobs import check as check_module
 from lifecycle.jobs.check import _too_early, check, learnt_before
 from lifecycle.jobs.circumstances import CIRCUMSTANCES, circumstances
+from lifecycle.monitoring.labelling import LEAST_TEXTS as DRAWN
 from lifecycle.monitoring.live_quality import LEAST_TEXTS
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
-from storage import events, jobs
+from storage import events, jobs, label_draws
 from storage.database import Database, now
 from storage.feedback import LabelledText, add_feedback
-from storage.sampled_predictions import AnsweredText, add_sample
+from storage.sampled_predictions import AnsweredText, add_sample, newest_sample
 from storage.tables import Job, SampledPrediction
+from tests.sampled_texts import asked, unlike
 from trainer.dataset import load_dataset
 from trainer.evaluation import Evaluation
 from trainer.record import training_key
@@ -249,6 +251,27 @@ def test_a_version_that_was_never_good_is_not_said_to_have_become_stale(
     served.is_right = False
     _check(settings, database)
     assert events.newest(database, 10, "stale")[0].message.startswith("Version 1 has become stale: accuracy")
+
+
+def test_random_labels_that_decide_make_a_version_stale_or_say_that_it_is_not(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Served(monkeypatch).is_right = True
+    texts = unlike(DRAWN)
+    asked(database, texts, positive=0.9)
+    for label, is_stale in (("Positive", False), ("Negative", True)):
+        label_draws.begin_series(database, 1, newest_sample(database, DRAWN, version=1))
+        add_feedback(database, [LabelledText(text, label) for text in texts], "console:anna")
+        result = _check(settings, database).result
+        assert result["labelled"]["under"] == result["stale"] == is_stale
+        if not is_stale:
+            assert "by random labels: 100 % (100 to 100) after 200 labels; decided: it is not" in result["summary"]
+    problem = "accuracy on live texts by random labels is 0 % (0 to 0) after 200 labels, below 0.8"
+    assert problem in result["problems"]
+    assert problem in events.newest(database, 1, "stale")[0].message
+    job = jobs.waiting(database, jobs.RETRAIN)
+    assert job is not None
+    assert problem in job.reason
 
 
 def test_the_first_training_counts_as_learnt(

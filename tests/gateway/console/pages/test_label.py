@@ -1,5 +1,7 @@
 """The view Label: random texts get labels as feedback until these decide; each state says what it is."""
 
+from pathlib import Path
+
 import pytest
 from sqlalchemy.exc import OperationalError
 
@@ -8,14 +10,16 @@ from common.source_names import is_trusted
 from gateway.console.pages.label import SHOWN
 from gateway.monitoring.sampling import INTERVAL_S
 from lifecycle.monitoring.labelling import LEAST_TEXTS
-from storage import jobs
+from storage import jobs, label_draws
 from storage.api_keys import Scope, add_key
 from tests.gateway.conftest import until
 from tests.gateway.console.conftest import INJECTED, OWN, PART, Page, sign_in
-from tests.gateway.routes.test_feedback import Gateway
+from tests.gateway.fake_triton import FakeTriton
+from tests.gateway.routes.test_feedback import Gateway, gateway_with_models
 from tests.sampled_texts import asked, unlike
 
 LABEL = "/console/label"
+FORM = "application/x-www-form-urlencoded"
 
 
 def hidden(page: Page, name: str) -> list[str | None]:
@@ -94,8 +98,24 @@ def test_labels_that_decide_end_it_and_request_a_check_until_one_draws_anew(labe
     assert hidden(page, "text") == []
     assert "A check follows." in page.text
     assert jobs.waiting(labeller.database, jobs.CHECK) is not None
-    page = Page(labeller.http.post(f"{LABEL}/new", follow_redirects=True))
+    page = Page(labeller.http.post(f"{LABEL}/new", headers={"Content-Type": FORM}, follow_redirects=True))
     assert len(hidden(page, "text")) == SHOWN
+
+
+def test_who_may_only_read_texts_keeps_none_from_others_and_changes_nothing(
+    fake_triton: FakeTriton, bert_bundle: Path, tmp_path: Path
+) -> None:
+    with gateway_with_models(fake_triton, tmp_path, bert_bundle, access="keys") as reader:
+        reader.http.headers.update(OWN)
+        asked(reader.database, unlike(LEAST_TEXTS))
+        sign_in_by_new_key(reader, add_key(reader.database, "reader", [Scope.TEXTS, Scope.READ]))
+        page = Page(reader.http.get(LABEL))
+        assert hidden(page, "text") == []
+        assert "Sign in with a key that has the scopes texts and feedback" in page.text
+        for path, form in (("", {"label": "Positive"}), ("/skip", {}), ("/new", {})):
+            answer = reader.http.post(f"{LABEL}{path}", data={"text": "good", **form}, headers=PART)
+            assert answer.status_code == 403, path
+        assert label_draws.read_series(reader.database, "") is None
 
 
 def test_who_signs_in_with_a_key_for_feedback_alone_is_no_trusted_source(console: Gateway) -> None:
