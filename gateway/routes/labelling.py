@@ -65,6 +65,6 @@ routes = [
         Labelling,
         NotFoundError,
         parameters=[parameter("path", "text", _TEXT, "The text's `id`.", required=True)],
-        scope=Scope.TEXTS,
+        scope=Scope.FEEDBACK,
     ),
 ]

@@ -50,7 +50,7 @@ NEEDED = {
     ("GET", "/models/2/differences"): "texts",
     ("GET", "/feedback"): "texts",
     ("GET", "/labelling"): "texts",
-    ("POST", "/labelling/{text}/skip"): "texts",
+    ("POST", "/labelling/{text}/skip"): "feedback",
     ("GET", "/feedback/sources"): "read",
     ("POST", "/feedback/sources/quarantine"): "admin",
     ("POST", "/feedback/sources/release"): "admin",
