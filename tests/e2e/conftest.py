@@ -185,9 +185,8 @@ def tutorial_pipeline(checkout: Path, **settings: str) -> Iterator[Pipeline]:
     copy_checkout(checkout)
     (checkout / ".venv").symlink_to(sys.prefix)
     # The tutorial's first steps: a slice of the data, small enough to be learnt within a minute.
-    run_block(block(TUTORIAL, "make install"), checkout, own_environment())
-    printed = run_block(block(TUTORIAL, "mkdir whole"), checkout, own_environment())
-    check_excerpt(TUTORIAL, "mkdir whole", printed)
+    printed = run_block(block(TUTORIAL, "make install"), checkout, own_environment())
+    check_excerpt(TUTORIAL, "make install", printed)
     with running_pipeline(checkout, 900, **settings) as running:
         yield running
 

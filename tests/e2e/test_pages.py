@@ -246,7 +246,6 @@ def what_traces_need(_: Pipeline, commands: str) -> None:
 
 CHECKS: list[tuple[str, str, Callable[[Pipeline, str], None]]] = [
     (TUTORIAL, "make install", began),
-    (TUTORIAL, "mkdir whole", began),
     (TUTORIAL, "make run", tutorial_runs),
     (TUTORIAL, "curl localhost:8000/predict/live", tutorial_shows),
     (TUTORIAL, "python - <<'END'\nimport csv\n\nfrom trainer", tutorial_loop),
