@@ -17,7 +17,7 @@ ARG ONNXRUNTIME=onnxruntime
 ARG TRITON_NUMPY=
 COPY requirements.lock deploy/images/triton-requirements.txt /build/
 # With this image's own Python, so that the packages fit the one that the backend runs in.
-RUN grep -E '^[A-Za-z0-9_.-]+==' /build/requirements.lock | sed "s/^numpy==.*/${TRITON_NUMPY:-&}/" > /build/constraints.txt \
+RUN sed -nE "s/^numpy==.*/${TRITON_NUMPY:-&}/; /^[A-Za-z0-9_.-]+==/p" /build/requirements.lock > /build/constraints.txt \
     && python3 -m pip install --no-cache-dir --target /opt/sentiment/packages -c /build/constraints.txt \
         -r /build/triton-requirements.txt "$ONNXRUNTIME"
 

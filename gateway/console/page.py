@@ -220,7 +220,7 @@ def _check_confirmed(page_request: PageRequest) -> None:
 
 def _refusal(page_request: PageRequest, needed: Scope) -> ProblemError:
     if page_request.session is None:
-        what = "This shows texts that users wrote. Sign in with" if needed is Scope.TEXTS else "This needs"
+        what = "This page shows texts that users wrote. Sign in with" if needed is Scope.TEXTS else "This needs"
         return KeyNeededError(f"{what} an API key that has the scope {needed.value}; the admin key has all scopes.")
     who = page_request.session
     return KeyNotAllowedError(f"The key {who.caller.name} lacks the scope {needed.value}; it has {who.allowed}.")
