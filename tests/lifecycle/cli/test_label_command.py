@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,12 +75,20 @@ def test_it_asks_until_the_labels_decide_and_never_shows_a_prediction(
 def test_a_terminal_needs_no_enter_and_ctrl_d_ends_it(database: Database) -> None:
     asked(database, unlike(300))
     outer, inner = pty.openpty()
-    ended = subprocess.Popen(
-        [sys.executable, str(PROJECT / "app.py"), "label"], stdin=inner, stdout=subprocess.PIPE, text=True
-    )
+    ended = subprocess.Popen([sys.executable, str(PROJECT / "app.py"), "label"], stdin=inner, stdout=subprocess.PIPE)
     os.close(inner)
-    os.write(outer, b"2\x04")
-    told, _ = ended.communicate(timeout=120)
+    assert ended.stdout is not None
+    told = ""
+    for keys in (b"2", b"\x04"):
+        # A key that comes before the question is no answer to it.
+        prompts = told.count("quit] ")
+        while told.count("quit] ") == prompts:
+            read = os.read(ended.stdout.fileno(), 4096).decode()
+            assert read, told
+            told += read
+        time.sleep(0.5)  # the terminal reads single keys after the question
+        os.write(outer, keys)
+    told += ended.communicate(timeout=120)[0].decode()
     os.close(outer)
     assert ended.returncode == 0
     assert "after 1 label;" in told
