@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.rated_texts import LABELS, Row, rated_texts, write_sample_part
+from benchmarks.rated_texts import LABELS, Row, pipeline_settings, rated_texts, write_sample_part
 from common.errors import PipelineError
-from common.settings import PACKAGED, Settings
+from common.settings import Settings
 from export.export import export
 from lifecycle.monitoring.accuracy_range import Estimator
 from lifecycle.monitoring.drift import feedback_shift, label_shift, length_shift, text_drift
@@ -35,7 +35,7 @@ from trainer.train import train
 
 SEED = 2026
 LEARNT_REVIEWS = 9_741
-"""Of the 11,741 training texts of the sample data. The other 2,000 are live traffic."""
+"""Training texts. The sample data have 11,741; the other 2,000 are live traffic."""
 WINDOW = 500
 WINDOWS = 200
 FEEDBACK_WINDOWS_BEFORE = 10
@@ -94,14 +94,7 @@ def main() -> int:
 
 def _learn(directory: Path) -> Settings:
     """Train and export the version in a directory, unless this was done before."""
-    settings = Settings(
-        train_data=directory / "train.csv",
-        val_data=directory / "val.csv",
-        state_dir=directory / "state",
-        model_dir=directory / "model",
-        model_repository=directory / "triton_repo",
-        base_model=PACKAGED,
-    )
+    settings = pipeline_settings(directory)
     if not settings.train_data.exists():
         directory.mkdir(exist_ok=True)
         write_sample_part(settings, LEARNT_REVIEWS, SEED)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.rated_texts import LABELS, Row, rated_texts, write_sample_part
+from benchmarks.rated_texts import LABELS, Row, pipeline_settings, rated_texts, write_sample_part
 from common.errors import PipelineError
-from common.settings import PACKAGED, Settings
+from common.settings import Settings
 from export.export import export
 from lifecycle.gates.batch_predict import Answers
 from lifecycle.jobs.retrain import retrain
@@ -95,13 +95,8 @@ def _learn(directory: Path) -> Settings:
 
 
 def _settings(directory: Path, **given: Any) -> Settings:
-    return Settings(
-        train_data=directory / "train.csv",
-        val_data=directory / "val.csv",
-        state_dir=directory / "state",
-        model_dir=directory / "model",
-        model_repository=directory / "triton_repo",
-        base_model=PACKAGED,
+    return pipeline_settings(
+        directory,
         # Faster than the defaults, and about as accurate with so few texts.
         epochs=1,
         learning_rate=1.5e-4,

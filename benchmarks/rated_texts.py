@@ -3,8 +3,10 @@
 import csv
 import math
 from collections.abc import Collection
+from pathlib import Path
+from typing import Any
 
-from common.settings import Settings
+from common.settings import PACKAGED, Settings
 from storage.feedback import text_hash
 from trainer.sample_data import CLEAR_RATING, Domain, read_ratings, write_sample_data
 
@@ -12,6 +14,19 @@ LABELS = ("Negative", "Positive")
 
 Row = tuple[str, str]
 """Text and label."""
+
+
+def pipeline_settings(directory: Path, **given: Any) -> Settings:
+    """Return settings of a pipeline with the small packaged encoder and all its files in a directory."""
+    return Settings(
+        train_data=directory / "train.csv",
+        val_data=directory / "val.csv",
+        state_dir=directory / "state",
+        model_dir=directory / "model",
+        model_repository=directory / "triton_repo",
+        base_model=PACKAGED,
+        **given,
+    )
 
 
 def write_sample_part(settings: Settings, texts: int, seed: int) -> None:

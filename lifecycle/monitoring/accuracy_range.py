@@ -58,11 +58,13 @@ class Estimator:
         """
         calibration = calibrate(probabilities, targets)
         predicted = probabilities.argmax(axis=1)
+        counts = np.bincount(targets[targets >= 0], minlength=len(labels))
+        shares = counts / max(1, int(counts.sum()))
         return cls(
             labels,
             calibration,
-            Transport.fit(calibration.apply(probabilities), targets),
-            None if second is None else Agreement.fit(predicted, second, targets, len(labels)),
+            Transport.fit(calibration.apply(probabilities), targets, shares),
+            None if second is None else Agreement.fit(predicted, second, targets, shares),
             len(targets),
             float(np.mean(predicted == targets)),
         )

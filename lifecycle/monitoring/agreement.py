@@ -29,14 +29,14 @@ class Agreement:
     """[labels], the share of each right label"""
 
     @classmethod
-    def fit(cls, predicted: Indices, second: Indices, targets: Indices, labels: int) -> "Agreement | None":
-        """Fit to labels of known texts, [known texts] each; -1 as target is none of the labels.
+    def fit(
+        cls, predicted: Indices, second: Indices, targets: Indices, shares: npt.NDArray[np.floating]
+    ) -> "Agreement | None":
+        """Fit to labels of known texts, [known texts] each; `shares` [labels] are those of the right labels.
 
         Returns None if the two models hardly agree.
         """
-        counts = np.bincount(targets[targets >= 0], minlength=labels)
-        shares = counts / max(1, int(counts.sum()))
-        kappa = _kappa(np.mean(predicted == second), _chance(predicted, np.bincount(second, minlength=labels)))
+        kappa = _kappa(np.mean(predicted == second), _chance(predicted, np.bincount(second, minlength=len(shares))))
         skill = _kappa(np.mean(predicted == targets), _chance(predicted, shares))
         return cls(kappa, skill, shares) if kappa >= _LEAST_KAPPA else None
 

@@ -58,7 +58,7 @@ class Standing:
     high: float
     macro_f1: float | None
     is_under: bool | None
-    """Whether the accuracy is under the threshold; None until the labels decide it."""
+    """True if the accuracy is under the threshold; None until the labels decide it."""
     more: int | None
     """About how many more labels decide it; None while that cannot be told."""
 

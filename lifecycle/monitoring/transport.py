@@ -25,12 +25,8 @@ class Transport:
     threshold: float
 
     @classmethod
-    def fit(cls, probabilities: Floats, targets: npt.NDArray[np.integer]) -> "Transport":
-        """Fit to predictions [known texts, labels] whose right labels are `targets` [known texts]; -1 is none of
-        them."""
-        labels = probabilities.shape[1]
-        counts = np.bincount(targets[targets >= 0], minlength=labels)
-        shares = counts / max(1, int(counts.sum()))
+    def fit(cls, probabilities: Floats, targets: npt.NDArray[np.integer], shares: Floats) -> "Transport":
+        """Fit to predictions [known texts, labels] whose right labels are `targets` [known texts], of these shares."""
         costs = transport_costs(probabilities, shares)
         return cls(shares, float(np.quantile(costs, np.mean(probabilities.argmax(axis=1) == targets))))
 
