@@ -10,6 +10,7 @@ import argparse
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.rated_texts import rated_texts
 from common.settings import load_settings
 from lifecycle.monitoring.confidence_sequence import decides, intervals
 from serving.backend.cpu import usable_cores
@@ -19,7 +20,7 @@ from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
 from storage.feedback import text_hash
 from trainer.dataset import load_dataset
-from trainer.sample_data import CLEAR_RATING, Domain, read_ratings
+from trainer.sample_data import Domain
 
 KINDS: dict[str, tuple[Domain, ...]] = {
     "tweets": ("tweet",),
@@ -92,9 +93,7 @@ def predictions() -> dict[str, IsRight]:
     with Engine(directory, choose_variant(bundle, Wanted()).variant, usable_cores()) as engine:
         for name, domains in KINDS.items():
             rows = held_out if name == "reviews" else []
-            for text, rating in (row for domain in domains for row in read_ratings(domain)):
-                if abs(rating) >= CLEAR_RATING and text_hash(text) not in known:
-                    rows.append((text, "Positive" if rating > 0 else "Negative"))
+            rows += [row for domain in domains for row in rated_texts(domain, known).values()]
             texts = [text for text, _ in rows]
             starts = range(0, len(texts), _BATCH)
             values = np.concatenate([engine.classify(texts[start : start + _BATCH]).values for start in starts])

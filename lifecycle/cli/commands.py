@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def check(settings: Settings, options: argparse.Namespace) -> None:
     """Check the deployed model; print its figures, then the verdict, then what follows from it."""
     logging.getLogger("lifecycle.jobs.check").setLevel(logging.WARNING)  # its lines say the same as the output
-    require_running(settings)
+    require_running(settings)  # a job that must fail would be recorded as a failure of the pipeline
     if not options.json:
         print("Checking the deployed version; this takes some seconds, or a minute on a busy machine.", flush=True)
     job = _do(settings, jobs.CHECK)
@@ -83,6 +83,7 @@ def check(settings: Settings, options: argparse.Namespace) -> None:
 
 def retrain(settings: Settings, options: argparse.Namespace) -> None:
     """Retrain now; promote a candidate that passes every gate, or start its shadow or canary."""
+    ModelRepository(settings.model_repository).require_deployed()  # as for a check
     job = _do(settings, jobs.RETRAIN)
     if options.json:
         print_json(jobs.as_json(job))
@@ -206,11 +207,6 @@ def _what_became(settings: Settings, decision: str) -> str:
 
 def _do(settings: Settings, kind: jobs.Kind) -> Job:
     """Run a job here, or wait until another process has run it; return the job if it ended well."""
-    # A job that must fail would be recorded as a failure of the pipeline.
-    if kind == jobs.CHECK:
-        require_running(settings)
-    else:
-        ModelRepository(settings.model_repository).require_deployed()
     database = _open(settings)
     job = jobs.enqueue(database, kind, "by command")
     try:
