@@ -64,11 +64,8 @@ def _reader_left() -> bool:
     return any(event & select.POLLERR for _, event in output.poll(0))
 
 
-def _main(arguments: list[str]) -> int:
-    # Set before any file is written or process started, so that no other account of the machine can read users' texts.
-    umask = os.umask(PRIVATE_UMASK)
-    options = parse(arguments, OWN_COMMANDS)
-    # The libraries read these variables when the commands import them.
+def prepare_libraries() -> None:
+    """Set environment variables that the libraries read when the commands import them."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -80,6 +77,13 @@ def _main(arguments: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A forked child executes another program at once and has no gRPC calls to continue.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
+
+def _main(arguments: list[str]) -> int:
+    # Set before any file is written or process started, so that no other account of the machine can read users' texts.
+    umask = os.umask(PRIVATE_UMASK)
+    options = parse(arguments, OWN_COMMANDS)
+    prepare_libraries()
     prepare_proxies(os.environ)
     if not faulthandler.is_enabled():
         faulthandler.enable()  # a crash in native code then prints where it happened

@@ -21,6 +21,7 @@ from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.repository import ModelRepository
 from serving.model_repo.variants import FLOAT_GRAPH
 from storage.database import Database
+from tests.commands import KillPoint, run_command
 from tests.e2e.conftest import PROJECT, free_ports, wait_for
 from tests.storage.conftest import postgres_server, postgres_url
 
@@ -64,15 +65,10 @@ class Served:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, str(PROJECT / "app.py"), *arguments]
 
-    def app(self, *arguments: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.directory,
-            env=dict(self.environment),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-        )
+    def app(
+        self, *arguments: str, timeout_s: float = 300, kill_at: KillPoint | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return run_command(arguments, self.directory, self.environment, timeout_s, kill_at)
 
     def start(self) -> None:
         with (self.directory / "serve.log").open("ab") as output:

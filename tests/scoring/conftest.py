@@ -18,6 +18,7 @@ import pytest
 from serving.backend.engine import Engine
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
+from tests.commands import run_command
 from tests.conftest import REFERENCE, SENTENCES
 from tests.e2e.conftest import PROJECT
 
@@ -35,16 +36,8 @@ class Desk:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, str(PROJECT / "app.py"), "score", *arguments]
 
-    def run(self, *arguments: str, **named: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            **named,
-        )
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return run_command(["score", *arguments], self.folder, self.environment)
 
     def score(self, *arguments: str) -> str:
         """Run to the end; gives what was told."""

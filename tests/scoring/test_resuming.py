@@ -3,14 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
 
-from tests.e2e.conftest import PROJECT, wait_for
+from tests.commands import run_command
+from tests.e2e.conftest import wait_for
 from tests.scoring.conftest import Desk, read_rows, rows_of, write_rows
 
-KILLING = PROJECT / "tests" / "lifecycle" / "killing.py"
 ROWS = 9_000
 
 
@@ -35,14 +34,7 @@ def test_killed_anywhere_the_same_command_ends_it(
     rows = rows_of(ROWS)
     write_rows(desk.folder / f"in.{given}", rows)
     command = ["score", f"in.{given}", "--out", f"out.{given}"]
-    killed = subprocess.run(
-        [sys.executable, str(KILLING), module, function, moment, *command],
-        cwd=desk.folder,
-        env=desk.environment | {"PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    killed = run_command(command, desk.folder, desk.environment, kill_at=(module, function, moment))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     told = desk.score(*command[1:])
     assert (f"Resuming after {done:,} rows" in told) if done else ("Resuming" not in told)

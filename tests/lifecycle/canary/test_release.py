@@ -40,7 +40,7 @@ from tests.pages import blocks
 
 pytestmark = pytest.mark.full
 
-STEPS = (0.25, 0.5)
+STEPS = (0.5, 0.75)
 WORDS = sorted({word for sentence in SENTENCES for word in re.findall(r"[a-z]+", sentence.lower())})
 LONG = 40
 """Words; the other texts have a dozen at most."""
@@ -68,7 +68,7 @@ class Traffic(Callers):
         lasting = [make_text(chance, number) + f" {caller} {number}" for number in range(60)]
         with httpx.Client(timeout=60) as client:
             count = 0
-            while not self.ended.is_set():
+            while not self.ended.wait(0.01):
                 count += 1
                 new = make_text(chance, count) + f" {caller} new {count}"
                 for text in (lasting[count % len(lasting)], new):
@@ -156,7 +156,7 @@ def test_a_canary_is_held_where_it_is_broken_on_long_texts_and_promoted_where_it
     assert traffic.versions_seen() == {1, 2}
 
     chance = random.Random(99)
-    asked = [make_text(chance, number) + f" asked {number}" for number in range(300)]
+    asked = [make_text(chance, number) + f" asked {number}" for number in range(100)]
     wait_for(lambda: set(versions(settled, asked)) == {1}, 60, "all to be answered by the version that serves")
     with Traffic(settled.url) as traffic:
         begun = settled.ask("POST", "/models/3/canary")

@@ -232,7 +232,7 @@ class Answer:
 
 
 class Load(Callers):
-    """Callers that ask without a pause until the end of the block."""
+    """Callers that ask until the end of the block, each with a short pause after an answer."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.answers: list[Answer] = []
@@ -243,7 +243,7 @@ class Load(Callers):
     def _call(self, number: int) -> None:
         with httpx.Client(base_url=self._fleet.url, timeout=60) as client:
             count = 0
-            while not self.ended.is_set():
+            while not self.ended.wait(0.02):
                 count += 1
                 way = "known" if count % 4 == 0 else "new"
                 text = f"known {count % 8}" if way == "known" else f"text {number} {count}"

@@ -1,7 +1,6 @@
 """Promotion and rollback on a real Triton, under load, and cut off at each of their steps."""
 
-import subprocess
-import sys
+import signal
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,8 @@ from serving.model_repo.bundle import TOKENIZER
 from serving.model_repo.variants import FLOAT_GRAPH
 from storage import deployments, events
 from tests.callers import Callers
-from tests.e2e.conftest import PROJECT, wait_for
+from tests.commands import KillPoint
+from tests.e2e.conftest import wait_for
 from tests.lifecycle.conftest import Served, make_served, serving
 
 pytestmark = pytest.mark.full
@@ -40,9 +40,9 @@ SINCE_THE_SWITCH = [
 
 
 class Load(Callers):
-    """Callers that ask, each time another text, without a pause or with one after each answer."""
+    """Callers that ask, each time another text, with a pause after each answer: no more than a few cores' work."""
 
-    def __init__(self, url: str, callers: int = 8, pause_s: float = 0) -> None:
+    def __init__(self, url: str, callers: int = 8, pause_s: float = 0.05) -> None:
         self.statuses: Counter[int] = Counter()
         self.versions: Counter[str] = Counter()
         self._url = url
@@ -120,17 +120,10 @@ def test_what_is_deployed_while_nothing_runs_serves_at_the_next_start(served: Se
         promotion.roll_back(served.settings, database, "by hand")
 
 
-def kill(served: Served, point: tuple[str, str, str], *command: str) -> None:
+def kill(served: Served, point: KillPoint, *command: str) -> None:
     """Run the command, and kill it at the point."""
-    ended = subprocess.run(
-        [sys.executable, str(PROJECT / "tests/lifecycle/killing.py"), *point, *command],
-        cwd=served.directory,
-        env=dict(served.environment) | {"PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert ended.returncode == -9, ended.stdout + ended.stderr
+    ended = served.app(*command, kill_at=point)
+    assert ended.returncode == -signal.SIGKILL, ended.stdout + ended.stderr
 
 
 def settled(served: Served) -> int:
@@ -168,9 +161,7 @@ def test_a_promotion_that_is_killed_anywhere_leaves_one_version(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("point", "version"), [(BEFORE_THE_SWITCH[-1], 1), (SINCE_THE_SWITCH[0], 2)])
-def test_a_restart_settles_what_was_killed_with_everything_else(
-    served: Served, point: tuple[str, str, str], version: int
-) -> None:
+def test_a_restart_settles_what_was_killed_with_everything_else(served: Served, point: KillPoint, version: int) -> None:
     served.start()
     kill(served, point, "promote", "2")
     served.kill()
