@@ -139,6 +139,7 @@ def _run(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def _prepare(settings: Settings, _: argparse.Namespace) -> None:
+    from serving.host import triton
     from serving.model_repo.repository import ModelRepository
 
     repository = ModelRepository(settings.model_repository)
@@ -151,6 +152,8 @@ def _prepare(settings: Settings, _: argparse.Namespace) -> None:
     from trainer.first_version import fetch_encoder, quick
 
     log.info("No model is deployed.")
+    if settings.triton_url is None:
+        triton.fetch()  # before the training, which would be in vain without it
     fingerprint = checked_fingerprint(settings)
     # Each step runs in its own process, so that its memory is free again when the model is served.
     if _is_trained(settings, fingerprint):

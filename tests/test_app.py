@@ -1,5 +1,6 @@
 """The command line: what it offers, and what it says when something cannot be."""
 
+import argparse
 import importlib
 import os
 import re
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from common import pypi_download
+from common.errors import PipelineError
+from common.settings import Settings
 from serving.model_repo.repository import NOT_DEPLOYED
 from tests.conftest import make_encoder
 from tests.e2e.conftest import PROJECT, free_ports
@@ -95,6 +99,26 @@ def test_a_wrong_base_model_is_told_before_the_quick_version_is_trained(
     assert importlib.import_module("app").main(["train", "--quick"]) == 1
     assert "'/no/encoder' (SENTIMENT_BASE_MODEL) cannot be loaded: it is neither" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
+
+
+def test_triton_is_fetched_before_the_first_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with a package index that cannot be reached: nothing is trained that could not be served."""
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"text {number},{'ab'[number % 2]}\n" for number in range(40))
+    (tmp_path / "train_sentiment_data.csv").write_text(f"text,label\n{rows}")
+
+    def fail(*_: object) -> None:
+        raise PipelineError("no index")
+
+    monkeypatch.setattr(pypi_download, "_stores", lambda: [tmp_path / "packages"])
+    monkeypatch.setattr(pypi_download, "_run_pip", fail)
+    command = importlib.import_module("app")
+    monkeypatch.setattr(command, "_run_step", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(PipelineError, match="no index"):
+        command._prepare(Settings(state_dir=tmp_path), argparse.Namespace())
+    assert "Downloading Triton (nvidia_pytriton-" in caplog.messages[-1]
 
 
 def test_port_in_use_is_told_before_the_work_begins(tmp_path: Path) -> None:
