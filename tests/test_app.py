@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from common import pypi_download
-from common.errors import PipelineError
+from common.errors import NotDeployedError, PipelineError
 from common.settings import Settings
-from serving.model_repo.repository import NOT_DEPLOYED
+from serving.host.pipeline_lock import only_pipeline
 from tests.conftest import make_encoder
 from tests.e2e.conftest import PROJECT, free_ports
 
@@ -75,10 +75,10 @@ def test_a_mistake_of_the_command_line_is_told_with_what_was_probably_meant(
         (["data"], {"SENTIMENT_TRAIN_DATA": "no.csv"}, "no.csv: no such file"),
         (["data"], {"SENTIMENT_PROT": "1"}, "did you mean SENTIMENT_PORT?"),
         (["export"], {}, "model contains no trained model. Run `python app.py train` first."),
-        (["serve"], {}, NOT_DEPLOYED),
+        (["serve"], {}, str(NotDeployedError())),
         (["gateway"], {}, "`python app.py gateway` runs no Triton. Set SENTIMENT_TRITON_URL to one"),
         (["scheduler"], {}, "`python app.py scheduler` runs no Triton. Set SENTIMENT_TRITON_URL to one"),
-        *(([command, *more], {}, NOT_DEPLOYED) for command, *more in (["predict", "fine"], ["check"], ["retrain"])),
+        *((command, {}, str(NotDeployedError())) for command in (["predict", "fine"], ["check"], ["retrain"])),
     ],
 )
 def test_what_cannot_be_is_one_message_and_status_1(
@@ -89,6 +89,17 @@ def test_what_cannot_be_is_one_message_and_status_1(
     assert "error: " in ended.stderr
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("arguments", [["predict", "fine"], ["check"], ["retrain"]])
+def test_without_a_model_the_training_that_runs_is_named(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SENTIMENT_HOME", str(tmp_path))
+    with only_pipeline(Settings(state_dir=tmp_path / ".sentiment")):
+        assert importlib.import_module("app").main(arguments) == 1
+    running = f"`python app.py` (process {os.getpid()}) is training it now"
+    assert capsys.readouterr().err == f'error: No model is deployed yet. {running}; wait until its log says "Ready".\n'
 
 
 def test_a_wrong_base_model_is_told_before_the_quick_version_is_trained(
