@@ -189,6 +189,11 @@ def _base_model(settings: Settings) -> str:
 
 def _run_step(*arguments: str) -> None:
     ended = subprocess.run(command_dying_with_parent([sys.executable, __file__, *arguments]), check=False)
+    if ended.returncode == -signal.SIGKILL:
+        raise PipelineError(
+            f"`python app.py {' '.join(arguments)}` was killed, so no model can be served. Probably the memory did not "
+            "suffice: set a smaller SENTIMENT_BATCH_SIZE or SENTIMENT_MAX_LENGTH (docs/machines.md), or add memory."
+        )
     if ended.returncode:
         raise PipelineError(
             f"`python app.py {' '.join(arguments)}` failed, so no model can be served. Fix the error above and try "

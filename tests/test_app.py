@@ -132,6 +132,14 @@ def test_triton_is_fetched_before_the_first_training(
     assert "Downloading Triton (nvidia_pytriton-" in caplog.messages[-1]
 
 
+def test_a_step_that_is_killed_is_told_with_the_likely_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = importlib.import_module("app")
+    kill = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    monkeypatch.setattr(command, "command_dying_with_parent", lambda _: kill)
+    with pytest.raises(PipelineError, match=r"`python app.py train` was killed, .* a smaller SENTIMENT_BATCH_SIZE or "):
+        command._run_step("train")
+
+
 def test_port_in_use_is_told_before_the_work_begins(tmp_path: Path) -> None:
     port = free_ports()
     with socket.socket() as other:
