@@ -26,6 +26,7 @@ help:
 
 # Train the first model if there is none, and run the pipeline until Ctrl-C.
 run: $(INSTALLED)
+	@echo "The dependencies are in $(VENV). Starting the pipeline; Ctrl-C stops it."
 	@$(BIN)/python app.py
 
 # Check the style and the types of the code, with ruff and mypy.

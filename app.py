@@ -16,7 +16,7 @@ from pathlib import Path
 
 from command_line import Command, parse
 from common.account import complete_account
-from common.errors import PipelineError
+from common.errors import NotDeployedError, PipelineError
 from common.logging_setup import set_up_logging
 from common.private_files import PRIVATE_UMASK, close_to_other_accounts
 from common.proxies import prepare_proxies
@@ -105,6 +105,11 @@ def _main(arguments: list[str]) -> int:
         if command not in (_score, _predict):  # these two write no file of the pipeline
             close_to_other_accounts(settings)
         command(settings, options)
+    except NotDeployedError:
+        from serving.host.pipeline_lock import running_pipeline
+
+        print(f"error: {NotDeployedError(running_pipeline(settings))}", file=sys.stderr)
+        return 1
     except PipelineError as error:
         print(without_secrets(f"error: {error}"), file=sys.stderr)
         return 1
@@ -143,18 +148,21 @@ def _run(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def _prepare(settings: Settings, _: argparse.Namespace) -> None:
+    from serving.host import triton
     from serving.model_repo.repository import ModelRepository
 
     repository = ModelRepository(settings.model_repository)
     if repository.has_record:
         # A damaged record is repaired when the pipeline serves.
         with contextlib.suppress(PipelineError):
-            log.info("Version %d is deployed.", repository.named())
+            log.info("Version %d was deployed before, so nothing is trained first.", repository.named())
         return
     from trainer.data_command import checked_fingerprint
     from trainer.first_version import fetch_encoder, quick
 
     log.info("No model is deployed.")
+    if settings.triton_url is None:
+        triton.fetch()  # before the training, which would be in vain without it
     fingerprint = checked_fingerprint(settings)
     # Each step runs in its own process, so that its memory is free again when the model is served.
     if _is_trained(settings, fingerprint):
@@ -185,6 +193,11 @@ def _base_model(settings: Settings) -> str:
 
 def _run_step(*arguments: str) -> None:
     ended = subprocess.run(command_dying_with_parent([sys.executable, __file__, *arguments]), check=False)
+    if ended.returncode == -signal.SIGKILL:
+        raise PipelineError(
+            f"`python app.py {' '.join(arguments)}` was killed, so no model can be served. Probably the memory did not "
+            "suffice: set a smaller SENTIMENT_BATCH_SIZE or SENTIMENT_MAX_LENGTH (docs/machines.md), or add memory."
+        )
     if ended.returncode:
         raise PipelineError(
             f"`python app.py {' '.join(arguments)}` failed, so no model can be served. Fix the error above and try "
@@ -252,11 +265,11 @@ def _serve_here(settings: Settings) -> None:
     import uvloop
 
     from serve import serve
-    from serving.model_repo.repository import NOT_DEPLOYED, ModelRepository
+    from serving.model_repo.repository import ModelRepository
 
     _check_machine(settings)  # a training may have taken long since the first check
     if settings.triton_url is None and not ModelRepository(settings.model_repository).has_record:
-        raise PipelineError(NOT_DEPLOYED)
+        raise NotDeployedError
     uvloop.run(serve(settings))
 
 

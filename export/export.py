@@ -75,7 +75,7 @@ def export(settings: Settings, data: Dataset | None = None) -> int:
     if repository.deployed() is None:
         repository.deploy(record.version)
         tracking.set_champion(record.version)
-        log.info("Deployed version %d.", record.version)
+        log.info("Version %d is the one to serve; Triton loads it when it starts.", record.version)
     return record.version
 
 

@@ -23,6 +23,8 @@ class CsvRecords:
         self._delimiter = layout.delimiter
         self._columns = len(layout.columns)
         self._parser = CsvParser(layout.delimiter, layout.named)
+        self.invalid_line = ""
+        """First line of the last row that was invalid."""
         if layout.has_header and not offset:
             self._skip_header()
 
@@ -83,6 +85,7 @@ class CsvRecords:
         if self._parser.is_blank(window.lines[window.at]) and not fault:
             window.at += 1
             return []
+        self.invalid_line = window.lines[window.at]
         parsed = self._parser.parse(window.line_at)
         faults = [
             window.faults[index] for index in range(window.at, window.at + parsed.lines) if index in window.faults

@@ -18,6 +18,8 @@ from tables.parquet_files import Undecodable, parquet_values
 
 __all__ = ["FAULTS", "ColumnChoice", "LabelledFile", "LabelledRow", "open_labelled"]
 
+_LONGEST_BEGINNING = 200
+"""Maximum characters of a line that are shown."""
 FAULTS = (WRONG_NUMBER, BROKEN_QUOTING, NOT_JSON, NOT_AN_OBJECT, UNDECODABLE, TOO_LONG)
 """Kinds of `LabelledRow.fault`."""
 
@@ -30,7 +32,8 @@ class LabelledRow(NamedTuple):
     line: int
     """First line of the row in the file, counted from 1; equals `row` in Parquet."""
     text: str
-    """The text without surrounding white space and NUL characters; empty if there is none."""
+    """The text without surrounding white space and NUL characters; empty if there is none. Of a row that cannot be
+    read, the beginning of its line; empty in Parquet."""
     label: str
     """The label without surrounding white space; empty if there is none."""
     fault: str = ""
@@ -69,7 +72,7 @@ class LabelledFile:
         with open_records(self._table, CsvRecords) as (records, _):
             for row, (line, record) in enumerate(records, start=first):
                 if isinstance(record, str):
-                    yield LabelledRow(row, line, "", "", record)
+                    yield LabelledRow(row, line, _beginning(records.invalid_line), "", record)
                 else:
                     yield LabelledRow(row, line, record[text_at].strip(), record[label_at].strip())
             self._note_nuls(records.nuls)
@@ -77,9 +80,9 @@ class LabelledFile:
     def _json_rows(self) -> Iterator[LabelledRow]:
         nuls = 0
         with open_records(self._table, JsonLines) as (records, _):
-            for row, (line, _, value) in enumerate(records, start=1):
+            for row, (line, content, value) in enumerate(records, start=1):
                 if isinstance(value, str):
-                    yield LabelledRow(row, line, "", "", value)
+                    yield LabelledRow(row, line, _beginning(content.decode(errors="replace")), "", value)
                     continue
                 text, label = _plain(value.get(self.text_column)), _plain(value.get(self.label_column))
                 nuls += text.count("\0") + label.count("\0")
@@ -135,6 +138,12 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return "" if value != value else str(int(value)) if value.is_integer() else str(value)
     return value if isinstance(value, str) else str(value)
+
+
+def _beginning(line: str) -> str:
+    """Return a line without surrounding white space, and cut if it is long."""
+    line = line.strip()
+    return line if len(line) <= _LONGEST_BEGINNING else f"{line[:_LONGEST_BEGINNING]}…"
 
 
 def _clean(text: str) -> str:

@@ -1,5 +1,6 @@
 """The command line: what it offers, and what it says when something cannot be."""
 
+import argparse
 import importlib
 import os
 import re
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.model_repo.repository import NOT_DEPLOYED
+from common import pypi_download
+from common.errors import NotDeployedError, PipelineError
+from common.settings import Settings
+from serving.host.pipeline_lock import only_pipeline
 from tests.conftest import make_encoder
 from tests.e2e.conftest import PROJECT, free_ports
 
@@ -71,10 +75,10 @@ def test_a_mistake_of_the_command_line_is_told_with_what_was_probably_meant(
         (["data"], {"SENTIMENT_TRAIN_DATA": "no.csv"}, "no.csv: no such file"),
         (["data"], {"SENTIMENT_PROT": "1"}, "did you mean SENTIMENT_PORT?"),
         (["export"], {}, "model contains no trained model. Run `python app.py train` first."),
-        (["serve"], {}, NOT_DEPLOYED),
+        (["serve"], {}, str(NotDeployedError())),
         (["gateway"], {}, "`python app.py gateway` runs no Triton. Set SENTIMENT_TRITON_URL to one"),
         (["scheduler"], {}, "`python app.py scheduler` runs no Triton. Set SENTIMENT_TRITON_URL to one"),
-        *(([command, *more], {}, NOT_DEPLOYED) for command, *more in (["predict", "fine"], ["check"], ["retrain"])),
+        *((command, {}, str(NotDeployedError())) for command in (["predict", "fine"], ["check"], ["retrain"])),
     ],
 )
 def test_what_cannot_be_is_one_message_and_status_1(
@@ -87,6 +91,17 @@ def test_what_cannot_be_is_one_message_and_status_1(
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("arguments", [["predict", "fine"], ["check"], ["retrain"]])
+def test_without_a_model_the_training_that_runs_is_named(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SENTIMENT_HOME", str(tmp_path))
+    with only_pipeline(Settings(state_dir=tmp_path / ".sentiment")):
+        assert importlib.import_module("app").main(arguments) == 1
+    running = f"`python app.py` (process {os.getpid()}) is training it now"
+    assert capsys.readouterr().err == f'error: No model is deployed yet. {running}; wait until its log says "Ready".\n'
+
+
 def test_a_wrong_base_model_is_told_before_the_quick_version_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +110,34 @@ def test_a_wrong_base_model_is_told_before_the_quick_version_is_trained(
     assert importlib.import_module("app").main(["train", "--quick"]) == 1
     assert "'/no/encoder' (SENTIMENT_BASE_MODEL) cannot be loaded: it is neither" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
+
+
+def test_triton_is_fetched_before_the_first_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with a package index that cannot be reached: nothing is trained that could not be served."""
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"text {number},{'ab'[number % 2]}\n" for number in range(40))
+    (tmp_path / "train_sentiment_data.csv").write_text(f"text,label\n{rows}")
+
+    def fail(*_: object) -> None:
+        raise PipelineError("no index")
+
+    monkeypatch.setattr(pypi_download, "_stores", lambda: [tmp_path / "packages"])
+    monkeypatch.setattr(pypi_download, "_run_pip", fail)
+    command = importlib.import_module("app")
+    monkeypatch.setattr(command, "_run_step", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(PipelineError, match="no index"):
+        command._prepare(Settings(state_dir=tmp_path), argparse.Namespace())
+    assert "Downloading Triton (nvidia_pytriton-" in caplog.messages[-1]
+
+
+def test_a_step_that_is_killed_is_told_with_the_likely_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = importlib.import_module("app")
+    kill = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    monkeypatch.setattr(command, "command_dying_with_parent", lambda _: kill)
+    with pytest.raises(PipelineError, match=r"`python app.py train` was killed, .* a smaller SENTIMENT_BATCH_SIZE or "):
+        command._run_step("train")
 
 
 def test_port_in_use_is_told_before_the_work_begins(tmp_path: Path) -> None:

@@ -35,17 +35,23 @@ class BaseTokenizer:
     tokenizer: Tokenizer
     max_length: int
     """Maximum tokens per text: the setting, limited by the encoder's position embeddings."""
+    stands_in_for: str = ""
+    """Name of the base model whose own tokenizer is not on this machine; empty if this is its own."""
 
 
 def load_base_tokenizer(settings: Settings) -> BaseTokenizer | None:
-    """Load the tokenizer of the base model; None if it is not on this machine, or has no `tokenizer.json`."""
+    """Load the tokenizer of the base model, or one that stands in for the default base model's.
+
+    None if there is none on this machine, or no `tokenizer.json`.
+    """
     name, directory = _encoder(settings)
     if directory is None:
         return None
     try:
         config = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
         tokenizer = Tokenizer.from_file(str(directory / _TOKENIZER))
-        return BaseTokenizer(name, tokenizer, max_tokens(config, settings))
+        is_own = settings.base_model in (name, *PACKAGED_ENCODERS)
+        return BaseTokenizer(name, tokenizer, max_tokens(config, settings), "" if is_own else settings.base_model)
     except Exception:  # tokenizers raises no narrower exception; the training tells what is wrong with the encoder
         return None
 

@@ -112,8 +112,11 @@ class DataReport:
         if self.tokens:
             tokens = self.tokens
             sample = f", measured on {tokens.texts:,} texts at random" if tokens.texts == MOST_TEXTS else ""
+            encoder = tokens.encoder
+            if tokens.stands_in_for:
+                encoder = f"{tokens.stands_in_for} is not on this machine yet; measured with the tokenizer of {encoder}"
             lines += [
-                f"encoder           {tokens.encoder}{sample}",
+                f"encoder           {encoder}{sample}",
                 f"length in tokens  median {tokens.median}, 95 % up to {tokens.nearly_longest}, longest "
                 f"{tokens.longest:,}; {_percent(tokens.truncated)} of the texts are cut at {tokens.max_length}",
                 f"unknown tokens    {_percent(tokens.unknown)}",

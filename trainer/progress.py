@@ -25,6 +25,7 @@ class ProgressLine(TrainerCallback):
         self._first_step = 0
         self._loss = ""
         self._evaluated = 0
+        self._evaluating = "evaluating on held-out texts"
         self._alarm: threading.Timer | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -64,9 +65,13 @@ class ProgressLine(TrainerCallback):
         self._evaluated = self._evaluated % batches + 1
         if self._line.is_due():
             self._line.show(
-                f"step {state.global_step:,} of {state.max_steps:,}  evaluating on held-out texts: "
+                f"step {state.global_step:,} of {state.max_steps:,}  {self._evaluating}: "
                 f"batch {self._evaluated:,} of {batches:,}"
             )
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Have the evaluations that follow be told from those of the steps."""
+        self._evaluating = "trained; evaluating the best state"
 
     def on_evaluate(
         self,

@@ -13,16 +13,24 @@ FEEDBACK_LIST = "rejected_feedback.csv"
 
 
 class RejectedRows:
-    """Writes rejected rows one by one, so that any number of them needs no memory."""
+    """Writes rejected rows one by one, so that any number of them needs little memory.
+
+    They are listed file by file, and in the order of the file, in whatever order they are added.
+    """
 
     def __init__(self, add_row: AddRow | None) -> None:
         """Write with `add_row`; None discards the rows."""
         self._add_row = add_row
+        self._files: dict[Path, int] = {}
+
+    def begin(self, file: Path) -> None:
+        """List the rows of `file` after those of the files that began before."""
+        self._files[file] = len(self._files)
 
     def add(self, file: Path, row: int, line: int, reason: str, text: str, label: str) -> None:
         """Write one row."""
         if self._add_row is not None:
-            self._add_row((str(file), row, line, reason, text, label))
+            self._add_row((str(file), row, line, reason, text, label), place=self._files[file] << 48 | row)
 
 
 def list_path(settings: Settings, name: str) -> Path:

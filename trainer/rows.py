@@ -76,6 +76,7 @@ class FileRows:
 
     def read(self, settings: Settings, fault: Callable[[LabelledRow], str] | None = None) -> None:
         """Read the whole file; `fault` returns an additional reason to reject a row, or an empty string."""
+        self._list.begin(self.path)
         try:
             with open_labelled(self.path, ColumnChoice(settings.text_column, settings.label_column)) as file:
                 self.encoding, self.delimiter = file.encoding, file.delimiter

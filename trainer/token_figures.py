@@ -23,6 +23,9 @@ class TokenFigures:
     """What a tokenizer makes of the texts."""
 
     encoder: str
+    """The encoder whose tokenizer this is."""
+    stands_in_for: str
+    """The base model whose own tokenizer is not on this machine; empty if this is its own."""
     max_length: int
     """Maximum tokens per text; longer texts are cut."""
     texts: int
@@ -76,6 +79,7 @@ def token_figures(texts: Sequence[str], base: BaseTokenizer) -> TokenFigures | N
             unknown += 0 if unknown_id is None else encoding.ids.count(unknown_id)
     return TokenFigures(
         encoder=base.name,
+        stands_in_for=base.stands_in_for,
         max_length=base.max_length,
         texts=len(sample),
         median=round(float(np.median(lengths))),

@@ -14,6 +14,19 @@ _FILE = "pipeline.lock"
 log = logging.getLogger(__name__)
 
 
+def running_pipeline(settings: Settings) -> str:
+    """Return in words which process has locked the state directory; empty if none has, or if that cannot be seen."""
+    try:
+        with (settings.state_dir / _FILE).open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return f"process {file.read().strip()}"
+    except OSError:  # there is no such file, or its file system cannot lock
+        pass
+    return ""
+
+
 @contextmanager
 def only_pipeline(settings: Settings) -> Iterator[None]:
     """Lock the state directory during the block. The lock ends with this process, even if it is killed.

@@ -65,6 +65,16 @@ def command(settings: Settings) -> list[str]:
     ]
 
 
+def fetch() -> None:
+    """Download what the bundled Triton needs here and has not got yet: itself and NumPy 1.
+
+    Raises:
+        PipelineError: it cannot be downloaded, unpacked or compiled.
+    """
+    server_directory()
+    numpy_1()
+
+
 def server_directory() -> Path:
     """Return the directory of the unpacked Triton; download and unpack it if it is missing.
 

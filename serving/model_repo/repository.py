@@ -7,7 +7,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from common.errors import PipelineError
+from common.errors import NotDeployedError, PipelineError
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.protocol import CHALLENGER_NAME, MAX_BATCH_SIZE, MODEL_NAME, TICKET
 
@@ -30,9 +30,6 @@ version_policy: {{ specific: {{ versions: [ {version} ] }} }}
 dynamic_batching {{ max_queue_delay_microseconds: 0 }}
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 """
-NOT_DEPLOYED = (
-    "No model is deployed yet. Run `python app.py` to train, export and serve one, or wait, if it is training already."
-)
 _TICKET = 'parameters: {{ key: "{key}" value: {{ string_value: "{ticket}" }} }}\n'
 
 
@@ -69,10 +66,11 @@ class ModelRepository:
         """Return the deployed version.
 
         Raises:
-            PipelineError: no version was ever deployed; or as in `deployed`.
+            NotDeployedError: no version was ever deployed.
+            PipelineError: as in `deployed`.
         """
         if (version := self.deployed()) is None:
-            raise PipelineError(NOT_DEPLOYED)
+            raise NotDeployedError
         return version
 
     @property

@@ -38,7 +38,7 @@ def test_one_file_with_codes_and_bad_rows_is_trained_on_and_served(tmp_path: Pat
     served = make_served(tmp_path, tmp_path, 0, SENTIMENT_LABEL_NAMES=names, **learning_settings(tmp_path))
     environment = {name: value for name, value in served.environment.items() if name != "SENTIMENT_VAL_DATA"}
     served = replace(served, environment=environment)
-    for command, told in (("train", "Trained version 1"), ("export", "Deployed version 1")):
+    for command, told in (("train", "Trained version 1"), ("export", "Version 1 is the one to serve")):
         ended = served.app(command, timeout_s=900)
         assert told in ended.stderr, ended.stderr
     with serving(served):

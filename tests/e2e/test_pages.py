@@ -30,7 +30,8 @@ ROLL_BACK = "docs/how-to-roll-back.md"
 
 def run_is_running(pipeline: Pipeline, _: str) -> None:
     log = pipeline.log.read_text()
-    for step in ("Data check passed", "Fine-tuning all-MiniLM-L6-v2", "Published version 1", "Deployed version 1"):
+    steps = ("Starting the pipeline", "Data check passed", "Fine-tuning all-MiniLM-L6-v2", "Published version 1")
+    for step in (*steps, "Version 1 is the one to serve"):
         assert step in log
 
 

@@ -20,7 +20,7 @@ def test_train_serve_check_retrain_promote_roll_back_and_end(tmp_path: Path) -> 
         return ended.stdout + ended.stderr
 
     assert "Trained version 1" in app("train")
-    assert "Deployed version 1" in app("export")
+    assert "Version 1 is the one to serve" in app("export")
     with serving(story):
         live = story.ask("POST", "/predict/live", json={"text": "I love this product"})
         assert live.json()["predictions"]["label"] == {"0": "Positive"}

@@ -49,14 +49,19 @@ def test_what_people_write(tmp_path: Path, content: str, expected: list[tuple[st
     assert pairs(read(tmp_path / "a.csv", content)) == expected
 
 
+def test_a_line_that_is_not_json_is_kept(tmp_path: Path) -> None:
+    rows = read(tmp_path / "a.jsonl", '{"text": "a", "label": "x"}\n {"text": "b", \n')
+    assert [(row.text, row.fault.partition(":")[0]) for row in rows] == [("a", ""), ('{"text": "b",', "not JSON")]
+
+
 def test_numbers_of_rows_and_lines(tmp_path: Path) -> None:
     rows = read(tmp_path / "a.csv", 'text,label\n"a\nb",x\n\n"c\nd",y,z\ne,z\n"f')
     assert [(row.row, row.line, row.text, row.fault.partition(":")[0]) for row in rows] == [
         (2, 2, "a\nb", ""),
-        (3, 5, "", "wrong number of fields"),
-        (4, 6, "", "wrong number of fields"),
+        (3, 5, '"c', "wrong number of fields"),
+        (4, 6, 'd",y,z', "wrong number of fields"),
         (5, 7, "e", ""),
-        (6, 8, "", "broken quoting"),
+        (6, 8, '"f', "broken quoting"),
     ]
 
 

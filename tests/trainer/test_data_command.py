@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
-from common.settings import Settings
+from common.settings import DEFAULT_BASE_MODEL, PACKAGED, PACKAGED_BASE, Settings
 from tests.conftest import make_encoder
 from tests.e2e.conftest import PROJECT
-from trainer.base_tokenizer import load_base_tokenizer
+from trainer import base_tokenizer
+from trainer.base_tokenizer import PackagedEncoder, load_base_tokenizer
 from trainer.data_report import DataReport, data_report
 from trainer.dataset import check_data
 from trainer.suspects import Suspect, SuspectList, write_suspects
@@ -153,6 +155,18 @@ def test_texts_that_are_cut_are_counted(tmp_path: Path) -> None:
     assert found.as_json()["truncated"] == 0.25
     (warning,) = found.warnings
     assert warning.startswith("25 % of the texts are longer than 16 tokens")
+
+
+def test_a_tokenizer_that_stands_in_for_the_default_encoders_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    make_encoder("bert", tmp_path / "encoder")
+    stand_in = PackagedEncoder("the stand-in", lambda: tmp_path / "encoder", lambda: True)
+    monkeypatch.setattr(base_tokenizer, "PACKAGED_ENCODERS", {PACKAGED: stand_in, PACKAGED_BASE: stand_in})
+    text = "is not on this machine yet; measured with the tokenizer of the stand-in"
+    assert f"\nencoder           {DEFAULT_BASE_MODEL} {text}\n" in report(tmp_path, ROWS).as_text()
+    assert "\nencoder           the stand-in\n" in report(tmp_path, ROWS, base_model=PACKAGED_BASE).as_text()
 
 
 @pytest.mark.parametrize("content", [None, "{}"])

@@ -76,12 +76,13 @@ REJECTED_ROWS = {
     "spreadsheet error as label": ("fine,#N/A", "spreadsheet error", "fine", "#N/A"),
     "spreadsheet error in German": ("#WERT!,Positive", "spreadsheet error", "#WERT!", "Positive"),
     "spreadsheet error of LibreOffice": ("Err:502,Positive", "spreadsheet error", "Err:502", "Positive"),
-    "field missing": ("good", "wrong number of fields", None, None),
-    "unquoted comma": ("good, cheap,Positive", "wrong number of fields", None, None),
+    "field missing": ("good", "wrong number of fields", "good", ""),
+    "unquoted comma": ("good, cheap,Positive", "wrong number of fields", "good, cheap,Positive", ""),
+    "too many fields": ("a," * 200 + "b", "wrong number of fields", "a," * 100 + "…", ""),
     "label in one file": ("so so,Neutral", "class too small", "so so", "Neutral"),
     "contradiction of two": ("training text 1,Negative", "contradictory labels", "training text 1", "Negative"),
 }
-"""A row, the reason why it is rejected, and its text and label in the list; None where the reader decides."""
+"""A row, the reason why it is rejected, and its text and label in the list."""
 
 
 @pytest.mark.parametrize("row", REJECTED_ROWS)
@@ -96,7 +97,7 @@ def test_a_row_that_cannot_be_used_is_rejected_alone(settings: Settings, row: st
     (file, number, told, shown, its_label) = rejected(settings)[-1]
     assert (file, number) == ("train.csv", 42)
     assert told.partition(":")[0] == reason
-    assert text is None or (shown, its_label) == (text, label)
+    assert (shown, its_label) == (text, label)
     (note,) = (note for note in dataset.notes if "rejected" in note)
     assert note == f"train.csv: rejected {lost} of 42 rows ({reason} {lost}). state/rejected_rows.csv lists them"
 
@@ -383,6 +384,21 @@ def test_a_validation_file_that_is_named_must_be_there(settings: Settings) -> No
     assert "no such file" in problem
 
 
+def test_the_list_has_the_rows_in_the_order_of_the_files(settings: Settings) -> None:
+    """Contradictions and small classes are found when all rows have been read."""
+    settings.train_data.write_text(f"{HEADER}debated,Positive\nso so,Neutral\n{TRAIN},Positive\ndebated,Negative\n")
+    settings.val_data.write_text(f"{HEADER}also so so,Neutral\n{VAL}fine\n")
+    load_dataset(with_(settings, max_rejected=0.5))
+    assert [(file, row, reason.partition(":")[0]) for file, row, reason, _, _ in rejected(settings)] == [
+        ("train.csv", 2, "contradictory labels"),
+        ("train.csv", 3, "class too small"),
+        ("train.csv", 44, "empty text"),
+        ("train.csv", 45, "contradictory labels"),
+        ("val.csv", 2, "class too small"),
+        ("val.csv", 13, "wrong number of fields"),
+    ]
+
+
 def test_the_list_is_private_and_runs_no_formula(settings: Settings) -> None:
     settings.train_data.write_text(f'{HEADER}{TRAIN}"=1+1, ""a""\r\nb",\n"@x",\n"-2+x",\n"-2",\n', encoding="utf-8")
     load_dataset(settings)
@@ -423,7 +439,7 @@ def test_feedback_is_read_by_the_same_rules(settings: Settings) -> None:
     assert (read.texts.texts[:2], read.texts.labels[:2]) == (["good", "bad"], ["Positive", "Negative"])
     assert read.counts == RowCounts(16, 12, 0, {"contradictory labels": 2, "empty text": 1, "unknown label": 1})
     with read.rejected_list.open(newline="") as rows:
-        assert [row["reason"] for row in csv.DictReader(rows)][1] == (
+        assert [row["reason"] for row in csv.DictReader(rows)][-1] == (
             "unknown label: 'Neutral' is not among the model's labels"
         )
     with pytest.raises(DatasetError, match="4 of 16 rows cannot be used"):

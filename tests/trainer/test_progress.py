@@ -49,6 +49,21 @@ def test_a_training_that_resumes_says_where(capsys: pytest.CaptureFixture[str]) 
     assert told[0] == f"{start}  estimating the time left"
 
 
+def test_the_evaluations_after_the_last_step_are_told_from_those_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common.progress, "_SECONDS_BETWEEN_LINES", 0)
+    line = ProgressLine()
+    given: Any = (TrainingArguments(report_to=[]), TrainerState(max_steps=20, global_step=20), TrainerControl())
+    line.on_prediction_step(*given, eval_dataloader=[0, 1])
+    line.on_train_end(*given)
+    line.on_prediction_step(*given, eval_dataloader=[0, 1])
+    assert capsys.readouterr().err.splitlines() == [
+        "step 20 of 20  evaluating on held-out texts: batch 1 of 2",
+        "step 20 of 20  trained; evaluating the best state: batch 2 of 2",
+    ]
+
+
 def test_a_first_step_that_takes_long_is_explained(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
