@@ -68,7 +68,7 @@ class Traffic(Callers):
         lasting = [make_text(chance, number) + f" {caller} {number}" for number in range(60)]
         with httpx.Client(timeout=60) as client:
             count = 0
-            while not self.ended.wait(0.01):
+            while not self.ended.wait(0.05):
                 count += 1
                 new = make_text(chance, count) + f" {caller} new {count}"
                 for text in (lasting[count % len(lasting)], new):
