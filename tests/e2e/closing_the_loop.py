@@ -71,12 +71,12 @@ class Api:
     """What an operator's program asks."""
 
     def __init__(self, url: str, key: str) -> None:
-        self._url = url
+        self.url = url
         self._headers = {"X-API-Key": key}
 
     def ask(self, method: str, path: str, **named: Any) -> Any:
         headers = self._headers | named.pop("headers", {})
-        answer = httpx.request(method, self._url + path, headers=headers, timeout=120, **named)
+        answer = httpx.request(method, self.url + path, headers=headers, timeout=120, **named)
         assert answer.is_success, answer.text
         return answer.json()
 

@@ -1,56 +1,78 @@
 """Takes the pictures of the console that are in docs/images: `python -m tests.e2e.console_pictures docs/images`.
 
-The tutorial's loop is closed first, and then the version that served before is in the shadow, so that every view has
-something to show. It takes some minutes on two cores.
+The tutorial's loop is closed first. Then the version that served before is in the shadow, and some random texts get
+labels, so that every view has something to show. It takes about ten minutes on two cores.
 """
 
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 
 import httpx
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from lifecycle.monitoring.labelling import MOST_TEXTS
 from tests.e2e.browser import chromium, opened, sign_in
 from tests.e2e.closing_the_loop import Api, close_the_loop, read_tweets
-from tests.e2e.conftest import Pipeline, tutorial_pipeline
+from tests.e2e.conftest import tutorial_pipeline
 
 SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
 TEXT = "The screen is bright and the battery lasts all day, but it broke after a week and nobody answers my mails."
 VIEWS = ("health", "quality", "versions", "label", "events")
 ENOUGH_DIFFERENCES = 12
+LABELLED = 15
+"""Texts with a label on the page Label: some, and too few to decide."""
 MOST_PIXELS_HIGH = 2_000
 """Of a picture; lists go on as they begin."""
 PAUSE_S = 0.02
 """Between two tweets, so that the charts of live requests show some."""
+SETTINGS = {"SENTIMENT_SAMPLE_PER_MINUTE": "60000", "SENTIMENT_PRECISION": "float32"}
+"""Every tweet is sampled, so that texts to label are drawn from tweets alone, and not from the loop's load. Variants of
+a graph are on no picture, and would take minutes."""
+CONNECTIONS = 8
+"""Of the loop's load."""
+SAMPLED_S = 15
+"""Longer than a live text takes until it is in the sample."""
 
 
 def main(directory: Path) -> None:
     """Write a picture of each view, in light and dark, on a desktop and a phone."""
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as checkout, tutorial_pipeline(Path(checkout)) as pipeline:
-        close_the_loop(pipeline, least_gain=0, largest_loss=1)
+    with tempfile.TemporaryDirectory() as checkout, tutorial_pipeline(Path(checkout), **SETTINGS) as pipeline:
+        close_the_loop(pipeline, least_gain=0, largest_loss=1, connections=CONNECTIONS)
         key = (pipeline.checkout / ".sentiment" / "admin_key").read_text()
-        try_the_first(pipeline, Api(pipeline.url, key))
+        api = Api(pipeline.url, key)
+        tweets = {f"RT {tweet.text}".strip(): tweet.label for tweet in read_tweets(pipeline.checkout / "tweets.csv")}
+        try_the_first(api, tweets)
+        time.sleep(SAMPLED_S)
+        label_some(api, tweets)
         with chromium() as browser:
             for scheme in ("light", "dark"):
                 for size in SIZES:
                     take(browser, pipeline.url, key, directory, scheme, size)
 
 
-def try_the_first(pipeline: Pipeline, api: Api) -> None:
-    """Have the first version in the shadow, and ask for tweets until it has labelled some differently."""
+def try_the_first(api: Api, tweets: Iterable[str]) -> None:
+    """Have the first version in the shadow, and ask for tweets that it labels differently, and enough to be labelled.
+
+    Answers to the tweets of the loop are known already, and known ones are not compared.
+    """
     api.ask("POST", "/models/1/shadow")
-    with httpx.Client(base_url=pipeline.url, timeout=30) as client:
-        for number, tweet in enumerate(read_tweets(pipeline.checkout / "tweets.csv")):
-            # Answers to the tweets themselves are known already, and known ones are not compared.
-            client.post("/predict/live", json={"text": f"RT {tweet.text}"}).raise_for_status()
+    with httpx.Client(base_url=api.url, timeout=30) as client:
+        for tweet in islice(tweets, MOST_TEXTS + 200):
+            client.post("/predict/live", json={"text": tweet}).raise_for_status()
             time.sleep(PAUSE_S)
-            if number % 100 == 0 and len(api.ask("GET", "/models/1/differences")) >= ENOUGH_DIFFERENCES:
-                return
-    raise AssertionError("The two versions label too few tweets differently.")
+    assert len(api.ask("GET", "/models/1/differences")) >= ENOUGH_DIFFERENCES
+
+
+def label_some(api: Api, tweets: Mapping[str, str]) -> None:
+    """Give some of the random texts their right labels."""
+    for text in api.ask("GET", "/labelling", params={"limit": LABELLED})["texts"]:
+        api.ask("POST", "/feedback", json={"text": text["text"], "label": tweets[text["text"]]})
 
 
 def take(browser: Browser, url: str, key: str, directory: Path, scheme: str, size: str) -> None:
