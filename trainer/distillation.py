@@ -164,13 +164,14 @@ class _ImitatedTexts(TokenizedTexts):
         return item | {"labels": [*map(float, self._probabilities[position]), float(item["labels"])]}
 
 
-def _imitation_loss(outputs: Any, targets: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-    """The distillation loss of a batch; `targets` [texts, labels + 1] are as in `_ImitatedTexts`."""
-    del num_items_in_batch  # it counts each of the targets
+def _imitation_loss(outputs: Any, targets: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+    """A part's share of a batch's mean distillation loss; `targets` [texts, labels + 1] are as in `_ImitatedTexts`."""
     logits = outputs["logits"]
     imitated = torch.softmax(targets[:, :-1].clamp_min(1e-9).log() / SOFTNESS, dim=-1)
-    soft = SOFTNESS**2 * cross_entropy(logits / SOFTNESS, imitated)
-    return SOFT_SHARE * soft + (1 - SOFT_SHARE) * cross_entropy(logits, targets[:, -1].long())
+    soft = SOFTNESS**2 * cross_entropy(logits / SOFTNESS, imitated, reduction="sum")
+    hard = cross_entropy(logits, targets[:, -1].long(), reduction="sum")
+    texts = num_items_in_batch / targets.shape[1]
+    return (SOFT_SHARE * soft + (1 - SOFT_SHARE) * hard) / texts
 
 
 def _first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel | None:

@@ -27,6 +27,16 @@ from trainer.record import TrainingRecord
 pytestmark = pytest.mark.full
 
 (COMMAND,) = re.findall(r"^```bash\n(.*)\n```", (PROJECT / "docs/training.md").read_text(), flags=re.MULTILINE)
+_IN_PARTS = """
+import sys
+
+import app
+from trainer import resumable_trainer
+
+resumable_trainer.MOST_TOKENS = 64
+sys.exit(app.main(sys.argv[1:]))
+"""
+"""Passes a batch in parts, whose number may differ between the processes."""
 _KILLED = """
 import os, pathlib, signal, sys
 import app
@@ -121,7 +131,9 @@ def test_two_processes_give_the_model_of_one_and_the_first_records_it(settings: 
         load_dataset(settings),
     )
 
-    ended = torchrun(settings)
+    script = tmp_path / "parts.py"
+    script.write_text(_IN_PARTS)
+    ended = torchrun(settings, script)
 
     assert ended.returncode == 0, ended.stdout
     assert_result_of(settings, one)
