@@ -196,7 +196,7 @@ def _run_step(*arguments: str) -> None:
     if ended.returncode == -signal.SIGKILL:
         raise PipelineError(
             f"`python app.py {' '.join(arguments)}` was killed, so no model can be served. Probably the memory did not "
-            "suffice: set a smaller SENTIMENT_BATCH_SIZE or SENTIMENT_MAX_LENGTH (docs/machines.md), or add memory."
+            "suffice: use the small encoder (SENTIMENT_BASE_MODEL=packaged), or add memory (docs/machines.md)."
         )
     if ended.returncode:
         raise PipelineError(

@@ -111,7 +111,7 @@ def tutorial_shows(pipeline: Pipeline, commands: str) -> None:
 
 def tutorial_loop(pipeline: Pipeline, _: str) -> None:
     # In the slice of the data there are few reviews to learn from, so tweets help less and may cost more.
-    close_the_loop(pipeline, least_gain=0.02, largest_loss=0.06, connections=8)
+    close_the_loop(pipeline, least_gain=0.02, largest_loss=0.06, connections=3)
 
 
 def done(pipeline: Pipeline, commands: str) -> None:
