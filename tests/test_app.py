@@ -136,7 +136,7 @@ def test_a_step_that_is_killed_is_told_with_the_likely_reason(monkeypatch: pytes
     command = importlib.import_module("app")
     kill = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     monkeypatch.setattr(command, "command_dying_with_parent", lambda _: kill)
-    with pytest.raises(PipelineError, match=r"`python app.py train` was killed, .* a smaller SENTIMENT_BATCH_SIZE or "):
+    with pytest.raises(PipelineError, match=r"`python app.py train` was killed, .* use the small encoder"):
         command._run_step("train")
 
 
