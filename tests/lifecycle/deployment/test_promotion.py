@@ -40,7 +40,7 @@ SINCE_THE_SWITCH = [
 
 
 class Load(Callers):
-    """Callers that ask, each time another text, with a pause after each answer: no more than a few cores' work."""
+    """Callers that ask, each time another text, and pause after each answer, which leaves the processor to the rest."""
 
     def __init__(self, url: str, callers: int = 8, pause_s: float = 0.05) -> None:
         self.statuses: Counter[int] = Counter()
