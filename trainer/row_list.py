@@ -1,6 +1,5 @@
 """Lists of rows for people to read: CSV files in the state directory."""
 
-import mmap
 import os
 import tempfile
 from array import array
@@ -71,12 +70,9 @@ class _Rows:
             self._ends.append(self._ends[-1] + size)
 
     def in_order(self) -> Iterator[bytes]:
-        if not self._places:  # an empty file cannot be mapped
-            return
-        self._file.flush()
-        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as rows:
-            for index in np.argsort(np.array(self._places), kind="stable"):
-                yield rows[self._ends[index] : self._ends[index + 1]]
+        for index in np.argsort(np.array(self._places), kind="stable"):
+            self._file.seek(self._ends[index])
+            yield self._file.read(self._ends[index + 1] - self._ends[index])
 
 
 def _cut(cell: Cell) -> Cell:
