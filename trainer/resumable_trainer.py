@@ -22,16 +22,13 @@ from transformers import (
 
 from common.errors import PipelineError
 from serving.backend.cpu import instruction_sets
-from trainer.batches import EpochSampler, TokenizedTexts
+from trainer.batches import EpochSampler, TokenizedTexts, parts_of
 from trainer.hyperparameters import WARMUP_RATIO, WEIGHT_DECAY
 from trainer.processes import Processes
 
 PAD_TO = 8
 """Rows are padded to a multiple of so many tokens."""
 SAVE_EVERY_S = 120.0
-MOST_TOKENS = 4096
-"""Maximum tokens, padding included, that pass through the model at once, so that long texts need no more memory than
-short ones: with MPNet base, a batch of 32 texts of 512 tokens took over 23 GB, and 8 such texts take 9.5 GB."""
 
 
 class EarlyStopping(EarlyStoppingCallback):
@@ -95,14 +92,12 @@ class ResumableTrainer(Trainer):
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Pass a batch in parts of at most `MOST_TOKENS`, or of one text; the gradients of the parts add up."""
-        texts, tokens = inputs["input_ids"].shape
-        size = max(1, MOST_TOKENS // tokens)
+        """Pass a batch in parts of at most `MOST_TOKENS` (`parts_of`); the gradients of the parts add up."""
         losses = []
-        for start in range(0, texts, size):
-            part = {name: value[start : start + size] for name, value in inputs.items()}
+        parts = parts_of(inputs)
+        for part in parts:
             # Several processes add up their gradients once, in the last part.
-            with nullcontext() if start + size >= texts else self.accelerator.no_sync(model):
+            with nullcontext() if part is parts[-1] else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, part, num_items_in_batch))
         return torch.stack(losses).sum()
 

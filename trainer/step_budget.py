@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from trainer.batches import EpochSampler, TokenizedTexts
+from trainer.batches import EpochSampler, TokenizedTexts, parts_of
 from trainer.processes import Processes
 
 _WARM_UP, _TIMED = 1, 4
@@ -48,11 +48,11 @@ def affordable_steps(
     tokens = 0
     for place, batch in enumerate(batches):
         started = time.perf_counter()
-        on_device = {name: values.to(device) for name, values in batch.items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = model(**on_device).loss
-        loss.backward()
-        loss.detach().item()  # waits for the device
+        for part in parts_of({name: values.to(device) for name, values in batch.items()}):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = model(**part).loss
+            loss.backward()
+            loss.detach().item()  # waits for the device
         if place >= min(_WARM_UP, len(batches) - 1):
             taken_s += time.perf_counter() - started
             tokens += batch["input_ids"].numel()

@@ -31,9 +31,9 @@ _IN_PARTS = """
 import sys
 
 import app
-from trainer import resumable_trainer
+from trainer import batches
 
-resumable_trainer.MOST_TOKENS = 64
+batches.MOST_TOKENS = 64
 sys.exit(app.main(sys.argv[1:]))
 """
 """Passes a batch in parts, whose number may differ between the processes."""

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from tests.conftest import LABELS, SENTENCES
-from trainer import distillation, fine_tune, resumable_trainer
+from trainer import batches, distillation, fine_tune
 from trainer.batches import TokenizedTexts
 from trainer.dataset import LabelledTexts
 from trainer.processes import Processes
@@ -33,7 +33,7 @@ def test_parts_of_a_batch_teach_what_the_whole_teaches(
     tokenizer = AutoTokenizer.from_pretrained(bert_encoder)
     learnt, shapes = [], []
     for most_tokens in (4096, 50):
-        monkeypatch.setattr(resumable_trainer, "MOST_TOKENS", most_tokens)
+        monkeypatch.setattr(batches, "MOST_TOKENS", most_tokens)
         model: Any = AutoModelForSequenceClassification.from_pretrained(
             bert_encoder, hidden_dropout_prob=0, attention_probs_dropout_prob=0
         )
