@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.wording import shortened
+
 _SHOWN_CHARACTERS = 60
 _SHOWN_COLUMNS = 30
 
@@ -131,7 +133,7 @@ def shown_names(names: Sequence[str]) -> str:
 
 def shown_name(name: str) -> str:
     """Return a name in quotes, shortened."""
-    return repr(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}…")
+    return repr(shortened(name, _SHOWN_CHARACTERS))
 
 
 def _named(names: Sequence[str], wanted: Wanted, chosen: str) -> Found | str:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.wording import shortened
 from tables.blocks import nuls_removed
 from tables.columns import LABEL, TEXT, ColumnChoice, Wanted
 from tables.csv_parsing import BROKEN_QUOTING, TOO_LONG, WRONG_NUMBER
@@ -142,8 +143,7 @@ def _plain(value: Any) -> str:
 
 def _beginning(line: str) -> str:
     """Return a line without surrounding white space, and cut if it is long."""
-    line = line.strip()
-    return line if len(line) <= _LONGEST_BEGINNING else f"{line[:_LONGEST_BEGINNING]}…"
+    return shortened(line.strip(), _LONGEST_BEGINNING)
 
 
 def _clean(text: str) -> str:

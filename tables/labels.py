@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from common.wording import counted
+from common.wording import counted, shortened
 
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")
@@ -156,4 +156,4 @@ def _scheme(forms: list[str]) -> str:
 
 def shown(text: str, characters: int = 60) -> str:
     """Return a text in quotes for a message, cut if it is long."""
-    return repr(text if len(text) <= characters else f"{text[:characters]}…")
+    return repr(shortened(text, characters))

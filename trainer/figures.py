@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay, roc_auc_score, roc_curve
 
+from common.wording import shortened
 from trainer.evaluation import CALIBRATION_BINS, Scores
 
 MOST_DRAWN_LABELS = 20
@@ -29,7 +30,7 @@ def figures(
 
     `probabilities` are [texts, labels], and `targets` [texts] are indices into `labels`.
     """
-    shown = [label if len(label) <= _LONGEST_DRAWN_LABEL else f"{label[:_LONGEST_DRAWN_LABEL]}…" for label in labels]
+    shown = [shortened(label, _LONGEST_DRAWN_LABEL) for label in labels]
     with warnings.catch_warnings():
         # Names in scripts that matplotlib's font lacks are drawn as boxes; the JSON files contain them.
         warnings.filterwarnings("ignore", "Glyph|Matplotlib currently does not support")

@@ -11,6 +11,7 @@ from typing import IO, Protocol
 import numpy as np
 
 from common.errors import PipelineError
+from common.wording import shortened
 from tables.csv_writing import Cell, csv_header, csv_lines
 
 _LONGEST_CELL = 32_000
@@ -76,4 +77,4 @@ class _Rows:
 
 
 def _cut(cell: Cell) -> Cell:
-    return f"{cell[:_LONGEST_CELL]}…" if isinstance(cell, str) and len(cell) > _LONGEST_CELL else cell
+    return shortened(cell, _LONGEST_CELL) if isinstance(cell, str) else cell
