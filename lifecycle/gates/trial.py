@@ -20,8 +20,8 @@ from serving.client.errors import TritonTimeoutError, TritonUnavailableError
 from serving.client.triton_client import TritonClient
 from serving.host import triton
 from serving.host.die_with_parent import command_dying_with_parent
+from serving.host.leftovers import sweep
 from serving.host.log_file import last_lines
-from serving.host.supervisor import sweep
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.protocol import MAX_BATCH_SIZE
 from serving.model_repo.repository import ModelRepository

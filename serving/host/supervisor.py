@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import stat
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +15,7 @@ from common.settings import Settings
 from serving.client.triton_client import TritonClient
 from serving.host import triton
 from serving.host.die_with_parent import command_dying_with_parent
+from serving.host.leftovers import close_to_others, sweep
 from serving.host.log_file import last_lines, rotate
 from serving.host.start_failure import why_not_started
 from serving.host.watchdog import CHILD_DIED, PROBE_INTERVAL_S, until_broken
@@ -195,39 +194,6 @@ class TritonSupervisor:
             log.warning("Triton did not end within %.0f s and is killed.", _GRACE_S)
         finally:  # also if a second Ctrl-C cancels the waiting
             sweep(process.pid, self._shared_memory_prefix)
-
-
-def sweep(group: int, shared_memory_prefix: str) -> None:
-    """Kill the remaining processes of Triton's group and remove its shared memory."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
-    for segment in _own_segments(shared_memory_prefix):
-        with contextlib.suppress(OSError):
-            segment.unlink()
-
-
-def close_to_others(shared_memory_prefix: str) -> None:
-    """If other accounts can read Triton's shared memory, which contains all texts, make it private and log an error."""
-    for segment in _own_segments(shared_memory_prefix):
-        with contextlib.suppress(OSError):
-            if segment.lstat().st_mode & 0o077:
-                segment.chmod(0o600)
-                log.error(
-                    "%s could be read by the machine's other accounts until now, since this kernel has no seccomp. "
-                    "Do not run the pipeline here where others have accounts.",
-                    segment,
-                )
-
-
-def _own_segments(shared_memory_prefix: str) -> list[Path]:
-    """Return this account's shared memory. Any account can create files and links of the same name in /dev/shm."""
-    own = []
-    for segment in Path("/dev/shm").glob(f"{shared_memory_prefix}*"):
-        with contextlib.suppress(OSError):
-            status = segment.lstat()
-            if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
-                own.append(segment)
-    return own
 
 
 def _ending(returncode: int | None) -> str:

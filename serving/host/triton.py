@@ -19,6 +19,7 @@ from common.tracing import traces_url
 from common.triton_addresses import UNIX, socket_path
 from serving.client import sockets
 from serving.host.backend_python import PYTHON, check_python, libpython_directory, numpy_1
+from serving.host.leftovers import end_earlier
 from serving.model_repo.protocol import MODEL_NAME
 from serving.model_repo.repository import BACKEND
 
@@ -99,14 +100,15 @@ def _tracing(settings: Settings) -> list[str]:
 
 
 def working_directory(settings: Settings) -> Path:
-    """Return Triton's working directory, with a link to its files, and without the sockets of an earlier Triton.
+    """Return Triton's working directory, with a link to its files, and without an earlier Triton and its sockets.
 
     Raises:
         PipelineError: the directory cannot be used, or another account has access to it.
     """
+    directory = socket_path(settings.bundled_triton).parent
+    end_earlier(shared_memory_prefix(settings))
     for socket in (socket_path(settings.bundled_triton), metrics_socket(settings)):
         Path(sockets.private_path(socket)).unlink(missing_ok=True)
-    directory = socket_path(settings.bundled_triton).parent
     (directory / _LINK).unlink(missing_ok=True)
     (directory / _LINK).symlink_to("..")
     return directory

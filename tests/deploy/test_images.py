@@ -23,8 +23,8 @@ from deploy.images import is_answering, is_up
 from serving.client.errors import ControlRefusedError
 from serving.client.triton_client import TritonClient
 from serving.host import triton
+from serving.host.leftovers import sweep
 from serving.host.open_control import OpenControl
-from serving.host.supervisor import sweep
 from tests.e2e.conftest import PROJECT, wait_for
 from tests.lifecycle.conftest import make_served
 

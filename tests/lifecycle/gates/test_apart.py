@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from serving.host import triton
-from serving.host.supervisor import sweep
+from serving.host.leftovers import sweep
 from storage import jobs
 from tests.e2e.conftest import PROJECT, wait_for
 from tests.lifecycle.conftest import ADMIN_KEY, Served, make_served

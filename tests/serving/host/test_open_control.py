@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from serving.host import triton
+from serving.host.leftovers import sweep
 from serving.host.open_control import OPEN
-from serving.host.supervisor import sweep
 from tests.e2e.conftest import PROJECT, free_ports, wait_for
 from tests.lifecycle.conftest import ADMIN_KEY, Served, make_served
 

@@ -17,10 +17,12 @@ import pytest
 from common.settings import Settings
 from common.triton_addresses import socket_path
 from serving.client.errors import TextRefusedError, TritonUnavailableError
+from serving.client.sockets import is_listening
 from serving.client.triton_client import TritonClient
 from serving.host import supervisor as supervisor_module
 from serving.host import triton
-from serving.host.supervisor import TritonSupervisor, close_to_others, sweep
+from serving.host.leftovers import close_to_others, sweep
+from serving.host.supervisor import TritonSupervisor
 from serving.model_repo.repository import ModelRepository
 from tests.e2e.conftest import PROJECT, free_ports, wait_for
 
@@ -148,13 +150,42 @@ def test_one_that_hangs_is_killed_and_comes_back(
     asyncio.run(scenario())
 
 
+@pytest.mark.full
+def test_triton_of_a_killed_pipeline_does_not_take_the_sockets_of_the_next(bert_bundle: Path, tmp_path: Path) -> None:
+    """It ends in order, for as long as it has requests, and removes its sockets by name at last."""
+    settings = deployed_settings(bert_bundle, tmp_path)
+    code = (
+        "import subprocess, sys; from serving.host.die_with_parent import command_dying_with_parent as dying; "
+        "subprocess.run(dying(sys.argv[2:], own_group=True), cwd=sys.argv[1])"
+    )
+    command, environment = triton.command(settings), triton.environment(settings)
+    killed = subprocess.Popen(
+        [sys.executable, "-c", code, str(triton.working_directory(settings)), *command], cwd=PROJECT, env=environment
+    )
+    wait_for(lambda: is_listening(settings.bundled_triton), 60, "Triton")
+    (left,) = psutil.Process(killed.pid).children()
+    killed.kill()
+    killed.wait()
+    left.suspend()  # its end takes seconds; before, the end of its parent would have resumed it
+
+    async def scenario() -> None:
+        async with running(settings):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.resume()
+                left.wait(60)
+            assert is_listening(settings.bundled_triton)
+
+    asyncio.run(scenario())
+    assert shared_memory(settings) == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act as another account")
 def test_what_another_account_left_in_shared_memory_is_passed_over() -> None:
     """As after a start with `sudo`: names begin with the same prefix, and only root may remove what is root's."""
     prefix = f"sentiment-test-{os.getpid()}-"
     code = f"""
 import os, pathlib
-from serving.host.supervisor import close_to_others, sweep
+from serving.host.leftovers import close_to_others, sweep
 ended = os.fork()
 if not ended:
     os._exit(0)
