@@ -164,7 +164,8 @@ def _prepare(settings: Settings, _: argparse.Namespace) -> None:
     if settings.triton_url is None:
         triton.fetch()  # before the training, which would be in vain without it
     fingerprint = checked_fingerprint(settings)
-    # Each step runs in its own process, so that its memory is free again when the model is served.
+    # Not in this process, so that their memory is free again when the model is served.
+    steps: list[tuple[str, ...]] = [("export",)]
     if _is_trained(settings, fingerprint):
         log.info("%s is already trained on these data; it is exported next.", settings.model_dir)
     elif settings.first_version == "quick" and _is_trained(quick(settings), fingerprint, quick=True):
@@ -176,11 +177,12 @@ def _prepare(settings: Settings, _: argparse.Namespace) -> None:
             "SENTIMENT_FIRST_VERSION=full leaves the quick version out.",
             _base_model(settings),
         )
-        _run_step("train", "--quick")
+        steps = [("train", "--quick", "--export")]  # in one process, because importing the libraries takes long
     else:
         log.info("Training the first version: %s.", _base_model(settings))
-        _run_step("train")
-    _run_step("export")
+        steps = [("train",), ("export",)]
+    for step in steps:
+        _run_step(*step)
 
 
 def _base_model(settings: Settings) -> str:
@@ -233,6 +235,11 @@ def _train(settings: Settings, options: argparse.Namespace) -> None:
         train(settings)
     else:
         take_part(settings)
+        return
+    if options.export:
+        from export.export import export
+
+        export(settings)
 
 
 def _export(settings: Settings, options: argparse.Namespace) -> None:

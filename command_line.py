@@ -106,6 +106,7 @@ def make_parser(functions: Mapping[str, Command]) -> argparse.ArgumentParser:
         action="store_true",
         help="train the packaged encoder for about 75 seconds, as the first start does",
     )
+    train.add_argument("--export", action="store_true", help="export the model next, in the same process")
     export = add(
         "export",
         functions["export"],

@@ -246,11 +246,11 @@ def _sentence_pieces(architecture: str) -> PreTrainedTokenizerFast:
     )
 
 
-def make_bundle(encoder: Path, directory: Path, version: int = 1) -> Path:
+def make_bundle(encoder: Path, directory: Path, version: int = 1, temperature: float = 1.0) -> Path:
     """A complete version made of a saved encoder, as the export lays it out."""
     directory.mkdir(parents=True)
     model = AutoModelForSequenceClassification.from_pretrained(encoder)
-    export_graph(model, temperature=1.0, path=directory / FLOAT_GRAPH)
+    export_graph(model, temperature, directory / FLOAT_GRAPH)
     (directory / TOKENIZER).write_bytes((encoder / TOKENIZER).read_bytes())
     Bundle(
         version=version,

@@ -30,7 +30,7 @@ from trainer.base_model import load_base_model
 from trainer.batches import NO_TARGET, TokenizedTexts, longest_first
 from trainer.dataset import Dataset, LabelledTexts
 from trainer.evaluation import evaluate
-from trainer.first_version import LEAST_STEPS, TRAINING_S
+from trainer.first_version import LEAST_STEPS, MOST_SELECTION_TEXTS, TRAINING_S, lighten
 from trainer.hyperparameters import WARMUP_RATIO, WEIGHT_DECAY, Hyperparameters, choose_hyperparameters
 from trainer.processes import Processes
 from trainer.progress import ProgressLine
@@ -43,7 +43,7 @@ from trainer.resumable_trainer import (
     last_whole_checkpoint,
     training_arguments,
 )
-from trainer.selection import hold_out
+from trainer.selection import MOST_TEXTS, hold_out
 from trainer.step_budget import affordable_steps
 
 PATIENCE = 2
@@ -94,7 +94,7 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
     """Fine-tune the base model. An interrupted training with the same data and settings resumes.
 
     A `quick` training ends after the steps that fit in `first_version.TRAINING_S`, at least `LEAST_STEPS`, if its
-    epochs have more.
+    epochs have more. Its last state is taken, and no other is evaluated.
 
     If `torchrun` has started several processes, each calls this and gets the same result. It equals the result of one
     process, except for rounding and for which units dropout removes.
@@ -106,7 +106,7 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
     torch.set_num_threads(max(1, usable_cores() // processes.here))
     set_seed(settings.seed)
     base = load_base_model(settings, dataset.labels)
-    learnt, held_out = hold_out(dataset.train)
+    learnt, held_out = hold_out(dataset.train, MOST_SELECTION_TEXTS if quick else MOST_TEXTS)
     held_out, validation = longest_first(held_out), longest_first(dataset.val)
     train, selection, val = (
         TokenizedTexts(part, dataset.labels, base.tokenizer, base.max_length) for part in (learnt, held_out, validation)
@@ -129,7 +129,7 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
     checkpoints = settings.state_dir / "training" / _key(dataset.fingerprint, hyperparameters)
     collator = DataCollatorWithPadding(base.tokenizer, pad_to_multiple_of=PAD_TO)
     if quick:
-        _stop_dropout(base.model)
+        lighten(base.model)
         affordable = affordable_steps(
             checkpoints, base.model, train, chosen.batch_size, settings.seed, collator, PAD_TO, bf16(), TRAINING_S
         )
@@ -164,7 +164,7 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
     )
     with processes.together():
         trainer = _trainer(
-            settings.seed, chosen, processes, checkpoints, base.model, collator, train, selection, dataset.labels
+            settings.seed, chosen, processes, checkpoints, base.model, collator, train, selection, dataset.labels, quick
         )
         if processes.as_first_finds(lambda: checkpoints.name) != checkpoints.name:
             raise PipelineError(
@@ -209,13 +209,6 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
     )
 
 
-def _stop_dropout(model: PreTrainedModel) -> None:
-    """Let no unit be dropped: a part of an epoch does not overfit, and a step takes three quarters of the time."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-
-
 def _loss(outputs: Any, targets: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
     """This process's part of the mean loss over a batch; the trainer averages over the processes.
 
@@ -234,6 +227,7 @@ def _trainer(
     train: TokenizedTexts,
     selection: TokenizedTexts,
     labels: tuple[str, ...],
+    quick: bool,
 ) -> Trainer:
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
         logits = torch.from_numpy(np.asarray(prediction.predictions, dtype=np.float32))
@@ -257,11 +251,11 @@ def _trainer(
             chosen.learning_rate,
             seed,
             per_device_eval_batch_size=64,
-            eval_strategy="steps",
+            eval_strategy="no" if quick else "steps",
             eval_steps=chosen.evaluate_every,
             save_strategy="steps",
             save_steps=chosen.evaluate_every,
-            load_best_model_at_end=True,
+            load_best_model_at_end=not quick,
             # Restores the remaining patience of early stopping.
             restore_callback_states_from_checkpoint=True,
             metric_for_best_model="score",
@@ -272,7 +266,7 @@ def _trainer(
         eval_dataset=selection,
         data_collator=collator,
         compute_metrics=metrics,
-        callbacks=[EarlyStopping(PATIENCE, LEAST_GAIN)] * chosen.may_stop_early
+        callbacks=[EarlyStopping(PATIENCE, LEAST_GAIN)] * (chosen.may_stop_early and not quick)
         + [ProgressLine()] * processes.is_first
         # Of several processes, each would decide by its own clock.
         + [SaveInTime()] * (processes.count == 1),

@@ -12,12 +12,12 @@ MOST_TEXTS = 2_000
 """Maximum number of texts held out, apart from rounding; more would only take time."""
 
 
-def hold_out(train: LabelledTexts) -> tuple[LabelledTexts, LabelledTexts]:
-    """Divide training texts into texts to learn from and texts for the selection, both in their order.
+def hold_out(train: LabelledTexts, most: int = MOST_TEXTS) -> tuple[LabelledTexts, LabelledTexts]:
+    """Divide training texts into texts to learn from and at most `most` for the selection, both in their order.
 
     A hash of the text decides, so most of the selection stays the same while the data grow.
     """
-    share = min(SHARE, MOST_TEXTS / max(1, len(train.texts)))
+    share = min(SHARE, most / max(1, len(train.texts)))
     by_label: dict[str, list[int]] = defaultdict(list)
     for position, label in enumerate(train.labels):
         by_label[label].append(position)

@@ -15,8 +15,8 @@ from trainer.processes import Processes
 
 _WARM_UP, _TIMED = 1, 4
 """Batches before the timing, whose first run is slower, and timed batches."""
-_SHARE_OF_STEPS = 0.8
-"""The rest of the time is for the optimizer's updates and two evaluations."""
+_SHARE_OF_STEPS = 0.9
+"""The rest of the time is for the optimizer's updates."""
 _STEPS = "steps"
 
 

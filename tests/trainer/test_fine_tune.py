@@ -156,12 +156,18 @@ def test_few_texts_are_learnt_to_the_end_and_of_equally_good_states_the_surest_i
     assert float(kept) == pytest.approx(min(losses), abs=1e-3)
 
 
-def test_a_quick_training_has_a_least_number_of_steps_and_says_if_the_machine_is_busy(
+def test_a_quick_training_has_a_least_number_of_cheap_steps_and_says_if_the_machine_is_busy(
     settings: Settings, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("trainer.fine_tune.LEAST_STEPS", 3)
     monkeypatch.setattr("trainer.fine_tune.TRAINING_S", 1e-9)
-    assert fine_tune(settings, dataset, quick=True).steps == 3
+    tuned = fine_tune(settings, dataset, quick=True)
+    assert tuned.steps == 3
+    assert not [entry for entry in tuned.history if "eval_score" in entry]
+    before = AutoModelForSequenceClassification.from_pretrained(settings.base_model).state_dict()
+    learnt = {name for name, weights in tuned.model.state_dict().items() if not torch.equal(weights, before[name])}
+    assert {name.partition(".attention.")[0] for name in learnt if ".attention." in name} == {"bert.encoder.layer.1"}
+    assert not [name for name in learnt if "embeddings" in name]
     assert "cores): only 1 training steps fit in 0 s. At least 3 are needed" in caplog.text
 
 
