@@ -42,7 +42,7 @@ from trainer.tracking import Tracking
 
 MOST_TEXTS = 2_000
 """Maximum validation texts for trying variants; a random sample if there are more."""
-MOST_QUICK_TEXTS = 300
+MOST_QUICK_TEXTS = 100
 """Maximum validation texts for trying the one variant of a quick first version; a random sample if there are more."""
 
 RANDOM_TEXTS, MOST_RANDOM_TOKENS = 300, 100

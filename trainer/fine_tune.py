@@ -254,7 +254,7 @@ def _trainer(
             eval_strategy="no" if quick else "steps",
             eval_steps=chosen.evaluate_every,
             save_strategy="steps",
-            save_steps=chosen.evaluate_every,
+            save_steps=-(-chosen.steps // 2) if quick else chosen.evaluate_every,
             load_best_model_at_end=not quick,
             # Restores the remaining patience of early stopping.
             restore_callback_states_from_checkpoint=True,

@@ -22,7 +22,7 @@ the sample data, accuracy was 0.82 to 0.84 on the validation texts."""
 BATCH_SIZE = 16
 """Texts per step. Smaller batches take more steps, and learn more from the same number of texts."""
 
-MOST_TRAIN_TEXTS, MOST_SELECTION_TEXTS, MOST_VAL_TEXTS = 100_000, 300, 1_000
+MOST_TRAIN_TEXTS, MOST_SELECTION_TEXTS, MOST_VAL_TEXTS = 100_000, 300, 500
 """Texts that a quick version is made of, whose predictions are calibrated by, and that it is judged by."""
 
 log = logging.getLogger(__name__)
