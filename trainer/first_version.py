@@ -3,6 +3,7 @@
 import logging
 import random
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -43,7 +44,7 @@ def lighten(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    encoder = model.base_model
+    encoder: Any = model.base_model  # the modules of transformers are untyped
     layers = encoder.encoder.layer
     for part in (encoder.embeddings, *layers[: len(layers) // 2]):
         part.requires_grad_(False)

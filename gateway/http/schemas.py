@@ -143,7 +143,8 @@ class Standing(BaseModel):
     labels: Annotated[int, Field(description="Labels that count: up to the first text that waits for one.")]
     skipped: int
     accuracy: Annotated[
-        list[float] | None, Field(description="Estimate, low and high end; each end is right with 95 % at any moment.")
+        list[float] | None,
+        Field(description="Estimate, low and high end; each end is right with a probability of 95 %, at any moment."),
     ]
     macro_f1: float | None
     threshold: Annotated[float, Field(description="`SENTIMENT_MIN_ACCURACY`.")]
