@@ -240,10 +240,18 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["lifecycle.jobs.check", "lifecycle.jobs.scheduler", "lifecycle.cli.commands", "gateway.main", "scoring.score"],
+    [
+        "lifecycle.jobs.check",
+        "lifecycle.jobs.scheduler",
+        "lifecycle.cli.commands",
+        "gateway.main",
+        "scoring.score",
+        "trainer.first_version",
+        "trainer.data_command",
+    ],
 )
 def test_what_runs_often_does_not_load_what_only_a_training_needs(module: str) -> None:
-    """These libraries take seconds and hundreds of megabytes."""
+    """These libraries take seconds and hundreds of megabytes. `app.py` imports the last two, and serves then."""
     heavy = "torch", "transformers", "mlflow", "openvino", "nncf"
     code = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); import {module}; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -30,7 +30,7 @@ from trainer.base_model import load_base_model
 from trainer.batches import NO_TARGET, TokenizedTexts, longest_first
 from trainer.dataset import Dataset, LabelledTexts
 from trainer.evaluation import evaluate
-from trainer.first_version import LEAST_STEPS, MOST_SELECTION_TEXTS, TRAINING_S, lighten
+from trainer.first_version import LEAST_STEPS, MOST_SELECTION_TEXTS, TRAINING_S
 from trainer.hyperparameters import WARMUP_RATIO, WEIGHT_DECAY, Hyperparameters, choose_hyperparameters
 from trainer.processes import Processes
 from trainer.progress import ProgressLine
@@ -129,7 +129,7 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
     checkpoints = settings.state_dir / "training" / _key(dataset.fingerprint, hyperparameters)
     collator = DataCollatorWithPadding(base.tokenizer, pad_to_multiple_of=PAD_TO)
     if quick:
-        lighten(base.model)
+        _lighten(base.model)
         affordable = affordable_steps(
             checkpoints, base.model, train, chosen.batch_size, settings.seed, collator, PAD_TO, bf16(), TRAINING_S
         )
@@ -149,12 +149,13 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
         hyperparameters["max_steps"] = chosen.steps
     epochs = round(chosen.steps / chosen.steps_per_epoch, 2)
     log.info(
-        "Fine-tuning %s (%.1fM parameters) on %s texts, with %s for choosing the best state, for %s steps%s, "
+        "Fine-tuning %s (%.1fM parameters) on %s texts, with %s for %s, for %s steps%s, "
         "with a learning rate of %g, %d threads%s, in %s.",
         base.name,
         base.model.num_parameters() / 1e6,
         f"{len(train):,}",
         f"{len(selection):,}",
+        "calibration" if quick else "choosing the best state",
         f"{chosen.steps:,}",
         "" if quick else f" ({epochs:g} {'epoch' if epochs == 1 else 'epochs'})",  # of a quick one, a small part
         chosen.learning_rate,
@@ -207,6 +208,21 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
         hyperparameters=hyperparameters,
         checkpoints=checkpoints,
     )
+
+
+def _lighten(model: PreTrainedModel) -> None:
+    """Make steps of the packaged encoder cheaper: drop no unit, and train only the upper half of its layers.
+
+    A part of an epoch does not overfit. The embeddings and lower layers, which learn least in fine-tuning (Lee et al.
+    2019, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning"), need neither gradients nor updates.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    encoder: Any = model.base_model  # the modules of transformers are untyped
+    layers = encoder.encoder.layer
+    for part in (encoder.embeddings, *layers[: len(layers) // 2]):
+        part.requires_grad_(False)
 
 
 def _loss(outputs: Any, targets: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:

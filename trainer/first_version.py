@@ -3,10 +3,6 @@
 import logging
 import random
 from dataclasses import replace
-from typing import Any
-
-from torch import nn
-from transformers import PreTrainedModel
 
 from common.errors import PipelineError
 from common.settings import PACKAGED, Settings
@@ -33,21 +29,6 @@ def quick(settings: Settings) -> Settings:
     """Return the settings of the first version's training: what is set for another encoder does not fit this one."""
     defaults = {name: Settings.model_fields[name].default for name in ("epochs", "learning_rate")}
     return settings.model_copy(update={"base_model": PACKAGED, "batch_size": BATCH_SIZE, **defaults})
-
-
-def lighten(model: PreTrainedModel) -> None:
-    """Make steps of the packaged encoder cheaper: drop no unit, and train only the upper half of its layers.
-
-    A part of an epoch does not overfit. The embeddings and lower layers, which learn least in fine-tuning (Lee et al.
-    2019, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning"), need neither gradients nor updates.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    encoder: Any = model.base_model  # the modules of transformers are untyped
-    layers = encoder.encoder.layer
-    for part in (encoder.embeddings, *layers[: len(layers) // 2]):
-        part.requires_grad_(False)
 
 
 def sampled(dataset: Dataset) -> Dataset:
