@@ -3,8 +3,10 @@
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
 from common.errors import PipelineError
 from common.settings import Settings
@@ -37,7 +39,7 @@ def only_pipeline(settings: Settings) -> Iterator[None]:
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     with (settings.state_dir / _FILE).open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError as error:
             file.seek(0)
             raise PipelineError(
@@ -50,3 +52,17 @@ def only_pipeline(settings: Settings) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _lock(file: TextIO) -> None:
+    """Lock `file`. For half a second, try again: `running_pipeline` holds a shared lock for a moment.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    for _ in range(9):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.05)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
