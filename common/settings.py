@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     first_version: Literal["quick", "full"] = "quick"
     """First version. `quick`: minutes of training serve first, and the full one follows. `full`: only the full one."""
 
+    retrain_from: Literal["deployed", "base"] = "deployed"
+    """Start of a retraining. `deployed`: new texts update the deployed model, if possible. `base`: the base model."""
+
     state_dir: Path = Path(".sentiment")
     """Directory of the runtime state: MLflow store, database, training checkpoints, logs, admin key."""
 

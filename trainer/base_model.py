@@ -26,6 +26,7 @@ from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
 from trainer.architectures import check_architecture, why_unpacked
 from trainer.base_tokenizer import PACKAGED_ENCODERS, max_tokens
+from trainer.record import TrainingRecord
 
 _HUB_PROBE_TIMEOUT_S = 5.0
 _MOST_PARAMETERS = 2**29 - 2**22
@@ -71,6 +72,21 @@ def load_base_model(settings: Settings, labels: tuple[str, ...]) -> BaseModel:
         if is_named:
             raise _not_loaded(settings.base_model, error) from error
         return _replacement(why_not_loaded(error), settings, labels)
+
+
+def load_trained(model_dir: Path, record: TrainingRecord) -> BaseModel:
+    """Load a model that was trained here, with its head, to train it further.
+
+    Raises:
+        PipelineError: a file is missing or damaged.
+    """
+    silence_loading()
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(model_dir, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    except Exception as error:  # whatever transformers raises about damaged files
+        raise PipelineError(f"the model in {model_dir} cannot be loaded ({why_not_loaded(error)})") from error
+    return BaseModel(record.base_model, model, tokenizer, record.max_length)
 
 
 def check_base_model(settings: Settings) -> PretrainedConfig | None:

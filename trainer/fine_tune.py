@@ -45,6 +45,7 @@ from trainer.resumable_trainer import (
 )
 from trainer.selection import MOST_TEXTS, hold_out
 from trainer.step_budget import affordable_steps
+from trainer.update import average, plan_update
 
 PATIENCE = 2
 """Consecutive evaluations without a better score after which training stops: one epoch, if there are up to four."""
@@ -88,13 +89,17 @@ class FineTuned:
     hyperparameters: dict[str, Any]
     checkpoints: Path
     """Directory of checkpoints for resuming; to be removed when the result is saved."""
+    updates: int = 0
+    """As in `TrainingRecord`."""
 
 
-def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> FineTuned:
+def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False, deployed: Path | None = None) -> FineTuned:
     """Fine-tune the base model. An interrupted training with the same data and settings resumes.
 
     A `quick` training ends after the steps that fit in `first_version.TRAINING_S`, at least `LEAST_STEPS`, if its
     epochs have more. Its last state is taken, and no other is evaluated.
+
+    `deployed` is the directory of the deployed model. It is updated, which is shorter, if `plan_update` allows it.
 
     If `torchrun` has started several processes, each calls this and gets the same result. It equals the result of one
     process, except for rounding and for which units dropout removes.
@@ -105,13 +110,19 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
     processes = Processes.started()
     torch.set_num_threads(max(1, usable_cores() // processes.here))
     set_seed(settings.seed)
-    base = load_base_model(settings, dataset.labels)
     learnt, held_out = hold_out(dataset.train, MOST_SELECTION_TEXTS if quick else MOST_TEXTS)
+    update = plan_update(settings, deployed, dataset, learnt) if deployed else None
+    base = update.base if update else load_base_model(settings, dataset.labels)
+    learnt = update.texts if update else learnt
     held_out, validation = longest_first(held_out), longest_first(dataset.val)
     train, selection, val = (
         TokenizedTexts(part, dataset.labels, base.tokenizer, base.max_length) for part in (learnt, held_out, validation)
     )
     chosen = choose_hyperparameters(settings, base.model.config.hidden_size, len(train))
+    old = {}
+    if update:
+        chosen = replace(chosen, steps=update.steps)
+        old = {name: values.detach().clone() for name, values in base.model.named_parameters()}
     hyperparameters = {
         "base_model": base.name,
         "epochs": chosen.epochs,
@@ -125,6 +136,7 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
         "bf16": bf16(),
         "selection_texts": len(selection),
         **({"quick": True} if quick else {}),
+        **(update.facts() if update else {}),
     }
     checkpoints = settings.state_dir / "training" / _key(dataset.fingerprint, hyperparameters)
     collator = DataCollatorWithPadding(base.tokenizer, pad_to_multiple_of=PAD_TO)
@@ -155,7 +167,7 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
         base.model.num_parameters() / 1e6,
         f"{len(train):,}",
         f"{len(selection):,}",
-        "calibration" if quick else "choosing the best state",
+        "calibration" if quick or update else "choosing the best state",
         f"{chosen.steps:,}",
         "" if quick else f" ({epochs:g} {'epoch' if epochs == 1 else 'epochs'})",  # of a quick one, a small part
         chosen.learning_rate,
@@ -165,7 +177,16 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
     )
     with processes.together():
         trainer = _trainer(
-            settings.seed, chosen, processes, checkpoints, base.model, collator, train, selection, dataset.labels, quick
+            settings.seed,
+            chosen,
+            processes,
+            checkpoints,
+            base.model,
+            collator,
+            train,
+            selection,
+            dataset.labels,
+            last=quick or update is not None,
         )
         if processes.as_first_finds(lambda: checkpoints.name) != checkpoints.name:
             raise PipelineError(
@@ -184,6 +205,8 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
         if not processes.is_first:
             set_seed(settings.seed + processes.rank)  # otherwise dropout would remove the same units in all
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if update:
+            average(base.model, old)
         selected, validated = trainer.predict(selection), trainer.predict(val)
         steps = trainer.state.global_step
         history = [{key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history]
@@ -207,6 +230,7 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False) -> F
         steps=steps,
         hyperparameters=hyperparameters,
         checkpoints=checkpoints,
+        updates=update.record.updates + 1 if update else 0,
     )
 
 
@@ -243,8 +267,11 @@ def _trainer(
     train: TokenizedTexts,
     selection: TokenizedTexts,
     labels: tuple[str, ...],
-    quick: bool,
+    *,
+    last: bool,
 ) -> Trainer:
+    """Return the trainer. With `last`, the last state is taken instead of the best one, and no other is evaluated."""
+
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
         logits = torch.from_numpy(np.asarray(prediction.predictions, dtype=np.float32))
         targets = np.asarray(prediction.label_ids)
@@ -267,11 +294,11 @@ def _trainer(
             chosen.learning_rate,
             seed,
             per_device_eval_batch_size=64,
-            eval_strategy="no" if quick else "steps",
+            eval_strategy="no" if last else "steps",
             eval_steps=chosen.evaluate_every,
             save_strategy="steps",
-            save_steps=-(-chosen.steps // 2) if quick else chosen.evaluate_every,
-            load_best_model_at_end=not quick,
+            save_steps=-(-chosen.steps // 2) if last else chosen.evaluate_every,
+            load_best_model_at_end=not last,
             # Restores the remaining patience of early stopping.
             restore_callback_states_from_checkpoint=True,
             metric_for_best_model="score",
@@ -282,7 +309,7 @@ def _trainer(
         eval_dataset=selection,
         data_collator=collator,
         compute_metrics=metrics,
-        callbacks=[EarlyStopping(PATIENCE, LEAST_GAIN)] * (chosen.may_stop_early and not quick)
+        callbacks=[EarlyStopping(PATIENCE, LEAST_GAIN)] * (chosen.may_stop_early and not last)
         + [ProgressLine()] * processes.is_first
         # Of several processes, each would decide by its own clock.
         + [SaveInTime()] * (processes.count == 1),

@@ -40,6 +40,8 @@ class TrainingRecord:
     """True for a quick first version (`first_version`), which the full training is to replace."""
     imported: bool = False
     """True for a classifier that was fine-tuned elsewhere."""
+    updates: int = 0
+    """Updates since the last full training (`trainer.update`); 0 if this is one."""
 
     @property
     def again(self) -> str:

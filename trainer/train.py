@@ -32,6 +32,7 @@ from trainer.hyperparameters import usual_learning_rate
 from trainer.record import TrainingRecord, training_key
 from trainer.suspects import SuspectList, write_suspects
 from trainer.tracking import Run, Tracking, Validated
+from trainer.update import save_learnt
 
 _ABANDONED_S = 7 * 86_400.0
 """Age of its last checkpoint from which an interrupted training is not expected to resume."""
@@ -45,10 +46,12 @@ def train(
     own_rows: Collection[tuple[str, str]] | None = None,
     *,
     quick: bool = False,
+    deployed: Path | None = None,
 ) -> TrainingRecord:
     """Check the data, fine-tune, calibrate, record in MLflow, and save to the model directory.
 
-    A `quick` training takes bounded time (`first_version`), and lists no suspicious labels.
+    A `quick` training takes bounded time (`first_version`), and lists no suspicious labels. `deployed` is the directory
+    of the deployed model, which is updated if possible (`update`).
 
     `counts` are recorded as the rows of the data files. If they are missing, those of the files read here are. The list
     of suspicious labels contains only `own_rows`, pairs of text and label, because feedback may be erased later, and no
@@ -61,7 +64,7 @@ def train(
         PipelineError: there is a problem with the data, the base model, MLflow or the disk.
     """
     with _alone(settings.model_dir):
-        return _train(settings, counts, own_rows, quick=quick)
+        return _train(settings, counts, own_rows, quick=quick, deployed=deployed)
 
 
 @contextmanager
@@ -92,6 +95,7 @@ def _train(
     own_rows: Collection[tuple[str, str]] | None,
     *,
     quick: bool,
+    deployed: Path | None,
 ) -> TrainingRecord:
     started = time.monotonic()
     found = check_data(settings)
@@ -108,7 +112,7 @@ def _train(
         baseline.accuracy,
         baseline.macro_f1,
     )
-    tuned = fine_tune(settings, dataset, quick=quick)
+    tuned = fine_tune(settings, dataset, quick=quick, deployed=deployed)
     if base is None or base.name != tuned.base_model:  # the training has just downloaded the encoder
         tokenizer = Tokenizer.from_str(tuned.tokenizer.backend_tokenizer.to_str())  # a copy, because it is changed
         report = data_report(found, BaseTokenizer(tuned.base_model, tokenizer, tuned.max_length))
@@ -138,11 +142,13 @@ def _train(
         )
 
     staging = save_beside(settings.model_dir, tuned.model, tuned.tokenizer)
+    save_learnt(staging, dataset.train)
     texts = len(dataset.train.texts)
+    kind = "quick training" if quick else "update" if tuned.updates else "training"
     run_id = tracking.record_run(
         staging,
         Run(
-            name=f"{'quick training' if quick else 'training'} of {tuned.base_model} on {texts:,} texts",
+            name=f"{kind} of {tuned.base_model} on {texts:,} texts",
             command="train",
             hyperparameters=tuned.hyperparameters | {"temperature": temperature, "train_texts": texts},
             validated=Validated(evaluation, probabilities, tuned.val_targets),
@@ -170,6 +176,7 @@ def _train(
         training_key=training_key(settings, dataset.fingerprint, quick=quick),
         data=counts or dataset.counts,
         quick=quick,
+        updates=tuned.updates,
     )
     tracking.save_record(record)
     record.save(staging)

@@ -33,12 +33,16 @@ def reject(
     failed: list[GateVerdict],
     learnt: Figures,
     job_id: int | None = None,
+    follows: str = "",
 ) -> None:
-    """Record that the gates rejected `version`, and remove old versions; `learnt` are its feedback rows by source."""
+    """Record that the gates rejected `version`, and what `follows`, and remove old versions.
+
+    `learnt` are its feedback rows by source.
+    """
     gates = ", ".join(verdict.gate for verdict in failed)
     reasons = "\n".join(f"{verdict.gate}: {verdict.message}" for verdict in failed)
     with database.transaction() as session:
-        message = f"Version {version} was rejected by {gates}; version {champion} stays deployed.\n{reasons}"
+        message = f"Version {version} was rejected by {gates}; version {champion} stays deployed.{follows}\n{reasons}"
         if learnt:
             message += f"\nIt was trained on {sum(learnt.values())} rows of feedback{from_sources(learnt)}."
         figures: Figures = {**{verdict.gate: verdict.figures for verdict in failed}, LEARNT_FROM: learnt}

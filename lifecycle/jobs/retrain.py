@@ -1,14 +1,19 @@
-"""Retraining, from the current data to a version that is promoted, on trial or rejected. An interrupted one resumes."""
+"""Retraining, from the current data to a version that is promoted, on trial or rejected. An interrupted one resumes.
+
+It updates the deployed model if possible. If the gates reject the update, a full training follows.
+"""
 
 import json
 import logging
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from common.errors import PipelineError
 from common.settings import Settings
 from export.export import export
 from export.graph import check_exportable
@@ -40,6 +45,8 @@ from trainer.train import train
 _STARTED = "retraining.json"
 _DATA = "data"
 """Key in this file: the counts of rows of the data files."""
+_FULL = "full"
+"""Key in this file: whether the gates have rejected an update, so that a full training follows."""
 _MODEL = "model"
 
 log = logging.getLogger(__name__)
@@ -84,14 +91,16 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
             "max_rejected": 1.0,
         }
     )
-    started = json.loads((directory / _STARTED).read_text(encoding="utf-8"))
+    started = _started(directory)
     # Both are absent if an older release of the pipeline began the job.
     learnt = started.get(LEARNT_FROM, {})
     counts = {name: RowCounts(**rows) for name, rows in started.get(_DATA, {}).items()}
-    step("training")
-    record = _train(own, counts, {*dataset.train.pairs(), *dataset.val.pairs()})
-    champion = repository.require_deployed()
-    if champion != record.version:
+    while True:
+        step("training")
+        record = _train(settings, own, directory, counts, {*dataset.train.pairs(), *dataset.val.pairs()})
+        champion = repository.require_deployed()
+        if champion == record.version:
+            return _finish(settings, database, job, record.version, learnt)
         step(f"exporting version {record.version}")
         verdicts = _publish(own, database, repository, record.version)
         if not verdicts:
@@ -103,24 +112,28 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
         tracking.record_verdicts(record.version, {verdict.gate: verdict.passed for verdict in verdicts})
         tracking.record_sources(record.version, learnt)
         failed = [verdict for verdict in verdicts if not verdict.passed]
-        if failed:
-            reject(settings, database, record.version, champion, failed, learnt, job.id)
+        if not failed:
+            break
+        follows = " A full training follows this update." if record.updates else ""
+        reject(settings, database, record.version, champion, failed, learnt, job.id, follows)
+        if not record.updates:
             shutil.rmtree(directory)
             gates = [verdict.gate for verdict in failed]
             return jobs.Outcome(jobs.REJECTED, {"version": record.version, "gates": gates, LEARNT_FROM: learnt})
-        under = shortfalls(settings, figures_of(verdicts))
-        reason = f"job {job.id} passed every gate" + (
-            f". It is under a threshold, but better than version {champion}: {'; '.join(under)}" if under else ""
-        )
-        reason += costs(verdicts)
-        if settings.release != "at-once":
-            step(f"starting the {settings.release} of version {record.version}", can_cancel=False)
-            try_live(settings, database, record.version, settings.release, reason)
-            return _finish(settings, database, job, record.version, learnt, settings.release)
-        step(f"promoting version {record.version}", can_cancel=False)
-        before = Bundle.load(repository.version_directory(champion)).metrics
-        promote(settings, database, record.version, reason, promotion_figures(before, verdicts))
-        keep(settings, record.version, dataset)
+        _note(directory, started | {_FULL: True})
+    under = shortfalls(settings, figures_of(verdicts))
+    reason = f"job {job.id} passed every gate" + (
+        f". It is under a threshold, but better than version {champion}: {'; '.join(under)}" if under else ""
+    )
+    reason += costs(verdicts)
+    if settings.release != "at-once":
+        step(f"starting the {settings.release} of version {record.version}", can_cancel=False)
+        try_live(settings, database, record.version, settings.release, reason)
+        return _finish(settings, database, job, record.version, learnt, settings.release)
+    step(f"promoting version {record.version}", can_cancel=False)
+    before = Bundle.load(repository.version_directory(champion)).metrics
+    promote(settings, database, record.version, reason, promotion_figures(before, verdicts))
+    keep(settings, record.version, dataset)
     return _finish(settings, database, job, record.version, learnt)
 
 
@@ -184,8 +197,21 @@ def _begin(settings: Settings, database: Database, job: Job, dataset: Dataset, d
     log.info("%s", message)
     counts = {name: asdict(rows) for name, rows in dataset.counts.items()}
     started = {"key": key, LEARNT_FROM: merged.by_source, _DATA: counts}
-    (directory / _STARTED).write_text(json.dumps(started), encoding="utf-8")
+    _note(directory, started)
     return None
+
+
+def _started(directory: Path) -> dict[str, Any]:
+    """Return what is known about a retraining that has begun."""
+    started: dict[str, Any] = json.loads((directory / _STARTED).read_text(encoding="utf-8"))
+    return started
+
+
+def _note(directory: Path, started: dict[str, Any]) -> None:
+    """Replace what is known about a retraining."""
+    part = directory / f".{_STARTED}.part"
+    part.write_text(json.dumps(started), encoding="utf-8")
+    part.replace(directory / _STARTED)
 
 
 def _remaining(settings: Settings, model_dir: Path) -> str:
@@ -197,15 +223,37 @@ def _remaining(settings: Settings, model_dir: Path) -> str:
     return f"the {'gates' if is_published else 'export'} of version {version}, which is trained"
 
 
-def _train(own: Settings, counts: dict[str, RowCounts], rows: Collection[tuple[str, str]]) -> TrainingRecord:
-    """Return the trained model of an earlier attempt, or train one.
+def _train(
+    settings: Settings,
+    own: Settings,
+    directory: Path,
+    counts: dict[str, RowCounts],
+    rows: Collection[tuple[str, str]],
+) -> TrainingRecord:
+    """Return the trained model of an earlier attempt, or train one, which updates the deployed one if possible.
 
-    `counts` are the rows of the data files, and `rows` their texts with their labels.
+    `own` are the settings of the training, `counts` the rows of the data files, and `rows` their texts with their
+    labels.
     """
+    is_full = bool(_started(directory).get(_FULL))
     if own.model_dir.exists():
-        return TrainingRecord.load(own.model_dir)
+        record = TrainingRecord.load(own.model_dir)
+        if not (record.updates and is_full):
+            return record
+        shutil.rmtree(own.model_dir)  # the gates have rejected it
     check_exportable(own)
-    return train(own, counts, rows)
+    return train(own, counts, rows, deployed=None if is_full else _deployed_model(settings))
+
+
+def _deployed_model(settings: Settings) -> Path | None:
+    """Return the directory of the deployed model's weights; None if they are not at hand, or are not to be updated."""
+    if settings.retrain_from == "base":
+        return None
+    with suppress(PipelineError):
+        if TrainingRecord.load(settings.model_dir).version == ModelRepository(settings.model_repository).deployed():
+            return settings.model_dir
+    log.info("This is a full training, because the model in %s is not the deployed one.", settings.model_dir)
+    return None
 
 
 def _publish(own: Settings, database: Database, repository: ModelRepository, version: int) -> list[GateVerdict]:

@@ -8,21 +8,25 @@ from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.errors import PipelineError
 from common.settings import Settings
+from lifecycle.gates.run_gates import run_gates
 from lifecycle.jobs.job_process import run_job
 from serving.model_repo.repository import ModelRepository
 from storage import deployments, events, jobs, leases, releases
 from storage.database import Database
 from storage.feedback import LabelledText, add_feedback
+from storage.versions import GateVerdict
 from tests.e2e.conftest import PROJECT
 from tests.lifecycle.conftest import Served, make_served, serving
 from tests.lifecycle.deployment.test_promotion import Load, kill
 from tests.lifecycle.learning import labelled, learning_settings, write_data, write_rows
 from trainer.dataset import load_dataset
+from trainer.record import TrainingRecord
 from trainer.tracking import Tracking
 
 pytestmark = pytest.mark.full
@@ -61,8 +65,8 @@ def served(learnt: Path, tmp_path: Path) -> Served:
     """A copy of it."""
     directory = tmp_path / "served"
     shutil.copytree(learnt, directory)
-    # Paths of the copied MLflow store lead to the first directory, where they are only read.
-    return make_served(directory, directory, versions=0, **learning_settings(directory))
+    # Paths of the copied MLflow store lead to the first directory, where they are only read. So does the encoder's.
+    return make_served(directory, directory, versions=0, **learning_settings(learnt))
 
 
 @pytest.fixture
@@ -91,7 +95,7 @@ def test_the_list_of_suspicious_labels_may_name_no_feedback(tmp_path: Path, monk
     )
     given: list[Collection[tuple[str, str]]] = []
 
-    def training(own: Settings, _: object, own_rows: Collection[tuple[str, str]]) -> None:
+    def training(own: Settings, _: object, own_rows: Collection[tuple[str, str]], **__: object) -> None:
         given.extend([own_rows, list(load_dataset(own).train.pairs())])
         raise PipelineError("this is enough")
 
@@ -117,6 +121,7 @@ def test_what_was_told_is_learnt_and_serves_and_is_not_learnt_twice(served: Serv
         ended = served.app("retrain", timeout_s=300)
         assert ended.returncode == 0, ended.stderr + served.log
         assert "Version 2 passed every gate and is deployed." in ended.stdout
+        assert "Version 1 is updated with" in ended.stderr + served.log
         assert served.version() == 2
         assert served.ask("GET", f"/jobs/{job['id']}").json()["state"] == "succeeded"
         model, first = served.ask("GET", "/models").json()
@@ -153,6 +158,31 @@ def test_what_passed_begins_as_a_canary_where_that_is_wanted(served: Served, dat
     assert (release.version, release.champion, release.mode) == (2, 1, "canary")
     assert "passed every gate" in release.reason
     assert Tracking(served.settings).aliased() == {1}
+
+
+def test_a_full_training_follows_an_update_that_the_gates_reject(
+    served: Served, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tell(database)
+    tested: list[int] = []
+
+    def reject_the_first(*arguments: Any) -> list[GateVerdict]:
+        tested.append(arguments[4])
+        if len(tested) == 1:  # no data make the gates reject an update and accept the full training on every processor
+            return [GateVerdict("comparison", False, "it is worse", {})]
+        return run_gates(*arguments)
+
+    monkeypatch.setattr("lifecycle.jobs.retrain.run_gates", reject_the_first)
+    with caplog.at_level("INFO"):
+        ended = run_job(served.settings, database, jobs.enqueue(database, jobs.RETRAIN, "by the test").id)
+    assert (ended.state, ended.result["version"]) == ("succeeded", 3), ended.error
+    assert tested == [2, 3]
+    (event,) = events.newest(database, 1, "candidate-rejected")
+    assert event.message.startswith(
+        "Version 2 was rejected by comparison; version 1 stays deployed. A full training follows this update.\n"
+    )
+    assert [line.split(" with ")[0] for line in caplog.messages if "is updated" in line] == ["Version 1 is updated"]
+    assert TrainingRecord.load(served.settings.model_dir).updates == 0
 
 
 def test_shuffled_labels_are_rejected_and_the_champion_serves(served: Served, database: Database) -> None:

@@ -1,0 +1,181 @@
+"""The deployed model learns new texts, half of the way, or a full training says why it takes place."""
+
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.settings import Settings
+from tests.trainer.test_fine_tune import WORDS, interrupt, make_learner, write_texts
+from trainer.base_model import load_trained
+from trainer.dataset import Dataset, LabelledTexts, load_dataset
+from trainer.fine_tune import FineTuned, fine_tune
+from trainer.record import TrainingRecord, training_key
+from trainer.train import save_beside
+from trainer.update import LEARNT_FILE, plan_update, save_learnt
+
+OTHER = {"Positive": "Negative", "Negative": "Positive"}
+TOLD = "sense"
+"""A word that the training texts do not have."""
+
+
+def deploy(settings: Settings, dataset: Dataset, tuned: FineTuned) -> None:
+    """Save what a training has made as the deployed model."""
+    staging = save_beside(settings.model_dir, tuned.model, tuned.tokenizer)
+    save_learnt(staging, dataset.train)
+    TrainingRecord(
+        version=1,
+        run_id="",
+        base_model=tuned.base_model,
+        labels=dataset.labels,
+        max_length=tuned.max_length,
+        temperature=1.0,
+        data_fingerprint=dataset.fingerprint,
+        metrics={},
+        training_key=training_key(settings, dataset.fingerprint),
+        updates=tuned.updates,
+    ).save(staging)
+    staging.rename(settings.model_dir)
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings whose model is trained and deployed, and which the tests do not change."""
+    directory = tmp_path_factory.mktemp("deployed")
+    write_texts(directory)
+    settings = Settings(
+        train_data=directory / "train.csv",
+        val_data=directory / "val.csv",
+        base_model=str(make_learner(directory / "encoder")),
+        state_dir=directory / "state",
+        model_dir=directory / "model",
+        learning_rate=1e-4,
+        batch_size=16,
+        epochs=10,
+    )
+    dataset = load_dataset(settings)
+    deploy(settings, dataset, fine_tune(settings, dataset))
+    return settings
+
+
+@pytest.fixture
+def settings(deployed: Settings, tmp_path: Path) -> Settings:
+    return deployed.model_copy(update={"state_dir": tmp_path / "state"})
+
+
+def with_new(dataset: Dataset, texts: int = 24) -> Dataset:
+    """The data with new texts, which are like those of a label, and have the other one."""
+    draw = random.Random(1)
+    new = [(" ".join([TOLD, TOLD, *draw.choices(WORDS["Positive"], k=3), str(n)]), "Negative") for n in range(texts)]
+    rows = [*dataset.train.pairs(), *new]
+    return replace(dataset, train=LabelledTexts([text for text, _ in rows], [label for _, label in rows]))
+
+
+def test_learns_the_new_texts_beside_known_ones_and_ends_half_way(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = with_new(load_dataset(settings))
+    tuned = fine_tune(settings, dataset, deployed=settings.model_dir)
+    assert (tuned.updates, tuned.steps, tuned.hyperparameters["steps_of_full_training"]) == (1, 60, 220)
+    assert (
+        "Version 1 is updated with 21 new texts and 320 that it knows, in 60 steps instead of 220." in caplog.messages
+    )
+    assert float((tuned.val_logits.argmax(axis=1) == tuned.val_targets).mean()) > 0.85, "known texts stay known"
+    before = dict(fine_tuned_parameters(settings.model_dir))
+    monkeypatch.setattr("trainer.update.OLD_SHARE", 0.0)
+    after = fine_tune(
+        settings.model_copy(update={"state_dir": tmp_path / "all"}), dataset, deployed=settings.model_dir
+    ).model
+    for name, weights in after.named_parameters():
+        half = dict(tuned.model.named_parameters())[name]
+        torch.testing.assert_close(half, (before[name] + weights) / 2)
+        assert not torch.equal(half, weights) or "word_embeddings" in name, name
+
+
+def fine_tuned_parameters(model_dir: Path) -> list[tuple[str, torch.Tensor]]:
+    return list(load_trained(model_dir, TrainingRecord.load(model_dir)).model.named_parameters())
+
+
+def test_an_interrupted_update_resumes(settings: Settings, tmp_path: Path) -> None:
+    dataset = with_new(load_dataset(settings))
+    whole = fine_tune(
+        settings.model_copy(update={"state_dir": tmp_path / "whole"}), dataset, deployed=settings.model_dir
+    )
+    interrupt(settings, dataset, step=45, deployed=settings.model_dir)
+    resumed = fine_tune(settings, dataset, deployed=settings.model_dir)
+    assert resumed.val_logits == pytest.approx(whole.val_logits, abs=1e-5)
+
+
+def of_record(**changes: object) -> Callable[[Path, Dataset], Dataset]:
+    def change(model_dir: Path, dataset: Dataset) -> Dataset:
+        replace(TrainingRecord.load(model_dir), **changes).save(model_dir)  # type: ignore[arg-type]
+        return with_new(dataset)
+
+    return change
+
+
+def without_list(model_dir: Path, dataset: Dataset) -> Dataset:
+    (model_dir / LEARNT_FILE).unlink()
+    return with_new(dataset)
+
+
+def cut_off(model_dir: Path, dataset: Dataset) -> Dataset:
+    weights = model_dir / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1_000])
+    return with_new(dataset)
+
+
+def erased(_: Path, dataset: Dataset) -> Dataset:
+    return with_new(replace(dataset, train=dataset.train.at(range(1, len(dataset.train.texts)))))
+
+
+def relabelled(_: Path, dataset: Dataset) -> Dataset:
+    return replace(dataset, train=replace(dataset.train, labels=[OTHER[label] for label in dataset.train.labels]))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (of_record(quick=True), "version 1 is a quick first version"),
+        (of_record(training_key="other"), "version 1 was trained with other settings"),
+        (of_record(labels=("Negative", "Neutral", "Positive")), "version 1 has other labels"),
+        (of_record(updates=5), "the last 5 trainings were updates"),
+        (without_list, "the deployed model has no list of the texts that it has learnt"),
+        (cut_off, "cannot be loaded ("),
+        (erased, "1 texts that version 1 has learnt are gone"),
+        (relabelled, "356 texts have another label than the one that version 1 has learnt"),
+        (lambda _, dataset: with_new(dataset, 400), "400 of 756 texts are new"),
+        (lambda _, dataset: dataset, "0 of 356 texts are new"),
+    ],
+    ids=["quick", "settings", "labels", "many", "list", "damaged", "erased", "relabelled", "most new", "nothing new"],
+)
+def test_a_full_training_says_why_it_is_no_update(
+    settings: Settings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[Path, Dataset], Dataset],
+    reason: str,
+) -> None:
+    shutil.copytree(settings.model_dir, tmp_path / "model")
+    dataset = change(tmp_path / "model", load_dataset(settings))
+    assert plan_update(settings, tmp_path / "model", dataset, dataset.train) is None
+    assert "This is a full training, because" in caplog.text
+    assert reason in caplog.text
+
+
+def test_takes_no_more_steps_than_a_full_training(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = with_new(load_dataset(settings))
+    monkeypatch.setattr("trainer.update.LEAST_STEPS", 500)
+    update = plan_update(settings, settings.model_dir, dataset, dataset.train)
+    assert update is not None
+    assert update.steps == update.full_steps == 240
+
+
+def test_hashes_are_kept_and_no_texts(settings: Settings) -> None:
+    learnt = np.load(settings.model_dir / LEARNT_FILE)
+    assert (learnt.dtype, learnt.shape) == (np.uint64, (356, 2))
