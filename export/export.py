@@ -167,6 +167,7 @@ def _build(
         data=record.data,
         quick=record.quick,
         imported=record.imported,
+        updates=record.updates,
         packed=not why_unpacked(model.config.to_dict()),
     )
     bundle.save(directory)

@@ -89,6 +89,12 @@ def load_trained(model_dir: Path, record: TrainingRecord) -> BaseModel:
     return BaseModel(record.base_model, model, tokenizer, record.max_length)
 
 
+def is_replaceable(settings: Settings, name: str) -> bool:
+    """Return whether the encoder `name` has replaced the default one, which can be loaded now."""
+    is_named = "base_model" in settings.model_fields_set
+    return not is_named and name != DEFAULT_BASE_MODEL and not why_not_available(DEFAULT_BASE_MODEL)
+
+
 def check_base_model(settings: Settings) -> PretrainedConfig | None:
     """Check the encoder that the settings name, without its weights, before it or a quick version is trained.
 

@@ -51,7 +51,7 @@ def train(
     """Check the data, fine-tune, calibrate, record in MLflow, and save to the model directory.
 
     A `quick` training takes bounded time (`first_version`), and lists no suspicious labels. `deployed` is the directory
-    of the deployed model, which is updated if possible (`update`).
+    of the deployed model, which is updated if possible (`update`); an update lists no suspicious labels either.
 
     `counts` are recorded as the rows of the data files. If they are missing, those of the files read here are. The list
     of suspicious labels contains only `own_rows`, pairs of text and label, because feedback may be erased later, and no
@@ -142,7 +142,6 @@ def _train(
         )
 
     staging = save_beside(settings.model_dir, tuned.model, tuned.tokenizer)
-    save_learnt(staging, dataset.train)
     texts = len(dataset.train.texts)
     kind = "quick training" if quick else "update" if tuned.updates else "training"
     run_id = tracking.record_run(
@@ -180,6 +179,7 @@ def _train(
     )
     tracking.save_record(record)
     record.save(staging)
+    save_learnt(staging, dataset.train)  # not in MLflow, which would keep it
     replace_directory(settings.model_dir, staging)
     shutil.rmtree(tuned.checkpoints)
     _remove_abandoned(tuned.checkpoints.parent)
@@ -190,7 +190,9 @@ def _train(
         settings.model_dir,
         tracking.uri,
     )
-    suspects = None if quick else _list_suspects(settings, tuned, temperature, dataset.labels, own_rows)
+    suspects = (
+        None if quick or tuned.updates else _list_suspects(settings, tuned, temperature, dataset.labels, own_rows)
+    )
     tracking.record_data(run_id, replace(report, suspects=suspects).as_json(), suspects.path if suspects else None)
     return record
 

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 
 from common.errors import PipelineError
-from common.settings import Settings
-from trainer.base_model import BaseModel, load_trained
+from common.settings import DEFAULT_BASE_MODEL, Settings
+from trainer.base_model import BaseModel, is_replaceable, load_trained
 from trainer.dataset import Dataset, LabelledTexts
 from trainer.hyperparameters import BASE_HIDDEN_SIZE, choose_hyperparameters
 from trainer.record import TrainingRecord, training_key
@@ -32,8 +32,8 @@ LEAST_STEPS = 60
 """Minimum number of steps, which known texts fill, unless a full training has fewer."""
 MOST_IN_A_ROW = 5
 """Updates after which a full training comes, because each update may lose as much as the gates allow."""
-MOST_CORRECTED = 0.01
-"""Maximum share of texts whose label has changed: an update would go on from a model that has learnt the wrong ones."""
+MOST_CHANGED = 0.01
+"""Maximum share of texts that are gone or have another label: an update goes on from a model that has learnt them."""
 LEARNT_FILE = "learnt.npy"
 
 log = logging.getLogger(__name__)
@@ -66,15 +66,21 @@ class Update:
 
 
 def save_learnt(directory: Path, texts: LabelledTexts) -> None:
-    """Write to `directory` hashes of all training texts and their labels, by which an update tells what is new."""
-    np.save(directory / LEARNT_FILE, _hashes(texts))
+    """Write to `directory` hashes of all training texts and their labels, by which an update tells what is new.
+
+    If the disk refuses it, log that; the next retraining is a full one.
+    """
+    try:
+        np.save(directory / LEARNT_FILE, _hashes(texts))
+    except OSError as error:
+        (directory / LEARNT_FILE).unlink(missing_ok=True)
+        log.warning("The list of learnt texts cannot be written (%s); the next retraining is a full one.", error)
 
 
 def plan_update(settings: Settings, model_dir: Path, dataset: Dataset, learnt: LabelledTexts) -> Update | None:
     """Return how the deployed model, in `model_dir`, is updated to the data; None, with the reason logged, if not.
 
-    `learnt` are the training texts that are not held out. A full training takes place, too, if a text that the model
-    has learnt is gone: an update would not forget it.
+    `learnt` are the training texts that are not held out.
     """
     update = _update(settings, model_dir, dataset, learnt)
     if isinstance(update, str):
@@ -105,12 +111,12 @@ def _update(settings: Settings, model_dir: Path, dataset: Dataset, learnt: Label
         return f"version {record.version} has other labels"
     if record.updates >= MOST_IN_A_ROW:
         return f"the last {record.updates} trainings were updates"
-    if gone := len(np.setdiff1d(known[:, 0], _hashes(dataset.train)[:, 0])):
-        return f"{gone:,} texts that version {record.version} has learnt are gone"
-    hashes = _hashes(learnt)
-    is_new = ~np.isin(hashes[:, 1], known[:, 1])
-    if (corrected := int((is_new & np.isin(hashes[:, 0], known[:, 0])).sum())) > MOST_CORRECTED * len(hashes):
-        return f"{corrected:,} texts have another label than the one that version {record.version} has learnt"
+    if is_replaceable(settings, record.base_model):
+        return f"{DEFAULT_BASE_MODEL} can be loaded now, which {record.base_model} had replaced"
+    changed = len(np.setdiff1d(known, _hashes(dataset.train)))
+    if changed > MOST_CHANGED * len(known):
+        return f"{changed:,} texts that version {record.version} has learnt are gone or have another label"
+    is_new = ~np.isin(_hashes(learnt), known)
     new, old = np.flatnonzero(is_new).tolist(), np.flatnonzero(~is_new).tolist()
     if not 0 < len(new) <= len(old):
         return f"{len(new):,} of {len(learnt.texts):,} texts are new"
@@ -133,11 +139,7 @@ def average(model: torch.nn.Module, old: dict[str, torch.Tensor]) -> None:
 
 
 def _hashes(texts: LabelledTexts) -> npt.NDArray[np.uint64]:
-    """Return hashes, [texts, 2]: of each text alone, and with its label."""
-    rows = [[_hash(text), _hash(f"{label}\0{text}")] for text, label in texts.pairs()]
-    return np.array(rows, dtype=np.uint64).reshape(-1, 2)
-
-
-def _hash(text: str) -> int:
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, salt=b"learnt").digest()
-    return int.from_bytes(digest, "big")
+    """Return a hash of each text with its label, [texts]. Letter case and blanks do not count, as in feedback."""
+    rows = (f"{label}\0{' '.join(text.split()).casefold()}" for text, label in texts.pairs())
+    digests = (hashlib.blake2b(row.encode("utf-8", "surrogatepass"), digest_size=8).digest() for row in rows)
+    return np.frombuffer(b"".join(digests), dtype=np.uint64)

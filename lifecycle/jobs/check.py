@@ -159,7 +159,11 @@ def _unmeasured(settings: Settings) -> str:
 def _ask_for_retraining(settings: Settings, database: Database, fingerprint: str, reasons: list[str]) -> str:
     """Enqueue a retraining unless it would repeat an earlier one or is too early; return the decision in words."""
     key = training_key(settings, fingerprint)
-    reason = learnt_before(settings, database, key) or _cancelled(database, key) or _too_early(settings, database)
+    reason = (
+        learnt_before(settings, database, key, fully=True)
+        or _cancelled(database, key)
+        or _too_early(settings, database)
+    )
     if reason:
         return f"No retraining: {reason}."
     job = jobs.enqueue(database, jobs.RETRAIN, "; ".join(reasons), key)
@@ -168,14 +172,17 @@ def _ask_for_retraining(settings: Settings, database: Database, fingerprint: str
     return f"A retraining was requested: job {job.id}."
 
 
-def learnt_before(settings: Settings, database: Database, key: str) -> str:
-    """Return which job or version has trained on the same data with the same settings; empty if none has."""
+def learnt_before(settings: Settings, database: Database, key: str, *, fully: bool) -> str:
+    """Return which job or version has trained on the same data with the same settings; empty if none has.
+
+    With `fully`, updates do not count: a full training on the same data may be better.
+    """
     repository = ModelRepository(settings.model_repository)
     published = repository.published()
     for job in jobs.ended_retrainings(database):
         # What a job has made may be gone, as after a start with a new model repository.
         is_lost = job.state == jobs.SUCCEEDED and job.result.get("version") not in {None, *published}
-        if job.fingerprint != key or job.state == jobs.FAILED or is_lost:
+        if job.fingerprint != key or job.state == jobs.FAILED or is_lost or (fully and _is_update(repository, job)):
             continue
         # With other thresholds, a rejected version may pass.
         if not (job.state == jobs.REJECTED and other_settings(settings, job)):
@@ -183,9 +190,18 @@ def learnt_before(settings: Settings, database: Database, key: str) -> str:
     with suppress(PipelineError):  # a damaged version is reported where it is loaded
         deployed = repository.deployed()
         # The first version was trained without a job.
-        if deployed and Bundle.load(repository.version_directory(deployed)).training_key == key:
+        bundle = Bundle.load(repository.version_directory(deployed)) if deployed else None
+        if bundle and bundle.training_key == key and not (fully and bundle.updates):
             return f"version {deployed} was trained on the same data with the same settings"
     return ""
+
+
+def _is_update(repository: ModelRepository, job: Job) -> bool:
+    """Return whether the version that a retraining has made is an update; no if it cannot be read."""
+    version = job.result.get("version") if job.state == jobs.SUCCEEDED else None
+    with suppress(PipelineError):
+        return version is not None and Bundle.load(repository.version_directory(version)).updates > 0
+    return False
 
 
 def _cancelled(database: Database, key: str) -> str:

@@ -47,6 +47,10 @@ _DATA = "data"
 """Key in this file: the counts of rows of the data files."""
 _FULL = "full"
 """Key in this file: whether the gates have rejected an update, so that a full training follows."""
+_DONE, _MODE = "done", "mode"
+"""Keys in this file: the version that has been promoted or has begun its trial, and the kind of trial or null."""
+_LATELY = 20
+"""Rejected candidates that are remembered."""
 _MODEL = "model"
 
 log = logging.getLogger(__name__)
@@ -92,12 +96,14 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
         }
     )
     started = _started(directory)
-    # Both are absent if an older release of the pipeline began the job.
+    # Absent if an older release of the pipeline began the job.
     learnt = started.get(LEARNT_FROM, {})
     counts = {name: RowCounts(**rows) for name, rows in started.get(_DATA, {}).items()}
+    if _DONE in started:
+        return _finish(settings, database, job, started[_DONE], learnt, started[_MODE])
     while True:
         step("training")
-        record = _train(settings, own, directory, counts, {*dataset.train.pairs(), *dataset.val.pairs()})
+        record = _train(settings, database, own, directory, counts, {*dataset.train.pairs(), *dataset.val.pairs()})
         champion = repository.require_deployed()
         if champion == record.version:
             return _finish(settings, database, job, record.version, learnt)
@@ -114,16 +120,19 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
         failed = [verdict for verdict in verdicts if not verdict.passed]
         if not failed:
             break
+        if record.updates:
+            _note(directory, started | {_FULL: True})  # first, so that a kill here repeats neither gates nor mail
         follows = " A full training follows this update." if record.updates else ""
         reject(settings, database, record.version, champion, failed, learnt, job.id, follows)
         if not record.updates:
             shutil.rmtree(directory)
             gates = [verdict.gate for verdict in failed]
             return jobs.Outcome(jobs.REJECTED, {"version": record.version, "gates": gates, LEARNT_FROM: learnt})
-        _note(directory, started | {_FULL: True})
     under = shortfalls(settings, figures_of(verdicts))
-    reason = f"job {job.id} passed every gate" + (
-        f". It is under a threshold, but better than version {champion}: {'; '.join(under)}" if under else ""
+    reason = (
+        f"job {job.id} passed every gate"
+        + (f" with an update of version {champion}" if record.updates else "")
+        + (f". It is under a threshold, but better than version {champion}: {'; '.join(under)}" if under else "")
     )
     reason += costs(verdicts)
     if settings.release != "at-once":
@@ -175,8 +184,10 @@ def _begin(settings: Settings, database: Database, job: Job, dataset: Dataset, d
         return None
     merged = merge(settings, database, dataset)
     key = training_key(settings, merged.fingerprint)
+    # A check that has requested this very training wants more than an update has reached.
+    fully = job.fingerprint == key or settings.retrain_from == "base"
     jobs.set_fingerprint(database, job.id, key)
-    same = learnt_before(settings, database, key)
+    same = learnt_before(settings, database, key, fully=fully)
     if same:
         with database.transaction() as session:
             events.record(session, EventKind.RETRAINING_SKIPPED, f"No retraining: {same}.", job_id=job.id)
@@ -196,9 +207,16 @@ def _begin(settings: Settings, database: Database, job: Job, dataset: Dataset, d
         events.record(session, EventKind.RETRAINING_STARTED, message, figures, job_id=job.id)
     log.info("%s", message)
     counts = {name: asdict(rows) for name, rows in dataset.counts.items()}
-    started = {"key": key, LEARNT_FROM: merged.by_source, _DATA: counts}
+    started = {"key": key, LEARNT_FROM: merged.by_source, _DATA: counts, _FULL: _was_rejected(database, key)}
     _note(directory, started)
     return None
+
+
+def _was_rejected(database: Database, key: str) -> bool:
+    """Return whether the gates have rejected a version of the same data and settings, lately."""
+    rejected = events.newest_of(database, {EventKind.REJECTED}, _LATELY)
+    found = [jobs.get(database, event.job_id) for event in rejected if event.job_id]
+    return any(job is not None and job.fingerprint == key for job in found)
 
 
 def _started(directory: Path) -> dict[str, Any]:
@@ -217,7 +235,7 @@ def _note(directory: Path, started: dict[str, Any]) -> None:
 def _remaining(settings: Settings, model_dir: Path) -> str:
     """Return in words what an interrupted retraining, whose model is in `model_dir` once it is trained, does next."""
     if not model_dir.exists():
-        return "the training"
+        return "the training"  # or with the end, if the model is in its place
     version = TrainingRecord.load(model_dir).version
     is_published = version in ModelRepository(settings.model_repository).published()
     return f"the {'gates' if is_published else 'export'} of version {version}, which is trained"
@@ -225,6 +243,7 @@ def _remaining(settings: Settings, model_dir: Path) -> str:
 
 def _train(
     settings: Settings,
+    database: Database,
     own: Settings,
     directory: Path,
     counts: dict[str, RowCounts],
@@ -240,20 +259,36 @@ def _train(
         record = TrainingRecord.load(own.model_dir)
         if not (record.updates and is_full):
             return record
-        shutil.rmtree(own.model_dir)  # the gates have rejected it
+        own.model_dir.rename(directory / f"rejected-{record.version}")
     check_exportable(own)
-    return train(own, counts, rows, deployed=None if is_full else _deployed_model(settings))
+    return train(own, counts, rows, deployed=None if is_full else _deployed_model(settings, database))
 
 
-def _deployed_model(settings: Settings) -> Path | None:
-    """Return the directory of the deployed model's weights; None if they are not at hand, or are not to be updated."""
-    if settings.retrain_from == "base":
-        return None
+def _deployed_model(settings: Settings, database: Database) -> Path | None:
+    """Return the directory of the deployed model's weights; None, with the reason logged, if they are not updated."""
+    reason = f"the model in {settings.model_dir} is not the deployed one"
+    repository = ModelRepository(settings.model_repository)
     with suppress(PipelineError):
-        if TrainingRecord.load(settings.model_dir).version == ModelRepository(settings.model_repository).deployed():
-            return settings.model_dir
-    log.info("This is a full training, because the model in %s is not the deployed one.", settings.model_dir)
-    return None
+        deployed = repository.require_deployed()
+        if (
+            TrainingRecord.load(settings.model_dir).run_id
+            == Bundle.load(repository.version_directory(deployed)).mlflow_run
+        ):
+            reason = "feedback that it may have learnt was withdrawn" if _has_withdrawn(database, deployed) else ""
+    if settings.retrain_from == "base":
+        reason = "SENTIMENT_RETRAIN_FROM is base"
+    if reason:
+        log.info("This is a full training, because %s.", reason)
+    return None if reason else settings.model_dir
+
+
+def _has_withdrawn(database: Database, version: int) -> bool:
+    """Return whether feedback was withdrawn or put into quarantine since the retraining that made `version` began."""
+    made_by = [job for job in jobs.ended_retrainings(database) if job.result.get("version") == version]
+    if not made_by or made_by[0].started_at is None:
+        return False  # a first version has learnt no feedback
+    kinds = {EventKind.FEEDBACK_WITHDRAWN, EventKind.SOURCE_QUARANTINED}
+    return bool(events.of_kinds_since(database, made_by[0].started_at, kinds))
 
 
 def _publish(own: Settings, database: Database, repository: ModelRepository, version: int) -> list[GateVerdict]:
@@ -273,6 +308,9 @@ def _finish(
 ) -> jobs.Outcome:
     """Finish a retraining, repeatably."""
     directory = _directory(settings, job)
+    _note(directory, _started(directory) | {_DONE: version, _MODE: mode})  # the model moves out of the directory
     take_over(settings, database, version, directory / _MODEL, mode)
-    shutil.rmtree(directory)
+    for path in directory.iterdir():
+        if path.name != _STARTED:  # which tells a job that is killed before its end is recorded that all is done
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return jobs.Outcome(jobs.SUCCEEDED, {"version": version, LEARNT_FROM: learnt, **({"tried": mode} if mode else {})})

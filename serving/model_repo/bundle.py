@@ -123,6 +123,8 @@ class Bundle:
     """True for a quick first version, which the full training is to replace. Older bundles do not have this field."""
     imported: bool = False
     """True for a classifier that was fine-tuned elsewhere. Older bundles do not have this field."""
+    updates: int = 0
+    """Updates since the last full training, as in `TrainingRecord`. Older bundles do not have this field."""
     first_stage: Certificate | None = None
     """The certificate of the first stage; None if there is none, as in older bundles."""
     packed: bool = True

@@ -95,8 +95,8 @@ def test_the_same_is_not_learnt_again_unless_it_came_to_no_verdict(
     job_id = _ended(database, state, fingerprint="the same")
     _ended(database, jobs.SUCCEEDED, fingerprint="another")
     told = f"job {job_id} ({state}) trained on the same data with the same settings" if is_in_vain else ""
-    assert learnt_before(settings, database, "the same") == told
-    assert learnt_before(settings, database, "something new") == ""
+    assert learnt_before(settings, database, "the same", fully=False) == told
+    assert learnt_before(settings, database, "something new", fully=False) == ""
 
 
 def test_other_data_or_other_ways_to_learn_are_not_the_same() -> None:
@@ -131,9 +131,9 @@ def test_other_settings_end_the_pause_and_let_a_rejected_version_try_again(
         session.get_one(Job, job_id).result = {CIRCUMSTANCES: circumstances(settings)}
     lenient = settings.model_copy(update={"min_accuracy": 0.5})
     assert _too_early(settings, database)
-    assert learnt_before(settings, database, "the same")
+    assert learnt_before(settings, database, "the same", fully=False)
     assert not _too_early(lenient, database)
-    assert not learnt_before(lenient, database, "the same")
+    assert not learnt_before(lenient, database, "the same", fully=False)
 
 
 def test_the_pause_does_not_outlast_a_clock_that_was_set_back(database: Database) -> None:

@@ -15,12 +15,14 @@ import pytest
 from common.errors import PipelineError
 from common.settings import Settings
 from lifecycle.gates.run_gates import run_gates
+from lifecycle.jobs.check import learnt_before
 from lifecycle.jobs.job_process import run_job
 from serving.model_repo.repository import ModelRepository
 from storage import deployments, events, jobs, leases, releases
 from storage.database import Database
 from storage.feedback import LabelledText, add_feedback
 from storage.versions import GateVerdict
+from storage.withdrawal import withdraw_row
 from tests.e2e.conftest import PROJECT
 from tests.lifecycle.conftest import Served, make_served, serving
 from tests.lifecycle.deployment.test_promotion import Load, kill
@@ -77,6 +79,12 @@ def database(served: Served) -> Iterator[Database]:
 
 
 OTHER = {"Positive": "Negative", "Negative": "Positive"}
+
+
+def key_of(database: Database, job_id: int) -> str:
+    job = jobs.get(database, job_id)
+    assert job is not None
+    return job.fingerprint
 
 
 def tell(database: Database, count: int = 60) -> None:
@@ -138,6 +146,8 @@ def test_what_was_told_is_learnt_and_serves_and_is_not_learnt_twice(served: Serv
         ]
         again = served.app("retrain")
         assert f"No retraining: job {job['id']} (succeeded) trained on the same data" in again.stdout + again.stderr
+        key = key_of(database, job["id"])
+        assert not learnt_before(served.settings, database, key, fully=True), "a full training may be better"
         check = served.check()
         assert check["result"]["version"] == 2
         assert check["result"]["feedback"]["texts"] > 5
@@ -183,6 +193,21 @@ def test_a_full_training_follows_an_update_that_the_gates_reject(
     )
     assert [line.split(" with ")[0] for line in caplog.messages if "is updated" in line] == ["Version 1 is updated"]
     assert TrainingRecord.load(served.settings.model_dir).updates == 0
+    assert run_job(served.settings, database, jobs.enqueue(database, jobs.RETRAIN, "again").id).state == "skipped"
+
+    begun_from: list[Path | None] = []
+
+    def training(*_: object, deployed: Path | None) -> None:
+        begun_from.append(deployed)
+        raise PipelineError("this is enough")
+
+    monkeypatch.setattr("lifecycle.jobs.retrain.train", training)
+    tell(database, count=80)
+    run_job(served.settings, database, jobs.enqueue(database, jobs.RETRAIN, "new texts").id)
+    withdraw_row(database, 1, erase=False, reason="by the test")
+    run_job(served.settings, database, jobs.enqueue(database, jobs.RETRAIN, "fewer texts").id)
+    assert begun_from == [served.settings.model_dir, None]
+    assert "This is a full training, because feedback that it may have learnt was withdrawn." in caplog.text
 
 
 def test_shuffled_labels_are_rejected_and_the_champion_serves(served: Served, database: Database) -> None:
@@ -250,6 +275,7 @@ def test_a_retraining_that_is_killed_anywhere_goes_on(served: Served, database: 
         assert (late.returncode, "error" in late.stderr) == (0, False), "to come second is no failure"
         assert f"Job {job.id} cannot start: it is not queued" in late.stderr
         version = done.result["version"]
+        assert served.repository.published() == {1, version}, "nothing was trained once more"
         with database.reading() as session:
             known = deployments.serving(session)
             assert known is not None
