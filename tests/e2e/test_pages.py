@@ -135,10 +135,7 @@ def look_at_the_loop(pipeline: Pipeline, commands: str) -> None:
     told = pipeline.shell(models)
     assert re.search(r"^2 +champion .* all 8 ", told, flags=re.MULTILINE)
     assert re.search(r"^1 +previous ", told, flags=re.MULTILINE)
-    assert (
-        "Version 2 was promoted and replaced version 1: job 2 passed every gate with an update of version 1."
-        in pipeline.shell(events)
-    )
+    assert "Version 2 was promoted and replaced version 1: job 2 passed every gate." in pipeline.shell(events)
     assert "Version 1 is deployed." in pipeline.shell(rollback)
 
 
