@@ -129,10 +129,8 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
             gates = [verdict.gate for verdict in failed]
             return jobs.Outcome(jobs.REJECTED, {"version": record.version, "gates": gates, LEARNT_FROM: learnt})
     under = shortfalls(settings, figures_of(verdicts))
-    reason = (
-        f"job {job.id} passed every gate"
-        + (f" with an update of version {champion}" if record.updates else "")
-        + (f". It is under a threshold, but better than version {champion}: {'; '.join(under)}" if under else "")
+    reason = f"job {job.id} passed every gate" + (
+        f". It is under a threshold, but better than version {champion}: {'; '.join(under)}" if under else ""
     )
     reason += costs(verdicts)
     if settings.release != "at-once":
