@@ -29,7 +29,7 @@ from lifecycle.jobs.candidate import costs, figures_of, from_sources, promotion_
 from lifecycle.jobs.check import learnt_before
 from lifecycle.monitoring import quarantine
 from serving.model_repo.bundle import Bundle, RowCounts
-from serving.model_repo.repository import ModelRepository
+from serving.model_repo.repository import ModelRepository, sync
 from storage import events, jobs
 from storage.database import Database
 from storage.events import EventKind
@@ -178,7 +178,7 @@ def _examine_sources(
 def _begin(settings: Settings, database: Database, job: Job, dataset: Dataset, directory: Path) -> jobs.Outcome | None:
     """Store the current training data unless an earlier attempt has; return an outcome if the job is to be skipped."""
     if (directory / _STARTED).exists():
-        log.info("Job %d was interrupted; it goes on with %s.", job.id, _remaining(settings, directory / _MODEL))
+        log.info("Job %d was interrupted; it goes on with %s.", job.id, _remaining(settings, directory))
         return None
     merged = merge(settings, database, dataset)
     key = training_key(settings, merged.fingerprint)
@@ -227,16 +227,20 @@ def _note(directory: Path, started: dict[str, Any]) -> None:
     """Replace what is known about a retraining."""
     part = directory / f".{_STARTED}.part"
     part.write_text(json.dumps(started), encoding="utf-8")
+    sync(part)
     part.replace(directory / _STARTED)
 
 
-def _remaining(settings: Settings, model_dir: Path) -> str:
-    """Return in words what an interrupted retraining, whose model is in `model_dir` once it is trained, does next."""
-    if not model_dir.exists():
-        return "the training"  # or with the end, if the model is in its place
-    version = TrainingRecord.load(model_dir).version
-    is_published = version in ModelRepository(settings.model_repository).published()
-    return f"the {'gates' if is_published else 'export'} of version {version}, which is trained"
+def _remaining(settings: Settings, directory: Path) -> str:
+    """Return in words what an interrupted retraining, whose files are in `directory`, does next."""
+    started = _started(directory)
+    if _DONE in started:
+        return f"what is left to do after version {started[_DONE]} passed every gate"
+    record = TrainingRecord.load(directory / _MODEL) if (directory / _MODEL).exists() else None
+    if record is None or (record.updates and started.get(_FULL)):
+        return "the training"
+    is_published = record.version in ModelRepository(settings.model_repository).published()
+    return f"the {'gates' if is_published else 'export'} of version {record.version}, which is trained"
 
 
 def _train(
