@@ -9,7 +9,8 @@ import pytest
 
 from common.errors import PipelineError
 from common.settings import Settings
-from serving.host.pipeline_lock import only_pipeline, running_pipeline
+from serving.host import pipeline_lock
+from serving.host.pipeline_lock import only_pipeline
 
 
 def test_a_second_pipeline_is_refused_until_the_first_one_ends(tmp_path: Path) -> None:
@@ -31,5 +32,5 @@ def test_a_pipeline_starts_though_somebody_looks_whether_one_is_running(tmp_path
         ended = threading.Timer(0.1, fcntl.flock, (looking, fcntl.LOCK_UN))
         ended.start()
         with only_pipeline(settings):
-            assert running_pipeline(settings) == f"process {os.getpid()}"
+            assert pipeline_lock.running_pipeline(settings) == f"process {os.getpid()}"
         ended.join()
