@@ -76,19 +76,28 @@ def begin_series(database: Database, version: int, rows: Sequence[SampledPredict
 
 def read_series(database: Database, trusted: str) -> Series | None:
     """Return the series with the labels from `trusted` sources; None if there is none."""
+    columns = (
+        LabelDraw.version,
+        LabelDraw.drawn_at,
+        LabelDraw.at,
+        LabelDraw.text,
+        LabelDraw.text_hash,
+        LabelDraw.predicted,
+        LabelDraw.skipped_at,
+        Feedback.label,
+    )
     query = (
-        select(LabelDraw, Feedback.label)
+        select(*columns)
         .outerjoin(Feedback, Feedback.id == newest_label(LabelDraw.text_hash, trusted))
         .order_by(LabelDraw.position)
     )
     with database.reading() as session:
-        rows = [(row, label) for row, label in session.execute(query)]
+        rows = session.execute(query).all()
     if not rows:
         return None
-    draws = [Draw(row.text, row.text_hash, row.predicted, label, row.skipped_at is not None) for row, label in rows]
-    times = [row.at for row, _ in rows]
-    first = rows[0][0]
-    return Series(first.version, first.drawn_at, min(times), max(times), draws)
+    draws = [Draw(row.text, row.text_hash, row.predicted, row.label, row.skipped_at is not None) for row in rows]
+    times = [row.at for row in rows]
+    return Series(rows[0].version, rows[0].drawn_at, min(times), max(times), draws)
 
 
 def hand_out(database: Database, hashes: Sequence[str], holder: str, limit: int) -> set[str]:
