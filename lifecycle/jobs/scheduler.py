@@ -61,7 +61,10 @@ def request_check() -> None:
 
 
 class Scheduler:
-    """Takes the scheduler's lease when it is free, and runs the scheduler as long as the lease can be renewed."""
+    """Takes the scheduler's lease when it is free, and runs the scheduler as long as the lease can be renewed.
+
+    Running jobs go on without it: each has a lease of its own, so no other host starts another of its kind.
+    """
 
     def __init__(self, settings: Settings, storage: Storage) -> None:
         """Create a scheduler that does nothing before `start`."""
@@ -88,7 +91,7 @@ class Scheduler:
 
     def running_jobs(self) -> list[jobs.Kind]:
         """Return the kinds of the jobs that run here."""
-        return [kind for kind in jobs.KINDS if kind in self._children]
+        return [kind for kind in jobs.KINDS if kind in self._children and self._children[kind].poll() is None]
 
     def kill_jobs(self) -> None:
         """End the running jobs at once; they resume where the scheduler runs next."""
@@ -132,9 +135,9 @@ class Scheduler:
             self._run(database)
 
     def _lose(self) -> None:
-        if self._running is not None or self._children:
+        if self._running is not None:
             log.warning("The scheduler stops here: its lease could not be renewed.")
-            self._end()
+            self._shut_down()
 
     def _run(self, database: Database) -> None:
         scheduler = _Scheduler(

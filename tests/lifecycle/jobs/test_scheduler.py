@@ -1,6 +1,7 @@
 """Two hosts' worth of processes on one PostgreSQL: one of them checks and retrains, and another when it dies."""
 
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -242,21 +243,46 @@ def test_the_scheduler_outlives_what_any_part_of_it_raises(
     assert periodic.failing_tasks() == []
 
 
-def test_a_job_outlives_a_change_of_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scheduler starts again then; the threads of the first one, which started the job, end."""
-    job = tmp_path / "job.py"
+@contextmanager
+def running_job(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Scheduler, subprocess.Popen[bytes], Settings]]:
+    """A scheduler, and the process of a check that takes longer than the block and ends with the scheduler."""
+    job = directory / "job.py"
     job.write_text("import time; time.sleep(600)")
     monkeypatch.setattr(lifecycle.jobs.scheduler, "_APP", job)
-    settings = Settings(state_dir=tmp_path / "state", model_repository=tmp_path / "triton_repo", access="open")
+    settings = Settings(state_dir=directory / "state", model_repository=directory / "triton_repo", access="open")
     storage = Storage(settings)
     jobs.enqueue(storage.open(), jobs.CHECK, "by the test")
     with running_scheduler(settings, storage) as scheduler:
         wait_for(lambda: jobs.CHECK in scheduler._children, 30, "the job to start")
         child = scheduler._children[jobs.CHECK]
+        yield scheduler, child, settings
+        assert child.poll() is None
+    assert child.poll() is not None
+
+
+def test_a_job_outlives_a_change_of_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler starts again then; the threads of the first one, which started the job, end."""
+    with running_job(tmp_path, monkeypatch) as (scheduler, _, _):
         first = scheduler._running
         before = clock._ahead_s()
         monkeypatch.setattr(clock, "_ahead_s", lambda: before + 7_200)
         wait_for(lambda: scheduler._running not in (first, None), 30, "the scheduler to run again")
         time.sleep(2)  # for the threads to end
-        assert child.poll() is None
-    assert child.poll() is not None
+
+
+def test_a_job_outlives_the_lease_of_its_scheduler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An outage of the database that is longer than this lease must not cost a retraining an attempt."""
+    monkeypatch.setattr("storage.database._WAIT_S", 1.0)
+    monkeypatch.setattr(lifecycle.jobs.scheduler, "LEASE_S", 4.0)
+    with running_job(tmp_path, monkeypatch) as (scheduler, child, settings):
+        with closing(sqlite3.connect(settings.database.removeprefix("sqlite:///"))) as another:
+            another.execute("BEGIN IMMEDIATE")
+            wait_for(lambda: scheduler._running is None, 30, "the scheduler to end")
+        assert "The scheduler stops here: its lease could not be renewed." in caplog.messages
+        wait_for(lambda: scheduler._running is not None, 30, "the scheduler to run again")
+        assert scheduler._children[jobs.CHECK] is child
+        assert scheduler.running_jobs() == [jobs.CHECK]
