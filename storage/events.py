@@ -30,6 +30,8 @@ class EventKind(StrEnum):
     RETRAINING_STARTED = "retraining-started"
     RETRAINING_SKIPPED = "retraining-skipped"
     REJECTED = "candidate-rejected"
+    UPDATE_REJECTED = "update-rejected"
+    """The gates rejected an update of the deployed model; a full training follows, which decides what is mailed."""
     DEPLOYED = "deployed"
     """A version is deployed that no promotion has recorded, such as the first one."""
     PROMOTED = "promoted"

@@ -248,6 +248,9 @@ class Model(BaseModel):
     published: Annotated[bool, Field(description="It is in the model repository and can be promoted.")]
     base_model: str
     quick: Annotated[bool, Field(description="A quick first version, which the full training is to replace.")]
+    updates: Annotated[
+        int, Field(description="Number of updates since the last full training; 0 if it was trained fully.")
+    ]
     packed: Annotated[bool, Field(description="Several texts share a row of its graphs, which saves computation.")]
     first_stage: Annotated[FirstStage | None, Field(description="Its first stage, if it has two stages.")]
     labels: list[str]

@@ -40,6 +40,7 @@ def describe_models(settings: Settings, database: Database) -> list[Figures]:
                 "published": known.version in published,
                 "base_model": known.bundle["base_model"],
                 "quick": known.bundle.get("quick", False),
+                "updates": known.bundle.get("updates", 0),
                 "packed": known.bundle.get("packed", True),  # all older bundles are packed
                 "first_stage": known.bundle.get("first_stage"),
                 "labels": known.bundle["labels"],

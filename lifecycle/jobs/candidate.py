@@ -33,20 +33,23 @@ def reject(
     failed: list[GateVerdict],
     learnt: Figures,
     job_id: int | None = None,
-    follows: str = "",
+    *,
+    is_update: bool = False,
 ) -> None:
-    """Record that the gates rejected `version`, and what `follows`, and remove old versions.
+    """Record that the gates rejected `version`, and remove old versions.
 
-    `learnt` are its feedback rows by source.
+    `learnt` are its feedback rows by source. If `is_update`, a full training follows, and no mail is sent.
     """
     gates = ", ".join(verdict.gate for verdict in failed)
     reasons = "\n".join(f"{verdict.gate}: {verdict.message}" for verdict in failed)
     with database.transaction() as session:
+        follows = " A full training follows this update." if is_update else ""
         message = f"Version {version} was rejected by {gates}; version {champion} stays deployed.{follows}\n{reasons}"
         if learnt:
             message += f"\nIt was trained on {sum(learnt.values())} rows of feedback{from_sources(learnt)}."
         figures: Figures = {**{verdict.gate: verdict.figures for verdict in failed}, LEARNT_FROM: learnt}
-        events.record(session, EventKind.REJECTED, message, figures, version=version, job_id=job_id)
+        kind = EventKind.UPDATE_REJECTED if is_update else EventKind.REJECTED
+        events.record(session, kind, message, figures, version=version, job_id=job_id)
     log.warning("%s", message)
     remove_old_versions(settings, database, Tracking(settings).aliased())
 

@@ -122,8 +122,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
             break
         if record.updates:
             _note(directory, started | {_FULL: True})  # first, so that a kill here repeats neither gates nor mail
-        follows = " A full training follows this update." if record.updates else ""
-        reject(settings, database, record.version, champion, failed, learnt, job.id, follows)
+        reject(settings, database, record.version, champion, failed, learnt, job.id, is_update=bool(record.updates))
         if not record.updates:
             shutil.rmtree(directory)
             gates = [verdict.gate for verdict in failed]
@@ -212,7 +211,7 @@ def _begin(settings: Settings, database: Database, job: Job, dataset: Dataset, d
 
 def _was_rejected(database: Database, key: str) -> bool:
     """Return whether the gates have rejected a version of the same data and settings, lately."""
-    rejected = events.newest_of(database, {EventKind.REJECTED}, _LATELY)
+    rejected = events.newest_of(database, {EventKind.REJECTED, EventKind.UPDATE_REJECTED}, _LATELY)
     found = [jobs.get(database, event.job_id) for event in rejected if event.job_id]
     return any(job is not None and job.fingerprint == key for job in found)
 

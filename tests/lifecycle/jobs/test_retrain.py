@@ -14,6 +14,7 @@ import pytest
 
 from common.errors import PipelineError
 from common.settings import Settings
+from lifecycle.deployment.version_report import describe_models
 from lifecycle.gates.run_gates import run_gates
 from lifecycle.jobs.check import learnt_before
 from lifecycle.jobs.job_process import run_job
@@ -187,12 +188,16 @@ def test_a_full_training_follows_an_update_that_the_gates_reject(
         ended = run_job(served.settings, database, jobs.enqueue(database, jobs.RETRAIN, "by the test").id)
     assert (ended.state, ended.result["version"]) == ("succeeded", 3), ended.error
     assert tested == [2, 3]
-    (event,) = events.newest(database, 1, "candidate-rejected")
+    assert events.newest(database, 1, "candidate-rejected") == []
+    (event,) = events.newest(database, 1, "update-rejected")
+    assert event.id not in {mail.event_id for mail in events.due_mails(database)}
     assert event.message.startswith(
         "Version 2 was rejected by comparison; version 1 stays deployed. A full training follows this update.\n"
     )
     assert [line.split(" with ")[0] for line in caplog.messages if "is updated" in line] == ["Version 1 is updated"]
     assert TrainingRecord.load(served.settings.model_dir).updates == 0
+    models = describe_models(served.settings, database)
+    assert [(model["version"], model["updates"]) for model in models] == [(3, 0), (2, 1), (1, 0)]
     assert run_job(served.settings, database, jobs.enqueue(database, jobs.RETRAIN, "again").id).state == "skipped"
 
     begun_from: list[Path | None] = []
