@@ -14,8 +14,8 @@ _MOST_MESSAGES = 1_000
 class FloodFilter(logging.Filter):
     """Logs each warning or error at most `MOST_LINES` times per period, whatever its arguments are.
 
-    The record's attribute `most_lines` sets another maximum. The next line of the message after the period says how
-    many were dropped.
+    The record's attribute `most_lines` sets another maximum, also for information. The next line of the message after
+    the period says how many were dropped.
     """
 
     def __init__(self) -> None:
@@ -27,9 +27,10 @@ class FloodFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to log the record."""
-        if record.levelno < logging.WARNING:
+        own: int | None = getattr(record, "most_lines", None)
+        if record.levelno < logging.WARNING and own is None:
             return True
-        most: int = getattr(record, "most_lines", MOST_LINES)
+        most = MOST_LINES if own is None else own
         # The format string, so that different arguments count as the same message.
         key = (record.name, record.getMessage() if record.msg == "%s" else str(record.msg))
         now = time.monotonic()

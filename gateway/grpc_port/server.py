@@ -33,7 +33,9 @@ MOST_BYTES = MAX_BATCH_SIZE * (4 * MAX_CHARACTERS + 4) + 65_536
 """Maximum message size: a full batch of the longest texts that HTTP accepts, at four bytes per character."""
 MOST_CALLS = 512
 """Maximum concurrent calls; further calls are refused at once."""
-_MOST_CALLS_OF_CONNECTION = 128
+_MOST_STREAMS = 2 * MOST_CALLS
+"""Maximum streams of a connection. gRPC counts ended ones until it frees them, and resets new ones over the maximum
+without a reason. So it is above `MOST_CALLS`, which refuses with one."""
 _MOST_CONNECTIONS = 512
 """Maximum connections, or a quarter of the process's file descriptors if fewer, to leave room for HTTP."""
 _HANDSHAKE_MS = 5_000
@@ -128,7 +130,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]
                 ("grpc.max_receive_message_length", MOST_BYTES),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", _MOST_METADATA_BYTES),
-                ("grpc.max_concurrent_streams", _MOST_CALLS_OF_CONNECTION),
+                ("grpc.max_concurrent_streams", _MOST_STREAMS),
                 ("grpc.max_allowed_incoming_connections", min(_MOST_CONNECTIONS, descriptors // 4)),
                 ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
                 ("grpc.max_connection_idle_ms", _IDLE_MS),

@@ -71,8 +71,8 @@ class ReleaseSteering:
             self._finder = FaultFinder(self._settings, release, self._addresses)
         faults = self._finder.find(database, release)
         with leases.held(database, leases.RELEASING, LEASE_S) as is_held:
-            is_promoted = is_held and self._decide(database, release.id, faults)
-        if not is_promoted:
+            is_over = not is_held or self._decide(database, release.id, faults)
+        if not is_over:
             self._load(database, release)
 
     def _decide(self, database: Database, release_id: int, faults: Faults) -> bool:

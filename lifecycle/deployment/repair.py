@@ -59,7 +59,7 @@ def replace_broken(settings: Settings, database: Database, *, by_loading: bool) 
     if not problem:
         return
     with leases.held(database, leases.DEPLOYING, LEASE_S) as is_held:
-        if not is_held:
+        if not is_held or repository.named() != deployed:  # another version was deployed meanwhile
             return
         with database.reading() as session:
             others = [version for version in deployments.served(session) if version != deployed]
@@ -69,6 +69,8 @@ def replace_broken(settings: Settings, database: Database, *, by_loading: bool) 
                 f"Version {deployed} is broken, and so is every version that was deployed before: {problem}. "
                 "Restore its files, or publish another version."
             )
+        if repository.named() != deployed:  # the check of the others took longer than the lease lasts
+            return
         reason = f"version {deployed} is broken: {problem}"
         message = f"Rolled back from version {deployed} to {target}: {reason}."
         repository.deploy(target)

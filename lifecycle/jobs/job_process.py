@@ -30,6 +30,8 @@ LEASE_S = 60.0
 """Duration of the lease. It is long, because a job at low priority beside a saturated service may take many seconds to
 renew it. The job of a killed process goes on at once on the same host, and after this time on another."""
 LEASE_WAIT_S = 2.0
+LEASE_LOST = 75
+"""Exit status of a job's process that has lost its lease, such as by a long outage of the database."""
 _CANCEL_POLL_S = 1.0
 _PROGRESS_S = 5.0
 """Minimum seconds between two records of a step's progress."""
@@ -191,4 +193,4 @@ def _cancellable(database: Database, job_id: int) -> Iterator[Callable[[], None]
 
 def _die(job: Job) -> None:
     log.critical("The lease for job %d was lost. Another process may continue the job, so this process ends.", job.id)
-    os._exit(1)
+    os._exit(LEASE_LOST)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from common.errors import PipelineError
 from common.settings import Settings
+from common.stored_json import read_object
 from export.export import export
 from export.graph import check_exportable
 from export.variants import ParityError
@@ -98,7 +99,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
     started = _started(directory)
     # Absent if an older release of the pipeline began the job.
     learnt = started.get(LEARNT_FROM, {})
-    counts = {name: RowCounts(**rows) for name, rows in started.get(_DATA, {}).items()}
+    counts = {name: read_object(RowCounts, rows) for name, rows in started.get(_DATA, {}).items()}
     if _DONE in started:
         return _finish(settings, database, job, started[_DONE], learnt, started[_MODE])
     while True:

@@ -26,6 +26,7 @@ from lifecycle.deployment.promotion import reconcile
 from lifecycle.deployment.repair import restore_record
 from lifecycle.jobs import mlflow_alias
 from lifecycle.jobs.full_training import request_full_training
+from lifecycle.jobs.job_process import LEASE_LOST
 from lifecycle.jobs.notification import deliver_due
 from lifecycle.monitoring.digest import send_digest
 from serving.host.die_with_parent import start_dying_with_parent
@@ -77,6 +78,8 @@ class Scheduler:
         self._renewed_at = 0.0
         self._clock = WallClock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._without_lease: set[str] = set()
+        """Kinds of jobs whose process has ended because it lost its lease, which is no fault of the job."""
         self._alias_pause_s: float = _ALIAS_S
         self._alias_due = 0.0
 
@@ -202,23 +205,29 @@ class Scheduler:
         for name, child in list(self._children.items()):
             if child.poll() is not None:
                 del self._children[name]
+                if child.returncode == LEASE_LOST:
+                    self._without_lease.add(name)
         for job in jobs.lost(database):
+            if job.kind in self._children:
+                continue  # it renews its lease soon: this machine was asleep, or its clock was set forward
+            was_killed = job.kind not in self._without_lease
             with database.transaction() as session:
                 if job.cancel_requested and not job.result.get(jobs.FINISHING):
                     jobs.end(session, job.id, jobs.Outcome(jobs.CANCELLED, {}))
                     message = f"Job {job.id} ({job.kind}) was cancelled."
                     events.record(session, EventKind.JOB_CANCELLED, message, job_id=job.id)
                     log.warning("%s", message)
-                elif job.attempts >= jobs.MOST_ATTEMPTS:
+                elif was_killed and job.attempts >= jobs.MOST_ATTEMPTS:
                     message = f"Job {job.id} ({job.kind}) failed: its process was killed {job.attempts} times"
                     jobs.end(session, job.id, jobs.Outcome(jobs.FAILED, {}, message))
                     events.record(session, EventKind.JOB_FAILED, message, job_id=job.id)
                     log.error("%s", message)
                 else:
-                    jobs.requeue(session, job.id)
+                    jobs.requeue(session, job.id, counts=was_killed)
                     message = f"Job {job.id} ({job.kind}) was interrupted and resumes.{_place(job)}"
                     events.record(session, EventKind.JOB_RESUMED, message, job_id=job.id)
                     log.warning("%s", message)
+            self._without_lease.discard(job.kind)
         for kind in jobs.KINDS:
             waiting = jobs.waiting(database, kind)
             if waiting is not None and kind not in self._children and leases.holder_of(database, kind) is None:

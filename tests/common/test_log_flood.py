@@ -58,7 +58,8 @@ def test_messages_that_differ_and_information_always_pass_and_a_line_may_have_it
         log.warning("%s", f"Version {number} was rejected")
         log.warning("POST %s: 503", "/predict/live", extra={"most_lines": 15})
         log.info("Started")
-    assert len(lines.told) == 55
+        log.info("POST %s: 499", "/predict/live", extra={"most_lines": 5})
+    assert len(lines.told) == 60
 
 
 @pytest.mark.usefixtures("clock")

@@ -94,6 +94,8 @@ def test_what_serves_has_probes_a_budget_and_a_spread(overlay: str) -> None:
         assert templates[name]["spec"]["terminationGracePeriodSeconds"] > pause + 30
         # The autoscaler's number is not overwritten by each apply.
         assert "replicas" not in of_kind(overlay, "Deployment")[name]["spec"]
+    for name in ("triton", "gateway", "scheduler"):
+        assert of_kind(overlay, "Deployment")[name]["spec"]["progressDeadlineSeconds"] == 3_600  # as the page waits
     scheduler = of_kind(overlay, "Deployment")["scheduler"]["spec"]
     assert (scheduler["replicas"], scheduler["strategy"]["type"]) == (1, "Recreate")
 
@@ -226,3 +228,7 @@ def test_what_monitors_finds_the_services() -> None:
         assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
         # The rules and the dashboard know them by these names of their jobs.
         assert service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == monitor["metadata"]["name"]
+        # The gateway's metrics need a key, which the page creates.
+        needs_key = monitor["metadata"]["name"] == "gateway"
+        credentials = {"credentials": {"name": "metrics", "key": "key"}} if needs_key else None
+        assert endpoint.get("authorization") == credentials

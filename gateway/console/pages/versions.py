@@ -1,5 +1,7 @@
 """The view Versions: the details of each version, and a comparison of two."""
 
+from urllib.parse import urlsplit
+
 from fastapi import Response
 
 from common.settings import Settings
@@ -106,9 +108,10 @@ async def _models(page_request: PageRequest) -> list[Figures]:
 
 
 def mlflow_pages(settings: Settings) -> str:
-    """Return the URL of MLflow's version pages; empty if MLflow has no server, or its URL contains a password."""
+    """Return the URL of MLflow's version pages; empty if no browser can open it, or it contains a password."""
     uri = settings.mlflow_uri.rstrip("/")
-    has_pages = uri.startswith(("http://", "https://")) and "@" not in uri
+    host = urlsplit(uri).hostname or ""  # without a dot, it is a name among containers, such as http://mlflow:5000
+    has_pages = uri.startswith(("http://", "https://")) and "@" not in uri and (host == "localhost" or "." in host)
     return f"{uri}/#/models/{MODEL_NAME}/versions/" if has_pages else ""
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from common.errors import PipelineError
+from serving.client.errors import TritonTimeoutError, TritonUnavailableError
 from serving.client.triton_client import TritonClient
 from tests.conftest import LABELS, SENTENCES
 from tests.lifecycle.conftest import ADMIN_KEY
@@ -131,7 +132,7 @@ class Load:
             else:
                 path, body = _request(kind, texts)
                 _read(await client.post(path, json=body), asked)
-        except PipelineError as error:
+        except (PipelineError, TritonUnavailableError, TritonTimeoutError) as error:
             asked.failure = str(error)
         except httpx.TimeoutException:
             asked.failure = "no answer"

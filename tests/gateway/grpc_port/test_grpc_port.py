@@ -257,6 +257,15 @@ def test_calls_that_never_send_their_message_are_ended_and_block_nobody_for_long
             assert call.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
+def test_many_calls_of_one_connection_are_all_answered(pipeline: Served) -> None:
+    """More than once: gRPC counts the streams of the calls before until it frees them."""
+    with grpc.insecure_channel(address(pipeline)) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for _ in range(3):
+            calls = [stub.ServerLive.future(service_pb2.ServerLiveRequest(), timeout=60) for _ in range(400)]
+            assert {call.code() for call in calls} == {grpc.StatusCode.OK}
+
+
 def test_connections_to_the_port_leave_room_for_those_of_http(pipeline: Served) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(_MOST_CONNECTIONS + 200):
