@@ -78,6 +78,19 @@ def test_a_version_that_loads_stays(served: Served, database: Database) -> None:
     assert served.repository.deployed() == 2
 
 
+def test_a_version_that_is_promoted_meanwhile_stays(
+    served: Served, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def promoted_meanwhile(*_: object) -> str:
+        served.repository.deploy(1)
+        return "it does not load."
+
+    monkeypatch.setattr("lifecycle.deployment.repair.why_not_loadable", promoted_meanwhile)
+    replace_broken(served.settings, database, by_loading=True)
+    assert served.repository.named() == 1
+    assert events.newest(database, 1, "rolled-back") == []
+
+
 def test_where_nothing_else_can_serve_it_is_said(served: Served, database: Database) -> None:
     for version in (1, 2):
         (served.repository.version_directory(version) / TOKENIZER).unlink()

@@ -19,6 +19,7 @@ import lifecycle.jobs.scheduler
 from common import clock, periodic
 from common.settings import Settings
 from lifecycle.jobs import mlflow_alias
+from lifecycle.jobs.job_process import LEASE_LOST
 from lifecycle.jobs.scheduler import Scheduler
 from storage import jobs, leases
 from storage.database import Database
@@ -28,6 +29,7 @@ from storage.tables import Job
 from tests.e2e.conftest import free_ports, wait_for
 from tests.lifecycle.conftest import Served, make_served
 from tests.lifecycle.learning import write_data
+from tests.pages import PROJECT
 
 pytestmark = pytest.mark.full
 
@@ -258,18 +260,18 @@ def running_job(
         wait_for(lambda: jobs.CHECK in scheduler._children, 30, "the job to start")
         child = scheduler._children[jobs.CHECK]
         yield scheduler, child, settings
-        assert child.poll() is None
     assert child.poll() is not None
 
 
 def test_a_job_outlives_a_change_of_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scheduler starts again then; the threads of the first one, which started the job, end."""
-    with running_job(tmp_path, monkeypatch) as (scheduler, _, _):
+    with running_job(tmp_path, monkeypatch) as (scheduler, child, _):
         first = scheduler._running
         before = clock._ahead_s()
         monkeypatch.setattr(clock, "_ahead_s", lambda: before + 7_200)
         wait_for(lambda: scheduler._running not in (first, None), 30, "the scheduler to run again")
         time.sleep(2)  # for the threads to end
+        assert child.poll() is None
 
 
 def test_a_job_outlives_the_lease_of_its_scheduler(
@@ -285,4 +287,41 @@ def test_a_job_outlives_the_lease_of_its_scheduler(
         assert "The scheduler stops here: its lease could not be renewed." in caplog.messages
         wait_for(lambda: scheduler._running is not None, 30, "the scheduler to run again")
         assert scheduler._children[jobs.CHECK] is child
-        assert scheduler.running_jobs() == [jobs.CHECK]
+        assert scheduler.running_jobs() == [jobs.CHECK]  # its process lives
+
+
+def test_a_job_whose_process_lives_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a laptop was asleep, the lease has expired until the job's process renews it."""
+    with running_job(tmp_path, monkeypatch) as (scheduler, child, _):
+        database = scheduler._storage.open()
+        assert jobs.begin(database, 1) is not None
+        assert [job.id for job in jobs.lost(database)] == [1]
+        time.sleep(3)  # the scheduler looks each second
+        told = jobs.get(database, 1)
+        assert told is not None
+        assert told.state == jobs.RUNNING
+        child.kill()
+        wait_for(lambda: scheduler._children.get(jobs.CHECK) not in (child, None), 30, "the job to start again")
+
+
+@pytest.mark.parametrize(("status", "fails"), [(1, True), (LEASE_LOST, False)])
+def test_only_a_process_that_was_killed_costs_an_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, fails: bool
+) -> None:
+    settings = Settings(state_dir=tmp_path / "state", model_repository=tmp_path / "triton_repo", access="open")
+    job, starts = tmp_path / "job.py", tmp_path / "starts"
+    job.write_text(
+        f"import os, sys\nsys.path.insert(0, {str(PROJECT)!r})\n"
+        "from storage import jobs\nfrom storage.database import Database\n"
+        f"open({str(starts)!r}, 'a').write('.')\n"
+        f"jobs.begin(Database({settings.database!r}), int(sys.argv[2]))\nos._exit({status})\n"
+    )
+    monkeypatch.setattr(lifecycle.jobs.scheduler, "_APP", job)
+    storage = Storage(settings)
+    jobs.enqueue(database := storage.open(), jobs.CHECK, "by the test")
+    with running_scheduler(settings, storage):
+        wait_for(lambda: starts.exists() and len(starts.read_text()) >= jobs.MOST_ATTEMPTS, 60, "the starts")
+        if fails:
+            wait_for(lambda: jobs.get(database, 1).state == jobs.FAILED, 30, "the job to fail")  # type: ignore[union-attr]
+        else:
+            wait_for(lambda: len(starts.read_text()) > jobs.MOST_ATTEMPTS + 1, 60, "more starts")
