@@ -1,5 +1,6 @@
 """Triton's log file: bounded in size, and read from its end."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ def rotate(log_file: Path) -> bool:
     """If the log is too large, move its content to a file with the ending `.1`; return whether this was done.
 
     Triton keeps the file open, so the content is copied and the file is emptied. Triton appends, and goes on at the
-    new end. Lines that it writes between the two steps are lost.
+    new end. Lines that it writes between the two steps are lost. On a full disk the content is lost, to free its space.
 
     Raises:
         OSError: the file cannot be copied or emptied.
@@ -20,7 +21,12 @@ def rotate(log_file: Path) -> bool:
     if not log_file.exists() or log_file.stat().st_size < MOST_BYTES:
         return False
     older = log_file.with_name(f"{log_file.name}.1")
-    shutil.copyfile(log_file, older)
+    try:
+        shutil.copyfile(log_file, older)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        older.unlink(missing_ok=True)  # only a part
     with log_file.open("r+b") as file:
         file.truncate()
     return True

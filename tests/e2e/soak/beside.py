@@ -118,10 +118,11 @@ class Beside:
     def _lose_database(self) -> None:
         assert self.target.postgres is not None
         since = time.monotonic()
+        self.away.append((since, float("inf")))  # at once: what is judged meanwhile is excused, too
         self.target.postgres.stop()
         time.sleep(AWAY_S)
         self.target.postgres.start()
-        self.away.append((since, time.monotonic()))
+        self.away[-1] = since, time.monotonic()
 
     def _job(self, job: int) -> dict[str, object]:
         found: dict[str, object] = self.target.served.ask("GET", f"/jobs/{job}").json()

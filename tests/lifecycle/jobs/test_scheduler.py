@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 import lifecycle.jobs.scheduler
@@ -23,9 +24,10 @@ from lifecycle.jobs.job_process import LEASE_LOST
 from lifecycle.jobs.scheduler import Scheduler
 from storage import jobs, leases
 from storage.database import Database
+from storage.feedback import KEY_LIFETIME, LabelledText, add_feedback
 from storage.lazy_database import Storage
 from storage.sampled_predictions import AnsweredText, add_sample, newest_sample
-from storage.tables import Job
+from storage.tables import IdempotencyKey, Job
 from tests.e2e.conftest import free_ports, wait_for
 from tests.lifecycle.conftest import Served, make_served
 from tests.lifecycle.learning import write_data
@@ -160,7 +162,7 @@ def test_a_moment_without_the_database_does_not_end_the_scheduler(
         assert scheduler._running is first
 
 
-def test_what_is_too_much_of_the_sample_goes_by_itself(
+def test_what_is_too_much_or_too_old_goes_by_itself(
     tmp_path: Path, bert_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifecycle.jobs.scheduler, "_SAMPLE_S", 0.2)
@@ -169,8 +171,17 @@ def test_what_is_too_much_of_the_sample_goes_by_itself(
     storage = Storage(settings)
     answered = [AnsweredText(f"text {number}", "Positive", bytes(8), 1, False, time.monotonic()) for number in range(9)]
     add_sample(storage.open(), answered, keeps_texts=True)
+    add_feedback(storage.open(), [LabelledText("good", "Positive")], "someone", key="1")
+    with storage.open().transaction() as session:
+        session.execute(update(IdempotencyKey).values(created_at=datetime.now(UTC) - 2 * KEY_LIFETIME))
+
+    def keys() -> int:
+        with storage.open().reading() as session:
+            return len(session.scalars(select(IdempotencyKey)).all())
+
     with running_scheduler(settings, storage):
         wait_for(lambda: [row.text for row in newest_sample(storage.open(), 9)] == [None] * 3, 30, "it to go")
+        wait_for(lambda: keys() == 0, 30, "old idempotency keys to go")
 
 
 class Faulty:

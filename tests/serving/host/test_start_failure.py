@@ -1,6 +1,7 @@
 """Triton that cannot start: the reason from its log is told, and it is given up, but not for a short outage."""
 
 import asyncio
+import errno
 import re
 import shutil
 import time
@@ -263,4 +264,15 @@ def test_a_log_that_grows_is_rotated_while_it_is_written_to(tmp_path: Path, monk
         assert rotate(log_file)
         output.write(b"new\n")
     assert log_file.read_text() == "new\n"
-    assert (tmp_path / "triton.log.1").read_text() == "old\n" * 30
+    older = tmp_path / "triton.log.1"
+    assert older.read_text() == "old\n" * 30
+
+    def full(*_: object) -> None:
+        older.write_text("a part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("serving.host.log_file.shutil.copyfile", full)
+    log_file.write_text("old\n" * 30)
+    assert rotate(log_file)
+    assert log_file.read_text() == ""
+    assert not older.exists()
