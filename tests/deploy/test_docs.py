@@ -35,7 +35,11 @@ def test_what_a_command_names_is_there(command: list[str]) -> None:
         assert SERVICES.keys() & set(command)
     if "--scale" in command:
         assert command[command.index("--scale") + 1].partition("=")[0] in SERVICES
-    if "secret" in command:
+    if "secret" in command and "metrics" in command:
+        text = (PROJECT / "deploy" / "kubernetes" / "monitoring" / "service-monitors.yaml").read_text()
+        needed = set(re.findall(r"credentials: \{ name: metrics, key: ([\w-]+)", text))
+        assert {word.split("=")[1] for word in command if word.startswith("--from-literal")} == needed
+    elif "secret" in command:
         text = (PROJECT / "deploy" / "kubernetes" / "base" / "gateway.yaml").read_text()
         text += (PROJECT / "deploy" / "kubernetes" / "base" / "mlflow.yaml").read_text()
         needed = set(re.findall(r"secretKeyRef: \{ name: sentiment, key: ([\w-]+)", text))

@@ -310,7 +310,9 @@ def test_mlflows_pages_are_linked_where_they_can_be(tmp_path: Path) -> None:
     def of(uri: str | None) -> str:
         return mlflow_pages(Settings(state_dir=tmp_path, mlflow_tracking_uri=None if uri is None else SecretStr(uri)))
 
-    assert of("http://mlflow:5000/") == "http://mlflow:5000/#/models/sentiment/versions/"
+    assert of("http://mlflow.example:5000/") == "http://mlflow.example:5000/#/models/sentiment/versions/"
+    assert of("http://localhost:5000").startswith("http://localhost:5000/#/")
+    assert of("http://mlflow:5000") == ""  # among containers; no browser knows the name
     assert of("https://user:password@mlflow") == ""
     assert of(None) == ""
 
