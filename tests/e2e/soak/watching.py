@@ -75,7 +75,7 @@ def measure(root: int, shared_memory_prefix: str, directory: Path) -> dict[str, 
     # Without what is meant to stay there: data, versions, MLflow's runs.
     figures[f"state {FILES}"] = _count(directory / "state")
     figures[f"temporary {FILES}"] = _count(directory / "tmp")
-    figures[f"Triton's {LOG}"] = sum(_used(file) for file in directory.glob("**/triton.log*")) / 2**20
+    figures[f"Triton's {LOG}"] = sum(_used(file) for file in (directory / "state" / "logs").glob("triton.log*")) / 2**20
     return figures
 
 
