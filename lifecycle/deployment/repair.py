@@ -69,7 +69,7 @@ def replace_broken(settings: Settings, database: Database, *, by_loading: bool) 
                 f"Version {deployed} is broken, and so is every version that was deployed before: {problem}. "
                 "Restore its files, or publish another version."
             )
-        if repository.named() != deployed:  # the check of the others took longer than the lease lasts
+        if repository.named() != deployed:  # the lease may have been lost during the check of the others
             return
         reason = f"version {deployed} is broken: {problem}"
         message = f"Rolled back from version {deployed} to {target}: {reason}."

@@ -27,6 +27,7 @@ from lifecycle.deployment.repair import restore_record
 from lifecycle.jobs import mlflow_alias
 from lifecycle.jobs.full_training import request_full_training
 from lifecycle.jobs.job_process import LEASE_LOST
+from lifecycle.jobs.job_process import LEASE_S as JOB_LEASE_S
 from lifecycle.jobs.notification import deliver_due
 from lifecycle.monitoring.digest import send_digest
 from serving.host.die_with_parent import start_dying_with_parent
@@ -79,7 +80,9 @@ class Scheduler:
         self._clock = WallClock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._without_lease: set[str] = set()
-        """Kinds of jobs whose process has ended because it lost its lease, which is no fault of the job."""
+        """Kinds of jobs whose process has lost its lease by an outage of the database, and has ended."""
+        self._failed_at = float("-inf")
+        """When the scheduler's own lease could not be renewed for the last time, by `time.monotonic`."""
         self._alias_pause_s: float = _ALIAS_S
         self._alias_due = 0.0
 
@@ -94,7 +97,8 @@ class Scheduler:
 
     def running_jobs(self) -> list[jobs.Kind]:
         """Return the kinds of the jobs that run here."""
-        return [kind for kind in jobs.KINDS if kind in self._children and self._children[kind].poll() is None]
+        running = dict(self._children)
+        return [kind for kind in jobs.KINDS if kind in running and running[kind].poll() is None]
 
     def kill_jobs(self) -> None:
         """End the running jobs at once; they resume where the scheduler runs next."""
@@ -122,6 +126,7 @@ class Scheduler:
             database = self._storage.open()
             is_held = leases.take(database, leases.SCHEDULER, self._holder, LEASE_S)
         except Exception:
+            self._failed_at = time.monotonic()
             # The database may come back before the lease expires.
             if time.monotonic() - self._renewed_at >= LEASE_S:
                 self._lose()
@@ -205,11 +210,15 @@ class Scheduler:
         for name, child in list(self._children.items()):
             if child.poll() is not None:
                 del self._children[name]
-                if child.returncode == LEASE_LOST:
+                # Without an outage, the job itself kept its lease from being renewed, and may do so again and again.
+                if child.returncode == LEASE_LOST and time.monotonic() - self._failed_at < 2 * JOB_LEASE_S:
                     self._without_lease.add(name)
         for job in jobs.lost(database):
             if job.kind in self._children:
-                continue  # it renews its lease soon: this machine was asleep, or its clock was set forward
+                # It renews its lease soon: this machine was asleep, or its clock was set forward.
+                if job.cancel_requested and not job.result.get(jobs.FINISHING):
+                    self._children[job.kind].kill()  # unless it hangs
+                continue
             was_killed = job.kind not in self._without_lease
             with database.transaction() as session:
                 if job.cancel_requested and not job.result.get(jobs.FINISHING):
@@ -232,6 +241,7 @@ class Scheduler:
             waiting = jobs.waiting(database, kind)
             if waiting is not None and kind not in self._children and leases.holder_of(database, kind) is None:
                 log.info("Starting job %d (%s): %s.%s", waiting.id, kind, waiting.reason, _place(waiting))
+                self._without_lease.discard(kind)
                 self._children[kind] = _start("job", str(waiting.id))
 
     def _look_after_alias(self, database: Database) -> None:

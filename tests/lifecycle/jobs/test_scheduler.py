@@ -315,9 +315,11 @@ def test_a_job_whose_process_lives_is_not_lost(tmp_path: Path, monkeypatch: pyte
         wait_for(lambda: scheduler._children.get(jobs.CHECK) not in (child, None), 30, "the job to start again")
 
 
-@pytest.mark.parametrize(("status", "fails"), [(1, True), (LEASE_LOST, False)])
-def test_only_a_process_that_was_killed_costs_an_attempt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, fails: bool
+@pytest.mark.parametrize(
+    ("status", "was_away", "fails"), [(1, True, True), (LEASE_LOST, False, True), (LEASE_LOST, True, False)]
+)
+def test_only_an_outage_of_the_database_costs_no_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, was_away: bool, fails: bool
 ) -> None:
     settings = Settings(state_dir=tmp_path / "state", model_repository=tmp_path / "triton_repo", access="open")
     job, starts = tmp_path / "job.py", tmp_path / "starts"
@@ -330,7 +332,9 @@ def test_only_a_process_that_was_killed_costs_an_attempt(
     monkeypatch.setattr(lifecycle.jobs.scheduler, "_APP", job)
     storage = Storage(settings)
     jobs.enqueue(database := storage.open(), jobs.CHECK, "by the test")
-    with running_scheduler(settings, storage):
+    with running_scheduler(settings, storage) as scheduler:
+        if was_away:
+            scheduler._failed_at = time.monotonic()
         wait_for(lambda: starts.exists() and len(starts.read_text()) >= jobs.MOST_ATTEMPTS, 60, "the starts")
         if fails:
             wait_for(lambda: jobs.get(database, 1).state == jobs.FAILED, 30, "the job to fail")  # type: ignore[union-attr]
