@@ -122,7 +122,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
         if not failed:
             break
         if record.updates:
-            _note(directory, started | {_FULL: True})  # first, so that a kill here repeats neither gates nor mail
+            _note(directory, started | {_FULL: True})  # first, so that a kill here repeats neither gates nor event
         reject(settings, database, record.version, champion, failed, learnt, job.id, is_update=bool(record.updates))
         if not record.updates:
             shutil.rmtree(directory)

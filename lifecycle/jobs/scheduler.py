@@ -79,8 +79,6 @@ class Scheduler:
         self._renewed_at = 0.0
         self._clock = WallClock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._without_lease: set[str] = set()
-        """Kinds of jobs whose process has lost its lease by an outage of the database, and has ended."""
         self._failed_at = float("-inf")
         """When the scheduler's own lease could not be renewed for the last time, by `time.monotonic`."""
         self._alias_pause_s: float = _ALIAS_S
@@ -207,19 +205,16 @@ class Scheduler:
         """Start queued jobs, and enqueue again jobs whose process was killed."""
         if self._stop.is_set():
             return
-        for name, child in list(self._children.items()):
-            if child.poll() is not None:
-                del self._children[name]
-                # Without an outage, the job itself kept its lease from being renewed, and may do so again and again.
-                if child.returncode == LEASE_LOST and time.monotonic() - self._failed_at < 2 * JOB_LEASE_S:
-                    self._without_lease.add(name)
+        ended = {name: child.returncode for name, child in list(self._children.items()) if child.poll() is not None}
+        # Without an outage, a job that lost its lease kept it from being renewed, and may do so again and again.
+        had_outage = time.monotonic() - self._failed_at < 2 * JOB_LEASE_S
         for job in jobs.lost(database):
-            if job.kind in self._children:
-                # It renews its lease soon: this machine was asleep, or its clock was set forward.
+            if job.kind in self._children and job.kind not in ended:
+                # It renews its lease soon: this machine was asleep, or its clock was set forward. Otherwise it hangs.
                 if job.cancel_requested and not job.result.get(jobs.FINISHING):
-                    self._children[job.kind].kill()  # unless it hangs
+                    self._children[job.kind].kill()
                 continue
-            was_killed = job.kind not in self._without_lease
+            was_killed = not (had_outage and ended.get(job.kind) == LEASE_LOST)
             with database.transaction() as session:
                 if job.cancel_requested and not job.result.get(jobs.FINISHING):
                     jobs.end(session, job.id, jobs.Outcome(jobs.CANCELLED, {}))
@@ -236,12 +231,12 @@ class Scheduler:
                     message = f"Job {job.id} ({job.kind}) was interrupted and resumes.{_place(job)}"
                     events.record(session, EventKind.JOB_RESUMED, message, job_id=job.id)
                     log.warning("%s", message)
-            self._without_lease.discard(job.kind)
+        for name in ended:  # not before: if the database fails, the next pass needs their exit status
+            self._children.pop(name, None)
         for kind in jobs.KINDS:
             waiting = jobs.waiting(database, kind)
             if waiting is not None and kind not in self._children and leases.holder_of(database, kind) is None:
                 log.info("Starting job %d (%s): %s.%s", waiting.id, kind, waiting.reason, _place(waiting))
-                self._without_lease.discard(kind)
                 self._children[kind] = _start("job", str(waiting.id))
 
     def _look_after_alias(self, database: Database) -> None:
