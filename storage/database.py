@@ -9,6 +9,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -89,6 +91,10 @@ class Database:
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         with self._engine.begin() as connection:
             if connection.dialect.name == "postgresql":
+                # During a migration by another process, tables that are up to date for this code can be used.
+                current = MigrationContext.configure(connection).get_current_revision()
+                if current == ScriptDirectory.from_config(config).get_current_head():
+                    return
                 self._silence_s = _MIGRATION_SILENCE_S
                 connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             config.attributes["connection"] = connection

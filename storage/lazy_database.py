@@ -10,6 +10,8 @@ from storage.database import Database
 
 _PAUSE_S = 5.0
 """Seconds between two attempts to open the database; calls in between get the same error at once."""
+_PATIENCE_S = 5.0
+"""Maximum seconds to wait for another thread that opens the database, which can last as long as a migration."""
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,11 @@ class Storage:
         Raises:
             PipelineError: the database cannot be used now.
         """
-        with self._lock:
+        if self._database is not None:
+            return self._database
+        if not self._lock.acquire(timeout=_PATIENCE_S):
+            raise PipelineError("The database cannot be used yet: its tables are being migrated, or it hangs.")
+        try:
             if self._database is not None:
                 return self._database
             if self._failure is not None and time.monotonic() - self._failed_at < _PAUSE_S:
@@ -44,6 +50,8 @@ class Storage:
                 self._failure, self._failed_at = error, time.monotonic()
                 raise
             return self._database
+        finally:
+            self._lock.release()
 
     def hurry(self) -> None:
         """Give up statements on a database that hangs after a moment, because this process ends."""
@@ -53,6 +61,6 @@ class Storage:
 
     def close(self) -> None:
         """Close the connections."""
-        with self._lock:
-            if self._database is not None:
-                self._database.close()
+        database = self._database
+        if database is not None:
+            database.close()

@@ -4,19 +4,24 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from pydantic import SecretStr
 from sqlalchemy import func, select, text
 
 from common.errors import PipelineError
 from common.settings import Settings
-from storage.database import Database
+from storage import jobs
+from storage.database import _MIGRATION_LOCK, Database
 from storage.lazy_database import Storage
 from storage.tables import Feedback, Table
-from tests.e2e.conftest import PROJECT
+from tests.e2e.conftest import PROJECT, wait_for
 
 
 def test_the_migrations_make_the_tables(database: Database) -> None:
@@ -31,6 +36,26 @@ def test_many_open_a_new_database_at_once(empty_database_url: str) -> None:
     for process in processes:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors.decode()
+
+
+def test_a_migration_by_another_process_stops_neither_a_current_database_nor_other_threads(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.lazy_database._PATIENCE_S", 0.2)
+    storage = Storage(Settings(database_url=SecretStr(postgres_url)))
+    # In this order, so that the lock is free when the threads must end.
+    with ThreadPoolExecutor() as threads, psycopg.connect(postgres_url.replace("+psycopg", "")) as migrating:
+        migrating.execute("SELECT pg_advisory_lock(%s)", [_MIGRATION_LOCK])
+        opening = threads.submit(storage.open)
+        wait_for(storage._lock.locked, 10, "the other thread to begin")
+        with pytest.raises(PipelineError, match="tables are being migrated"):
+            storage.open()
+        migrating.execute("SELECT pg_advisory_unlock(%s)", [_MIGRATION_LOCK])
+        assert opening.result(60) is storage.open()
+        migrating.execute("SELECT pg_advisory_lock(%s)", [_MIGRATION_LOCK])
+        with closing(Database(postgres_url)) as current:
+            assert jobs.get(current, 1) is None
+    storage.close()
 
 
 def test_tables_of_a_newer_release_are_left_alone(database_url: str) -> None:
