@@ -6,9 +6,11 @@ import random
 import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import hypothesis
 import pytest
 import torch
@@ -27,6 +29,10 @@ from trainer.architectures import why_unpacked
 
 # As app.py does: tests call servers on this machine.
 prepare_proxies(os.environ)
+
+# Each client of httpx reads all certificates, in 80 ms in which no other thread runs; the tests' clients share them.
+# The name is not exported: httpx imports it there.
+httpx._transports.default.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 
 # Hypothesis' limits on time would fail tests on a busy machine; all examples of a test may share its fixtures.
 hypothesis.settings.register_profile(

@@ -7,6 +7,7 @@ A version may have two stages. Then a smaller model runs first, and decides the 
 join the queue of the full model, where they keep their place by due time, and share runs with texts of other requests.
 """
 
+import logging
 import math
 import threading
 import time
@@ -43,6 +44,8 @@ its response, a client probably sends short requests one by one; a core is then 
 gateway's own health probes are further apart."""
 BULK_TOKENS = 4 * TOKENS_PER_RUN
 """A request with more tokens is treated as bulk, even if the client has not marked it so."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -98,7 +101,8 @@ class Engine:
         self.cores = cores
         self._changed = threading.Condition()
         self._texts_so_far = 0
-        self._busy = 0
+        self._busy: set[int] = set()
+        """Threads that run the graph now."""
         self._totals = Totals()
         self._closing = False
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="engine-tokenizer")
@@ -219,7 +223,9 @@ class Engine:
         """Return a copy of the counters, with the current load."""
         with self._changed:
             return replace(
-                self._totals, waiting_texts=sum(len(stage.waiting) for stage in self._stages), busy_cores=self._busy
+                self._totals,
+                waiting_texts=sum(len(stage.waiting) for stage in self._stages),
+                busy_cores=len(self._busy),
             )
 
     def close(self) -> None:
@@ -249,28 +255,51 @@ class Engine:
             return
         warm.set_result(None)
         while True:
-            while self._drop_useless():
-                pass  # The requests that move to the front may be useless too.
-            with self._changed:
-                while (taken := self._take()) is None:
-                    is_waiting = any(stage.waiting for stage in self._stages)
-                    if self._closing and not is_waiting:
-                        return
-                    self._changed.wait(INTERACTIVE_S if is_waiting else None)
-                stage, graph, rows, texts = taken
-                self._busy += 1
-            started = time.perf_counter()
+            taken: Run | None = None
             try:
-                token_ids = [text.request.token_ids[text.position] for text in texts]
-                packed = lay_out(rows, token_ids, stage.bundle.padding_token)
-                packed_at = time.perf_counter()
-                values = graph.run(packed)
+                while self._drop_useless():
+                    pass  # The requests that move to the front may be useless too.
+                with self._changed:
+                    while (taken := self._take()) is None:
+                        is_waiting = any(stage.waiting for stage in self._stages)
+                        if self._closing and not is_waiting:
+                            return
+                        self._changed.wait(INTERACTIVE_S if is_waiting else None)
+                    self._busy.add(threading.get_ident())
+                self._run(taken)
             except Exception as error:
-                self._run_apart(stage, [texts[index] for row in rows for index in row.texts], graph, error)
-            else:
-                run = [texts[index] for index in packed.texts]
-                self._count(run, packed.input_ids.size, packed_at - started, time.perf_counter() - packed_at)
-                self._deliver(stage, run, values)
+                self._give_up(taken, error)
+                if taken is None:
+                    if self._closing:
+                        return
+                    time.sleep(INTERACTIVE_S)  # it may fail again at once
+
+    def _run(self, taken: Run) -> None:
+        """Run the graph, and deliver what it says of the texts."""
+        stage, graph, rows, texts = taken
+        started = time.perf_counter()
+        try:
+            token_ids = [text.request.token_ids[text.position] for text in texts]
+            packed = lay_out(rows, token_ids, stage.bundle.padding_token)
+            packed_at = time.perf_counter()
+            values = graph.run(packed)
+        except Exception as error:
+            self._run_apart(stage, taken.chosen, graph, error)
+        else:
+            run = [texts[index] for index in packed.texts]
+            self._count(run, packed.input_ids.size, packed_at - started, time.perf_counter() - packed_at)
+            self._deliver(stage, run, values)
+
+    def _give_up(self, taken: Run | None, error: Exception) -> None:
+        """End the requests of a run, or all that wait if there is none, after an error of the engine's own.
+
+        It would otherwise end this thread, so that these requests wait, and a core idles, for as long as the process.
+        """
+        with self._changed:
+            self._busy.discard(threading.get_ident())
+            texts = taken.chosen if taken else [text for stage in self._stages for text in stage.waiting]
+        self._end({text.request: error for text in texts})
+        log.error("The engine failed; its requests get this error.", exc_info=error)
 
     def _take(self) -> Run | None:
         """Return the next run, or None to wait.
@@ -281,10 +310,10 @@ class Engine:
         stages = self._stages
         if self.first is not None and (self.full.is_ripe() or not self.first.waiting):
             stages = [self.full, self.first]
-        run = next((run for stage in stages if (run := stage.take(self._busy, is_interactive))), None)
+        run = next((run for stage in stages if (run := stage.take(len(self._busy), is_interactive))), None)
         if run is not None:
             now = time.perf_counter()
-            for request in {run.texts[index].request for row in run.rows for index in row.texts}:
+            for request in {text.request for text in run.chosen}:
                 if request.begun is None:
                     request.begun = now
                     self._totals.queue_s += now - request.queued
@@ -310,7 +339,7 @@ class Engine:
         passed_on, errors = self._for_full_model(undecided)
         complete = []
         with self._changed:
-            self._busy -= 1
+            self._busy.discard(threading.get_ident())
             self._totals.texts += len(decided)
             if stage is not self.full:
                 self._totals.first_stage_texts += len(decided)

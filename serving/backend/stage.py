@@ -38,6 +38,11 @@ class Run(NamedTuple):
     texts: list[WaitingText]
     """The texts that the rows' indices refer to."""
 
+    @property
+    def chosen(self) -> list[WaitingText]:
+        """The texts that are run, in the order of the rows."""
+        return [self.texts[index] for row in self.rows for index in row.texts]
+
 
 class Stage:
     """A loaded model. The engine protects its queue with a lock."""
@@ -114,10 +119,11 @@ class Stage:
             share = -(-tokens // (self._cores - busy))
             graph, budget = self.graph, min(TOKENS_PER_RUN, max(ROW_LENGTH, share))
         rows = choose_rows(lengths, budget, self.bundle.packed)
-        chosen = {texts[index].number for row in rows for index in row.texts}
+        run = Run(self, graph, rows, texts)
+        chosen = {text.number for text in run.chosen}
         self.waiting[:CHOICE] = [text for text in choice if text.number not in chosen]
         self._held_since = time.monotonic()
-        return Run(self, graph, rows, texts)
+        return run
 
     def is_ripe(self) -> bool:
         """Return whether the waiting texts fill a run, or have waited for as long as a full run takes."""

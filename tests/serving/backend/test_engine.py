@@ -1,5 +1,6 @@
 """The engine: one queue for all callers, each of whom gets the answers to their own texts."""
 
+import contextlib
 import json
 import random
 import shutil
@@ -24,6 +25,7 @@ from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.protocol import NOBODY_WAITS, TIME_HAS_PASSED
 from serving.model_repo.texts import CHARACTERS_PER_TOKEN, MAX_CHARACTERS
 from tests.conftest import LABELS, MAX_LENGTH, REFERENCE, SENTENCES
+from tests.e2e.conftest import wait_for
 
 CORES = 2
 LONG = "a " * 1_500
@@ -275,6 +277,32 @@ def test_a_request_that_is_answered_while_it_is_asked_about_stays_answered(
         answer.result(20)
     engine.close()
     assert len(asked) > 0
+
+
+@pytest.mark.parametrize("failing", ["_deliver", "_take"])
+def test_an_error_of_the_engine_itself_ends_requests_and_no_thread(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    works = getattr(engine, failing)
+
+    def fail(*_: object) -> None:
+        raise IndexError("nobody expected this")
+
+    for _ in range(2 * CORES):  # as often as there are threads, and more
+        monkeypatch.setattr(engine, failing, fail)
+        answer = engine.submit(["good"])
+        with pytest.raises(IndexError, match="nobody expected this"):
+            answer.result(20)
+        monkeypatch.setattr(engine, failing, works)
+
+    def is_answered() -> bool:
+        with contextlib.suppress(IndexError):  # a thread may still have to end what waits
+            return len(engine.submit(["good"]).result(20).values) == 1
+        return False
+
+    wait_for(is_answered, 10, "an answer")
+    assert all(thread.is_alive() for thread in engine._threads)
+    wait_for(lambda: engine.totals().busy_cores == 0, 10, "all cores to be idle")
 
 
 def test_nobody_is_asked_about_a_request_that_hardly_waited(engine: Engine) -> None:
