@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,27 @@ def run_command(
     """Run `python app.py COMMAND` in a directory; raises TimeoutExpired, after it has killed the process."""
     with tempfile.TemporaryDirectory() as written:
         outputs = [Path(written) / "stdout", Path(written) / "stderr"]
-        process = _FORKS.Process(target=_run, args=(list(command), directory, dict(environment), outputs, kill_at))
-        process.start()
-        process.join(timeout_s)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired(command, timeout_s, *(output.read_bytes() for output in outputs))
+        try:
+            status = run_in_fork(
+                _run, list(command), directory, dict(environment), outputs, kill_at, timeout_s=timeout_s
+            )
+        except TimeoutError as error:
+            written_so_far = (output.read_bytes() for output in outputs)
+            raise subprocess.TimeoutExpired(command, timeout_s, *written_so_far) from error
         stdout, stderr = (output.read_text(encoding="utf-8") if output.exists() else "" for output in outputs)
-        return subprocess.CompletedProcess(command, process.exitcode, stdout, stderr)
+        return subprocess.CompletedProcess(command, status, stdout, stderr)
+
+
+def run_in_fork(function: Callable[..., None], *arguments: Any, timeout_s: float = 300) -> int:
+    """Exit status of a fork that calls the function; raises TimeoutError, after it has killed the fork."""
+    process = _FORKS.Process(target=function, args=arguments)
+    process.start()
+    process.join(timeout_s)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise TimeoutError(f"{function.__name__} did not end within {timeout_s:.0f} s")
+    return process.exitcode
 
 
 def _run(

@@ -6,6 +6,8 @@ import re
 import time
 from collections.abc import Sequence
 
+from sqlalchemy.exc import OperationalError
+
 from common.errors import PipelineError
 from common.progress import StatusLine, duration
 from common.settings import Settings
@@ -14,7 +16,7 @@ from lifecycle.cli.running import require_running
 from lifecycle.deployment import promotion
 from lifecycle.deployment.version_report import describe_models
 from lifecycle.jobs import mlflow_alias
-from lifecycle.jobs.job_process import BusyError, run_job
+from lifecycle.jobs.job_process import LEASE_LOST, BusyError, run_job
 from lifecycle.monitoring.digest import digest
 from serving.model_repo.repository import ModelRepository
 from storage import events, jobs
@@ -179,10 +181,14 @@ def list_events(settings: Settings, options: argparse.Namespace) -> None:
 def run_waiting_job(settings: Settings, options: argparse.Namespace) -> None:
     """Run a queued job; the scheduler starts this command."""
     try:
-        job = run_job(settings, _open(settings), options.job)
+        job = run_job(settings, _open(settings), options.job, resumes=True)
     except BusyError as busy:  # not a failure: another process has started the job first
         log.info("%s", busy)
         return
+    except OperationalError as error:
+        reason = str(error.orig).partition("\n")[0]
+        log.critical("Job %d ends here and resumes later: the database cannot be used (%s).", options.job, reason)
+        raise SystemExit(LEASE_LOST) from error
     if job.state == jobs.FAILED:
         log.error("Job %d (%s) failed: %s", job.id, job.kind, job.error)
 

@@ -1,4 +1,4 @@
-"""Runs one job in this process under the lease of its kind; if the lease is lost, the process ends."""
+"""Runs one job in this process under the lease of its kind; if the lease or the database is lost, the process ends."""
 
 import _thread
 import logging
@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from common.errors import PipelineError
 from common.periodic import run_until
@@ -31,7 +31,7 @@ LEASE_S = 60.0
 renew it. The job of a killed process goes on at once on the same host, and after this time on another."""
 LEASE_WAIT_S = 2.0
 LEASE_LOST = 75
-"""Exit status of a job's process that has lost its lease, such as by a long outage of the database."""
+"""Exit status of a job's process that has lost its lease or the database. The scheduler resumes the job."""
 _CANCEL_POLL_S = 1.0
 _PROGRESS_S = 5.0
 """Minimum seconds between two records of a step's progress."""
@@ -43,11 +43,14 @@ class BusyError(PipelineError):
     """Another process runs a job of this kind, or the job is not queued any more."""
 
 
-def run_job(settings: Settings, database: Database, job_id: int) -> Job:
+def run_job(settings: Settings, database: Database, job_id: int, *, resumes: bool = False) -> Job:
     """Run a queued job to its end, whatever the outcome; return the ended job.
+
+    `resumes` tells that the scheduler resumes the job if this process ends before it.
 
     Raises:
         BusyError: another process runs a job of this kind, or this job is not queued any more.
+        OperationalError: the database cannot be used. With `resumes`, the job then still counts as running.
         KeyboardInterrupt: Ctrl-C was pressed; the job counts as cancelled.
     """
     waiting = jobs.get(database, job_id)
@@ -74,6 +77,8 @@ def run_job(settings: Settings, database: Database, job_id: int) -> Job:
                 raise
             log.warning("%s", message)
         except Exception as error:
+            if resumes and isinstance(error, OperationalError):
+                raise  # the job is not at fault, and what it has done is on disk
             _fail(settings, database, job, error, noted)
             if not isinstance(error, PipelineError):
                 raise

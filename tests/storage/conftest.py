@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from storage.database import Database
@@ -85,14 +86,28 @@ def postgres_server() -> Iterator[str]:
 @contextmanager
 def made_database(server: str, name: str, template: str = "template1") -> Iterator[str]:
     """The URL of a database of a PostgreSQL server, a copy of `template`, for the length of the block."""
-    import psycopg
-
-    administration = f"{server.replace('+psycopg', '')}/postgres"
-    with psycopg.connect(administration, autocommit=True) as connection:
+    with _administration(server) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield f"{server}/{name}"
-    with psycopg.connect(administration, autocommit=True) as connection:
+    with _administration(server) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def database_away(url: str) -> Iterator[None]:
+    """End all connections to a database of PostgreSQL, and let nobody connect to it during the block."""
+    server, _, name = url.rpartition("/")
+    with _administration(server) as connection:
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        try:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            yield
+        finally:
+            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+
+def _administration(server: str) -> "psycopg.Connection[tuple[object, ...]]":
+    return psycopg.connect(f"{server.replace('+psycopg', '')}/postgres", autocommit=True)
 
 
 def _name(request: pytest.FixtureRequest) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg
 import pytest
 from pydantic import SecretStr
 
@@ -27,7 +26,7 @@ from storage.lazy_database import Storage
 from tests.gateway.conftest import ADMIN_KEY, served, until
 from tests.gateway.fake_triton import FakeTriton
 from tests.gateway.routes.test_wrong_requests import assert_problem
-from tests.storage.conftest import postgres_server, postgres_url
+from tests.storage.conftest import database_away, postgres_server, postgres_url
 
 __all__ = ["postgres_server", "postgres_url"]
 
@@ -179,25 +178,19 @@ def test_an_open_gateway_needs_keys_for_changes_and_for_users_texts(opened: Gate
     assert opened.ask("GET", "/health/live", key="no-key-at-all").status_code == 200
 
 
-def test_a_database_that_goes_away_takes_no_key_away(
-    triton: FakeTriton, tmp_path: Path, postgres_url: str, postgres_server: str
-) -> None:
+def test_a_database_that_goes_away_takes_no_key_away(triton: FakeTriton, tmp_path: Path, postgres_url: str) -> None:
     settings = make(triton, tmp_path, access="keys", database_url=SecretStr(postgres_url))
-    with psycopg.connect(f"{postgres_server.replace('+psycopg', '')}/postgres", autocommit=True) as outside:
-        with closing(Database(postgres_url)) as before:
-            key = add_key(before, "web", [Scope.PREDICT])
-        with run(settings) as asked:
-            name = postgres_url.rpartition("/")[2]
-            assert asked.ask(*PREDICT, key=key).is_success
-            outside.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-            outside.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+    with closing(Database(postgres_url)) as before:
+        key = add_key(before, "web", [Scope.PREDICT])
+    with run(settings) as asked:
+        assert asked.ask(*PREDICT, key=key).is_success
+        with database_away(postgres_url):
             until(lambda: asked.ask(*READ, key=ADMIN_KEY).status_code == 503)
             assert asked.ask(*PREDICT, key=key).is_success
             assert_problem(asked.ask(*PREDICT, key=key + "x"), 401, "key-needed")
-            outside.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-            until(lambda: asked.ask(*READ, key=ADMIN_KEY).status_code != 503)
-            with_more = add_key(asked.database, "more", [Scope.PREDICT])
-            until(lambda: asked.ask(*PREDICT, key=with_more).is_success)
+        until(lambda: asked.ask(*READ, key=ADMIN_KEY).status_code != 503)
+        with_more = add_key(asked.database, "more", [Scope.PREDICT])
+        until(lambda: asked.ask(*PREDICT, key=with_more).is_success)
 
 
 def test_keys_that_could_never_be_read_are_a_fault_of_the_service(triton: FakeTriton, tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ class Load(Callers):
     def _call(self, number: int) -> None:
         with httpx.Client(base_url=self._fleet.url, timeout=60) as client:
             count = 0
-            while not self.ended.wait(0.02):
+            while not self.ended.wait(0.1):
                 count += 1
                 way = "known" if count % 4 == 0 else "new"
                 text = f"known {count % 8}" if way == "known" else f"text {number} {count}"
@@ -263,7 +263,7 @@ class Load(Callers):
                     pass  # the one that is killed
                 else:
                     self.answers.append(Answer(sent, time.time(), "grpc", 200, version))
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
             await client.close()
 
         asyncio.run(call())

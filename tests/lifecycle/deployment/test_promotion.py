@@ -42,7 +42,7 @@ SINCE_THE_SWITCH = [
 class Load(Callers):
     """Callers that ask, each time another text, and pause after each answer, which leaves the processor to the rest."""
 
-    def __init__(self, url: str, callers: int = 8, pause_s: float = 0.05) -> None:
+    def __init__(self, url: str, callers: int = 8, pause_s: float = 0.2) -> None:
         self.statuses: Counter[int] = Counter()
         self.versions: Counter[str] = Counter()
         self._url = url
