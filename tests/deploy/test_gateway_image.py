@@ -87,6 +87,21 @@ def test_a_gateway_runs_with_the_files_and_packages_of_its_image(gateway: httpx.
     assert gateway.post("/predict/live", json={"text": "good"}).status_code == 503, "no Triton is there"
 
 
+def test_a_key_is_valid_when_the_command_that_made_it_has_ended_and_not_after_its_revocation(
+    gateway: httpx.Client, image: tuple[list[str], dict[str, Any]]
+) -> None:
+    command, how = image
+
+    def keys(*arguments: str) -> str:
+        ended = subprocess.run([*command, "keys", *arguments], **how, stdout=subprocess.PIPE, text=True, check=True)
+        return str(ended.stdout)
+
+    header = {"X-API-Key": keys("add", "me", "--scope", "read").strip()}
+    assert gateway.get("/models", headers=header).is_success
+    keys("revoke", "me")
+    assert gateway.get("/models", headers=header).status_code == 401
+
+
 def test_its_container_makes_keys_and_says_where_other_commands_run(image: tuple[list[str], dict[str, Any]]) -> None:
     command, how = image
     made = subprocess.run(

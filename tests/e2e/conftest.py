@@ -193,8 +193,9 @@ def tutorial_pipeline(checkout: Path, **settings: str) -> Iterator[Pipeline]:
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    # int8, which has tests of its own, would take another minute in each export.
-    with tutorial_pipeline(tmp_path_factory.mktemp("checkout"), SENTIMENT_PRECISION="float32") as running:
+    # int8 and OpenVINO, which have tests of their own, would take another minute in each export.
+    directory = tmp_path_factory.mktemp("checkout")
+    with tutorial_pipeline(directory, SENTIMENT_PRECISION="float32", SENTIMENT_RUNTIME="onnxruntime") as running:
         yield running
 
 

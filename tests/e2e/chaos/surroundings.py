@@ -151,12 +151,15 @@ class Mlflow:
             )
 
     def wait(self) -> None:
-        def answers() -> bool:
-            with contextlib.suppress(httpx.TransportError):
-                return httpx.get(f"{self.url}/health", timeout=5).is_success
-            return False
+        # One client: each new one reads all certificates, and the load waits for this thread meanwhile.
+        with httpx.Client(base_url=self.url, timeout=5, trust_env=False) as client:
 
-        wait_for(answers, 240, "MLflow to answer")
+            def answers() -> bool:
+                with contextlib.suppress(httpx.TransportError):
+                    return client.get("/health").is_success
+                return False
+
+            wait_for(answers, 240, "MLflow to answer")
 
     def stop(self) -> None:
         if self._process is not None:

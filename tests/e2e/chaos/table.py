@@ -40,7 +40,7 @@ def markdown(results: Sequence[Result]) -> str:
 
 def _seen(result: Result) -> str:
     told = [f"{count} {outcome}" for outcome, count in result.outcomes.items()]
-    return f"{', '.join(told)}; slowest {result.slowest_s:.1f} s"
+    return f"{', '.join(told)}; slowest {result.slowest_s:.1f} s ({result.slowest})"
 
 
 def _operator(result: Result) -> str:
