@@ -45,7 +45,7 @@ PARALLEL = -n $(PROCESSES) --no-loadscope-reorder
 test: check
 	$(PYTEST) $(PARALLEL) -m "not full"
 
-# Run all tests: over an hour on 2 cores. Tests that need the machine to themselves run last, one by one.
+# Run all tests: an hour on 2 cores. Tests that need the machine to themselves run last, one by one.
 test-all: check
 	$(PYTEST) --again $(PARALLEL) -m "not alone"
 	$(PYTEST) --again -m alone
