@@ -25,6 +25,7 @@ from lifecycle.jobs import import_classifier, job_process
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME, Variant
 from tests.pages import ORDERED
+from tests.schedule import INDEPENDENT, pytest_xdist_make_scheduler  # noqa: F401 — pytest calls the hook here
 from trainer.architectures import why_unpacked
 
 # As app.py does: tests call servers on this machine.
@@ -92,13 +93,6 @@ FULL_FIXTURES = {"as_in_the_image", "pipeline", "postgres_server"}
 """Tests that use one of these, directly or through another fixture, belong to the full tier."""
 MEASURE = "tests/benchmarks/"
 """Tests below it measure, and so need the machine to themselves."""
-INDEPENDENT = {
-    "tests/lifecycle/canary/test_release.py",
-    "tests/lifecycle/deployment/test_promotion.py",
-    "tests/lifecycle/deployment/test_votes.py",
-    "tests/lifecycle/jobs/test_retrain.py",
-}
-"""Modules whose tests take minutes and share little: each test goes to the process that is free next."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -153,18 +147,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _shuffle(items, seed)
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=_begin_late)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByModule(LoadScopeScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            module = nodeid.partition("::")[0]
-            return nodeid if module in INDEPENDENT else ORDERED[0] if module in ORDERED else module
-
-    return ByModule(config, log)
 
 
 def _begin_late(item: pytest.Item) -> int:

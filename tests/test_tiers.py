@@ -68,3 +68,28 @@ def test_a_failed_test_is_run_once_more(tmp_path: Path, failures: int, status: i
     assert ended.returncode == status, ended.stdout + ended.stderr
     assert (tmp_path / "times").read_text() == ".."
     assert ("passed by themselves:\n  test_fails.py::test_fails" in ended.stdout) == (status == 0)
+
+
+def test_a_process_of_tests_that_dies_fails_its_test_and_no_other(tmp_path: Path) -> None:
+    """It dies in its last module, once, when the other process of tests is about to end."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    for module in "abcdef":
+        (tmp_path / f"test_{module}.py").write_text(
+            "import os\nfrom pathlib import Path\n\n"
+            + "".join(f"def test_{number}():\n    pass\n\n" for number in range(3))
+            + "def test_dies():\n"
+            f"    if {module == 'f'} and not Path('died').exists():\n"
+            "        Path('died').touch()\n        os._exit(0)\n\ndef test_last():\n    pass\n"
+        )
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.run", "--again", "-n", "2", "-p", "tests.schedule", "-v"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "crashed while running 'test_f.py::test_dies'" in ended.stdout
+    assert "1 failed, 29 passed" in ended.stdout
+    assert "passed by themselves:\n  test_f.py::test_dies" in ended.stdout
