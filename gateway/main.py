@@ -63,7 +63,7 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
     wrong_keys = WrongKeys(storage)
     pulse = Pulse(metrics)
     limits = CallerLimits(settings.caller_limit) if settings.caller_limit else None
-    guard = GatewayGuard(keys, anonymous, limits, under_way, wrong_keys)
+    guard = GatewayGuard(keys, anonymous, limits, under_way, wrong_keys, metrics)
     bounded: dict[str, Route] = {}
     control = OpenControl(settings.triton_url)
     metrics.open_tritons.set_function(lambda: len(control.open))
@@ -76,7 +76,7 @@ def create_app(settings: Settings, storage: Storage, statistics: CallStatistics,
         sampler = None
         if settings.sample_per_minute:
             sampler = Sampler(storage, settings.sample_per_minute, settings.sample_texts, metrics)
-        traffic = TrafficCount(storage, pulse)
+        traffic = TrafficCount(storage, pulse, metrics)
         predictor = Predictor(tritons, cache, statistics, metrics, sampler)
 
         def make_challenger(release: Release) -> Challenger:

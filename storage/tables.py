@@ -343,7 +343,7 @@ class EndedSession(Table):
 
 
 class Traffic(Table):
-    """Predictions over HTTP in one hour, summed over all gateways."""
+    """Predictions over HTTP and gRPC in one hour, summed over all gateways."""
 
     __tablename__ = "traffic"
 
@@ -351,7 +351,7 @@ class Traffic(Table):
     """When the hour begins."""
     requests: Mapped[int] = mapped_column(BigInteger)
     failed: Mapped[int] = mapped_column(BigInteger)
-    """Responses with a status of 500 or more."""
+    """Responses with an HTTP status of 500 or more, or a gRPC status that means the same."""
     texts: Mapped[int] = mapped_column(BigInteger)
 
 

@@ -1,4 +1,4 @@
-"""Counts of predictions over HTTP by hour, which outlive the gateways that answered."""
+"""Counts of predictions by hour, which outlive the gateways that answered."""
 
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class Counts(NamedTuple):
 
     requests: int = 0
     failed: int = 0
-    """Responses with a status of 500 or more."""
+    """Responses with an HTTP status of 500 or more, or a gRPC status that means the same."""
     texts: int = 0
 
 

@@ -1,9 +1,10 @@
 """Access control of the gRPC port: as over HTTP beside a gateway, by the control key if Triton runs alone."""
 
+import asyncio
 import hmac
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 import grpc
@@ -19,6 +20,7 @@ from gateway.load_control.admission import UnderWay
 from gateway.load_control.backlog import work_of_length
 from gateway.load_control.rate_limit import CallerLimits
 from gateway.load_control.turns import Turns
+from gateway.monitoring.metrics import Metrics
 from serving.backend.cpu import usable_cores
 from serving.client.triton_client import API_KEY_HEADER, CONTROL_KEY_HEADER
 from serving.model_repo.protocol import MAX_BATCH_SIZE
@@ -38,6 +40,7 @@ class GatewayGuard(Guard):
     limits: CallerLimits | None
     under_way: UnderWay
     wrong_keys: WrongKeys
+    metrics: Metrics
     predictor: Predictor | None = None
     """The predictor whose batch backlog limits the work; None before the gateway starts."""
     _live: Counter[str] = field(default_factory=Counter, init=False)
@@ -73,9 +76,28 @@ class GatewayGuard(Guard):
     async def admitted(self, caller: str, peer: str, lengths: Sequence[int], time_s: float) -> AsyncIterator[Turn]:
         """Count the texts for the caller and in the batch backlog that HTTP shares, then wait for the caller's turn.
 
+        The metrics count the call by its status.
         The number of texts in the engine is limited as for HTTP batches, so that live requests do not wait long.
         All calls run as bulk, except up to `MOST_LIVE` one-text calls of each caller.
         """
+        with self._measured(len(lengths)):
+            async with self._in_turn(caller, peer, lengths, time_s) as turn:
+                yield turn
+
+    @contextmanager
+    def _measured(self, texts: int) -> Iterator[None]:
+        code = grpc.StatusCode.OK
+        try:
+            yield
+        except BaseException as error:
+            code = _code_of(error)
+            raise
+        finally:
+            self.metrics.grpc_calls.labels(code.name).inc()
+            self.metrics.grpc_texts.inc(texts)
+
+    @asynccontextmanager
+    async def _in_turn(self, caller: str, peer: str, lengths: Sequence[int], time_s: float) -> AsyncIterator[Turn]:
         predictor = self.predictor
         if predictor is None or self.under_way.ending:
             raise RefusedCallError(grpc.StatusCode.UNAVAILABLE, "The service is starting or shutting down; try again.")
@@ -142,6 +164,15 @@ class KeyGuard(Guard):
     def controls(self, metadata: Metadata) -> bool:
         """Return whether the call has the control key. The comparison takes constant time, so it leaks nothing."""
         return bool(self._key) and hmac.compare_digest(self._key, _bytes(metadata.get(CONTROL_KEY_HEADER, "")))
+
+
+def _code_of(error: BaseException) -> grpc.StatusCode:
+    """Return the status code of the response to a call that ends with `error`."""
+    if isinstance(error, RefusedCallError):
+        return error.code
+    if isinstance(error, grpc.aio.AioRpcError):
+        return error.code()
+    return grpc.StatusCode.CANCELLED if isinstance(error, asyncio.CancelledError) else grpc.StatusCode.UNKNOWN
 
 
 def _control_refused(reason: str) -> RefusedCallError:

@@ -81,6 +81,8 @@ class Metrics:
             buckets=_PHASE_S,
         )
         self._tokenize, self._queue, self._graph = map(phases.labels, ("tokenize", "queue", "graph"))
+        self.grpc_calls = counter("sentiment_grpc_calls", "Predictions on the gRPC port, by status code.", ("code",))
+        self.grpc_texts = counter("sentiment_grpc_texts", "Texts of these calls.")
         self.micro_batch_queue = gauge("sentiment_micro_batch_queue_length", "Live requests that wait for a call.")
         self.micro_batch_wait = histogram(
             "sentiment_micro_batch_wait_seconds", "Time that live requests waited for their call.", buckets=_PHASE_S

@@ -84,10 +84,10 @@ def send_digest(database: Database) -> None:
 
 def _told_traffic(counts: Counts | None) -> str:
     if counts is None:
-        return "No requests for predictions over HTTP."
+        return "No requests for predictions."
     share = counts.failed / max(counts.requests, 1)
     failed = f"{counts.failed:,} failed ({share:.2%})" if counts.failed else "none failed"
-    return f"{counts.requests:,} requests for predictions over HTTP, with {counts.texts:,} texts; {failed}."
+    return f"{counts.requests:,} requests for predictions, with {counts.texts:,} texts; {failed}."
 
 
 def _advice(database: Database, counts: Counts | None, result: Figures, happened: list[Event]) -> list[str]:

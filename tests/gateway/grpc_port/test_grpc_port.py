@@ -131,6 +131,23 @@ def test_predictions_health_and_metadata_pass_as_before(pipeline: Served, strang
         assert len(client.predict(["fine"] * 200).labels) == 200
 
 
+def test_calls_are_counted_by_their_status(pipeline: Served, stranger: Any) -> None:
+    def counts() -> dict[str, float]:
+        lines = httpx.get(f"{pipeline.url}/metrics", headers={"X-API-Key": ADMIN_KEY}).text.splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines) if "_grpc_" in name}
+
+    before = counts()
+    stranger.infer("sentiment", [texts_input([b"good", b"bad"])])
+    with pytest.raises(triton_client.InferenceServerException, match="empty"):
+        stranger.infer("sentiment", [texts_input([b""])])
+    after = counts()
+    assert {name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name)} == {
+        'sentiment_grpc_calls_total{code="OK"}': 1,
+        'sentiment_grpc_calls_total{code="INVALID_ARGUMENT"}': 1,
+        "sentiment_grpc_texts_total": 3,
+    }
+
+
 def test_the_models_own_refusal_passes(stranger: Any) -> None:
     with pytest.raises(triton_client.InferenceServerException, match=r"TEXT\[1\] is empty") as caught:
         stranger.infer("sentiment", [texts_input([b"good", b""])])

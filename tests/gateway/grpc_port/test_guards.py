@@ -14,6 +14,7 @@ from gateway.grpc_port.server import _BULK_PARAMETER
 from gateway.http.callers import address_of_peer
 from gateway.load_control.admission import UnderWay
 from gateway.load_control.backlog import Backlog
+from gateway.monitoring.metrics import Metrics
 from serving.model_repo.protocol import BULK
 
 
@@ -26,7 +27,7 @@ def test_lists_and_many_calls_of_one_caller_are_bulk_whatever_they_say() -> None
     async def scenario() -> None:
         predictor: Any = SimpleNamespace(batch_backlog=Backlog(math.inf))
         unused: Any = None
-        guard = GatewayGuard(unused, frozenset(), None, UnderWay(), unused)
+        guard = GatewayGuard(unused, frozenset(), None, UnderWay(), unused, Metrics())
         guard.predictor = predictor
 
         async def is_bulk(stack: AsyncExitStack, caller: str, texts: int = 1) -> bool:

@@ -81,7 +81,7 @@ def test_a_week_is_told_with_what_happened_in_it_and_what_to_do(database: Databa
         f"  {fine}",
         "",
         "The week",
-        "  12,345 requests for predictions over HTTP, with 20,000 texts; 3 failed (0.02%).",
+        "  12,345 requests for predictions, with 20,000 texts; 3 failed (0.02%).",
         "  2 texts of feedback came in.",
         "  1 check; 1 alarm of low quality.",
         "  Sat 28 Nov 08:00  Retraining started (job 7) on 2,413 texts: accuracy is low.",
@@ -110,7 +110,7 @@ def test_without_a_check_or_a_request_it_says_so(database: Database, clock: Cloc
     clock.time = MONDAY
     told = digest(database)
     assert "No check has judged the deployed version yet." in told
-    assert "No requests for predictions over HTTP." in told
+    assert "No requests for predictions." in told
 
 
 def test_it_is_sent_once_each_monday(database: Database, clock: Clock) -> None:
