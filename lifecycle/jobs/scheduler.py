@@ -214,20 +214,22 @@ class Scheduler:
                 if job.cancel_requested and not job.result.get(jobs.FINISHING):
                     self._children[job.kind].kill()
                 continue
-            was_killed = not (had_outage and ended.get(job.kind) == LEASE_LOST)
+            lost_lease = ended.get(job.kind) == LEASE_LOST
+            counts = not (had_outage and lost_lease)
             with database.transaction() as session:
                 if job.cancel_requested and not job.result.get(jobs.FINISHING):
                     jobs.end(session, job.id, jobs.Outcome(jobs.CANCELLED, {}))
                     message = f"Job {job.id} ({job.kind}) was cancelled."
                     events.record(session, EventKind.JOB_CANCELLED, message, job_id=job.id)
                     log.warning("%s", message)
-                elif was_killed and job.attempts >= jobs.MOST_ATTEMPTS:
-                    message = f"Job {job.id} ({job.kind}) failed: its process was killed {job.attempts} times"
+                elif counts and job.attempts >= jobs.MOST_ATTEMPTS:
+                    reason = "lost its lease or the database, as its log says," if lost_lease else "was killed"
+                    message = f"Job {job.id} ({job.kind}) failed: its process {reason} {job.attempts} times"
                     jobs.end(session, job.id, jobs.Outcome(jobs.FAILED, {}, message))
                     events.record(session, EventKind.JOB_FAILED, message, job_id=job.id)
                     log.error("%s", message)
                 else:
-                    jobs.requeue(session, job.id, counts=was_killed)
+                    jobs.requeue(session, job.id, counts=counts)
                     message = f"Job {job.id} ({job.kind}) was interrupted and resumes.{_place(job)}"
                     events.record(session, EventKind.JOB_RESUMED, message, job_id=job.id)
                     log.warning("%s", message)

@@ -316,10 +316,15 @@ def test_a_job_whose_process_lives_is_not_lost(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("status", "was_away", "fails"), [(1, True, True), (LEASE_LOST, False, True), (LEASE_LOST, True, False)]
+    ("status", "was_away", "fails"),
+    [
+        (1, True, "its process was killed 3 times"),
+        (LEASE_LOST, False, "lost its lease or the database"),
+        (LEASE_LOST, True, ""),
+    ],
 )
 def test_only_an_outage_of_the_database_costs_no_attempt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, was_away: bool, fails: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, was_away: bool, fails: str
 ) -> None:
     settings = Settings(state_dir=tmp_path / "state", model_repository=tmp_path / "triton_repo", access="open")
     job, starts = tmp_path / "job.py", tmp_path / "starts"
@@ -338,5 +343,6 @@ def test_only_an_outage_of_the_database_costs_no_attempt(
         wait_for(lambda: starts.exists() and len(starts.read_text()) >= jobs.MOST_ATTEMPTS, 60, "the starts")
         if fails:
             wait_for(lambda: jobs.get(database, 1).state == jobs.FAILED, 30, "the job to fail")  # type: ignore[union-attr]
+            assert fails in str(jobs.get(database, 1).error)  # type: ignore[union-attr]
         else:
             wait_for(lambda: len(starts.read_text()) > jobs.MOST_ATTEMPTS + 1, 60, "more starts")
