@@ -25,7 +25,11 @@ from lifecycle.jobs import import_classifier, job_process
 from serving.model_repo.bundle import TOKENIZER, Bundle
 from serving.model_repo.variants import FLOAT32, FLOAT_GRAPH, ONNXRUNTIME, Variant
 from tests.pages import ORDERED
-from tests.schedule import INDEPENDENT, pytest_xdist_make_scheduler  # noqa: F401 — pytest calls the hook here
+from tests.schedule import (  # noqa: F401 — pytest calls the hooks here
+    INDEPENDENT,
+    pytest_testnodedown,
+    pytest_xdist_make_scheduler,
+)
 from trainer.architectures import why_unpacked
 
 # As app.py does: tests call servers on this machine.

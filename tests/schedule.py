@@ -1,6 +1,6 @@
 """Gives the modules of tests to the processes of pytest-xdist, and goes on when one of these dies.
 
-Conftest imports the hook; it works as a plugin, too: `pytest -n 2 -p tests.schedule`.
+Conftest imports the hooks; it works as a plugin, too: `pytest -n 2 -p tests.schedule`.
 """
 
 from typing import Any
@@ -47,3 +47,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
                 super()._reschedule(node)
 
     return ByModule(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Say how a process of tests died: a negative status is a signal."""
+    if error:
+        status = node.gateway._io.popen.wait(timeout=5)
+        print(f"\nThe process {node.gateway.id} of the tests ended with the status {status}.", flush=True)

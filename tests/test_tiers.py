@@ -79,7 +79,7 @@ def test_a_process_of_tests_that_dies_fails_its_test_and_no_other(tmp_path: Path
             + "".join(f"def test_{number}():\n    pass\n\n" for number in range(3))
             + "def test_dies():\n"
             f"    if {module == 'f'} and not Path('died').exists():\n"
-            "        Path('died').touch()\n        os._exit(0)\n\ndef test_last():\n    pass\n"
+            "        Path('died').touch()\n        os._exit(7)\n\ndef test_last():\n    pass\n"
         )
     ended = subprocess.run(
         [sys.executable, "-m", "tests.run", "--again", "-n", "2", "-p", "tests.schedule", "-v"],
@@ -91,5 +91,6 @@ def test_a_process_of_tests_that_dies_fails_its_test_and_no_other(tmp_path: Path
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "crashed while running 'test_f.py::test_dies'" in ended.stdout
+    assert "of the tests ended with the status 7." in ended.stdout
     assert "1 failed, 29 passed" in ended.stdout
     assert "passed by themselves:\n  test_f.py::test_dies" in ended.stdout

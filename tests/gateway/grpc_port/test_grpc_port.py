@@ -134,7 +134,11 @@ def test_predictions_health_and_metadata_pass_as_before(pipeline: Served, strang
 def test_calls_are_counted_by_their_status(pipeline: Served, stranger: Any) -> None:
     def counts() -> dict[str, float]:
         lines = httpx.get(f"{pipeline.url}/metrics", headers={"X-API-Key": ADMIN_KEY}).text.splitlines()
-        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines) if "_grpc_" in name}
+        return {
+            name: float(value)
+            for name, _, value in (line.rpartition(" ") for line in lines)
+            if name.startswith("sentiment_grpc_")
+        }
 
     before = counts()
     stranger.infer("sentiment", [texts_input([b"good", b"bad"])])
