@@ -223,8 +223,8 @@ class Scheduler:
                     events.record(session, EventKind.JOB_CANCELLED, message, job_id=job.id)
                     log.warning("%s", message)
                 elif counts and job.attempts >= jobs.MOST_ATTEMPTS:
-                    reason = "lost its lease or the database, as its log says," if lost_lease else "was killed"
-                    message = f"Job {job.id} ({job.kind}) failed: its process {reason} {job.attempts} times"
+                    reason = "its process lost its lease or the database" if lost_lease else "its process was killed"
+                    message = f"Job {job.id} ({job.kind}) failed: {reason} {job.attempts} times"
                     jobs.end(session, job.id, jobs.Outcome(jobs.FAILED, {}, message))
                     events.record(session, EventKind.JOB_FAILED, message, job_id=job.id)
                     log.error("%s", message)
