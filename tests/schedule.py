@@ -3,6 +3,8 @@
 Conftest imports the hooks; it works as a plugin, too: `pytest -n 2 -p tests.schedule`.
 """
 
+import subprocess
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -51,7 +53,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """Say how a process of tests died: a negative status is a signal."""
-    if error:
+    """Say how a process of tests died: a negative status is a signal. One that Ctrl-C interrupted may live on."""
+    if not error:
+        return
+    with suppress(subprocess.TimeoutExpired):
         status = node.gateway._io.popen.wait(timeout=5)
         print(f"\nThe process {node.gateway.id} of the tests ended with the status {status}.", flush=True)

@@ -82,7 +82,7 @@ class Metrics:
         )
         self._tokenize, self._queue, self._graph = map(phases.labels, ("tokenize", "queue", "graph"))
         self.grpc_calls = counter("sentiment_grpc_calls", "Predictions on the gRPC port, by status code.", ("code",))
-        self.grpc_texts = counter("sentiment_grpc_texts", "Texts of these calls.")
+        self.grpc_texts = counter("sentiment_grpc_texts", "Texts of the predictions on the gRPC port.")
         self.micro_batch_queue = gauge("sentiment_micro_batch_queue_length", "Live requests that wait for a call.")
         self.micro_batch_wait = histogram(
             "sentiment_micro_batch_wait_seconds", "Time that live requests waited for their call.", buckets=_PHASE_S

@@ -223,8 +223,10 @@ class Scheduler:
                     events.record(session, EventKind.JOB_CANCELLED, message, job_id=job.id)
                     log.warning("%s", message)
                 elif counts and job.attempts >= jobs.MOST_ATTEMPTS:
-                    reason = "its process lost its lease or the database" if lost_lease else "its process was killed"
-                    message = f"Job {job.id} ({job.kind}) failed: {reason} {job.attempts} times"
+                    reason = f"failed: its process was killed {job.attempts} times"
+                    if lost_lease:
+                        reason = f"failed: its process lost its lease or the database {job.attempts} times"
+                    message = f"Job {job.id} ({job.kind}) {reason}"
                     jobs.end(session, job.id, jobs.Outcome(jobs.FAILED, {}, message))
                     events.record(session, EventKind.JOB_FAILED, message, job_id=job.id)
                     log.error("%s", message)

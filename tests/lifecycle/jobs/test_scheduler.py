@@ -319,7 +319,7 @@ def test_a_job_whose_process_lives_is_not_lost(tmp_path: Path, monkeypatch: pyte
     ("status", "was_away", "fails"),
     [
         (1, True, "its process was killed 3 times"),
-        (LEASE_LOST, False, "lost its lease or the database"),
+        (LEASE_LOST, False, "its process lost its lease or the database 3 times"),
         (LEASE_LOST, True, ""),
     ],
 )
