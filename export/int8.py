@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from serving.backend.cpu import has_vnni
 from serving.backend.packing import pack
-from serving.backend.runtime import feed
+from serving.backend.runtime import feed, own_signal_stack
 from serving.backend.stage import load_tokenizer
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.texts import readable
@@ -47,7 +47,7 @@ def _quantize_for_openvino(float_graph: Path, calibration: Sequence[Inputs], tar
 
     nncf.set_log_level(logging.ERROR)
     # NNCF's progress bars would mix with the log.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with own_signal_stack(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         model = nncf.quantize(
             openvino.Core().read_model(str(float_graph)),

@@ -1,6 +1,9 @@
 """The two inference runtimes: ONNX Runtime everywhere, OpenVINO where it is faster."""
 
+import ctypes
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -111,6 +114,22 @@ class _OnnxRuntimeGraph:
         return np.asarray(probabilities, dtype=np.float32)
 
 
+@contextmanager
+def own_signal_stack() -> Iterator[None]:
+    """Give this thread back its alternate signal stack, which is where CPython's signal handlers run if there is one.
+
+    OpenVINO's CPU plugin replaces it, and frees its own when it is unloaded. If another thread unloads it, or if the
+    first of two is unloaded first, the freed memory stays registered, and Ctrl-C ends in a segmentation fault.
+    """
+    sigaltstack = ctypes.CDLL(None).sigaltstack
+    stack = (ctypes.c_size_t * 3)()  # stack_t: address, flags, size
+    sigaltstack(None, stack)
+    try:
+        yield
+    finally:
+        sigaltstack(stack, None)
+
+
 class _OpenVinoGraph:
     """A graph in OpenVINO's own Python runtime. OpenVINO's plugin for ONNX Runtime refuses processors other than
     Intel's, and OpenVINO runs the same graph faster on AMD's (see docs/developing.md)."""
@@ -123,18 +142,16 @@ class _OpenVinoGraph:
         # The first call builds a table and lets other threads run meanwhile. If another thread needs the table then, it
         # waits while it holds the GIL, which is a deadlock. So build the table here, before any other thread needs it.
         openvino.Type.i64.to_dtype()
-        compiled = openvino.Core().compile_model(
-            str(graph),
-            "CPU",
-            {
-                "NUM_STREAMS": streams,
-                "INFERENCE_NUM_THREADS": streams * threads,
-                # With pinning, several processes would put their threads on the same cores.
-                "ENABLE_CPU_PINNING": False,
-                # Applies to operations that are not int8 already.
-                "INFERENCE_PRECISION_HINT": "bf16" if has_bf16() and precision != FLOAT32 else "f32",
-            },
-        )
+        options = {
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": streams * threads,
+            # With pinning, several processes would put their threads on the same cores.
+            "ENABLE_CPU_PINNING": False,
+            # Applies to operations that are not int8 already.
+            "INFERENCE_PRECISION_HINT": "bf16" if has_bf16() and precision != FLOAT32 else "f32",
+        }
+        with own_signal_stack():
+            compiled = openvino.Core().compile_model(str(graph), "CPU", options)
         self._requests: SimpleQueue[Any] = SimpleQueue()
         for _ in range(streams):
             self._requests.put(compiled.create_infer_request())

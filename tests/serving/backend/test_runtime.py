@@ -1,6 +1,7 @@
 """The libraries that run the graph, as several threads use them."""
 
 import logging
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,38 @@ def test_threads_that_use_openvino_first_at_once_do_not_wait_for_each_other_for_
         check=True,
     )
     assert ended.stdout == f"{[1] * 8}\n"
+
+
+_INTERRUPTED_AFTERWARDS = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from serving.backend.runtime import load_graph
+from serving.model_repo.variants import FLOAT32, OPENVINO, Variant
+graphs = [load_graph(Path(sys.argv[1]), Variant(OPENVINO, FLOAT32), streams=1, threads=1) for _ in range(3)]
+del graphs[0]
+del graphs[0]
+thread = threading.Thread(target=graphs.clear)
+thread.start()
+thread.join()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_works_after_graphs_were_loaded_and_unloaded(bert_bundle: Path) -> None:
+    """In the order in which they were loaded, and by another thread."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED_AFTERWARDS, bert_bundle],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert (ended.stdout, ended.returncode) == ("interrupted\n", 0)
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider'")
