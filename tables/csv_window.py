@@ -2,6 +2,7 @@
 
 import io
 import re
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 
 from tables.lines import LONGEST_LINE, LineReader
@@ -69,21 +70,23 @@ class Window:
             self._ended = True
             return False
         start = len(self.lines)
+        is_marked = self.first == 1 and not start and self._offset == 0 and chunk.data.startswith(BOM_UTF8)
+        data = chunk.data.removeprefix(BOM_UTF8) if is_marked else chunk.data
         try:
-            text = chunk.data.decode(self._encoding)
+            text = data.decode(self._encoding)
             lines = self._split(text)
         except UnicodeDecodeError:
-            raw = self._reader.split(chunk.data)
+            raw = self._reader.split(data)
             lines = [self._decoded(line, start + index) for index, line in enumerate(raw)]
             sizes = list(map(len, raw))
             text = "".join(lines)
         else:
-            sizes = list(map(len, lines if len(text) == len(chunk.data) else self._reader.split(chunk.data)))
+            sizes = list(map(len, lines if len(text) == len(data) else self._reader.split(data)))
+        if is_marked and sizes:
+            sizes[0] += len(BOM_UTF8)
         if chunk.too_long:
             self.faults[start] = f"{TOO_LONG}: the line has more than {LONGEST_LINE:,} bytes"
             lines, sizes = [""], [chunk.size]
-        if self.first == 1 and not start and self._offset == 0 and lines[0].startswith("\ufeff"):
-            lines[0] = lines[0].removeprefix("\ufeff")
         if "\0" in text:
             self.nuls += text.count("\0")
             lines = [line.replace("\0", "") for line in lines]

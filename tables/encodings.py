@@ -8,7 +8,6 @@ from typing import NamedTuple
 from charset_normalizer import from_bytes
 
 _MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, with which it begins
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -63,7 +62,10 @@ UTF_8 = Encoding("utf-8", "utf-8", is_guessed=False)
 
 
 def by_start(start: bytes) -> Encoding | None:
-    """Return the encoding that a byte order mark, or the NUL bytes of UTF-16 without one, give away."""
+    """Return the encoding that a byte order mark, or the NUL bytes of UTF-16 without one, give away.
+
+    UTF-8's mark proves nothing: some programs write it before text in another encoding.
+    """
     for mark, name in _MARKS:
         if start.startswith(mark):
             return Encoding(name, name, is_guessed=False)

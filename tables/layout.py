@@ -1,6 +1,7 @@
 """Finds out how a text file is written: encoding, line ends, delimiter, header."""
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import dropwhile
@@ -94,8 +95,9 @@ class Head:
 def read_head(stream: ByteStream) -> Head:
     """Read the beginning of a file, and find its encoding, for which more may be read."""
     start = _read(stream, HEAD_BYTES)
-    encoding = by_start(start) or by_sample(_sample(stream, start))
-    text = start.decode(encoding.codec, errors="replace")
+    unmarked = start.removeprefix(BOM_UTF8)
+    encoding = by_start(start) or by_sample(_sample(stream, unmarked))
+    text = unmarked.decode(encoding.codec, errors="replace")
     return Head(encoding, text, len(start) < HEAD_BYTES)
 
 

@@ -1,5 +1,6 @@
 """The encoding of a file is found by its bytes, and lines that are not in it are faulty rows."""
 
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,19 @@ def read(path: Path) -> tuple[str, list[str], list[str], list[str]]:
     )
 
 
+@pytest.mark.parametrize("mark", [b"", BOM_UTF8], ids=["", "with the mark of UTF-8"])
 @pytest.mark.parametrize("encoding", TEXTS)
-def test_single_and_multi_byte_encodings(tmp_path: Path, encoding: str) -> None:
+def test_single_and_multi_byte_encodings(tmp_path: Path, encoding: str, mark: bytes) -> None:
     path = tmp_path / "a.tsv"
     texts = ["A plain line.", *TEXTS[encoding]] * 10
-    path.write_bytes(("text\tlabel\n" + "".join(f"{text}\tx\n" for text in texts)).encode(encoding))
+    path.write_bytes(mark + ("text\tlabel\n" + "".join(f"{text}\tx\n" for text in texts)).encode(encoding))
     assert read(path) == (encoding, texts, [], [f"read as {encoding}, the encoding that was detected"])
+
+
+def test_the_mark_of_utf_8_before_json_in_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(BOM_UTF8 + '{"text": "schöne Größe", "label": "x"}\n'.encode("cp1252") * 3)
+    assert read(path)[:3] == ("windows-1252", ["schöne Größe"] * 3, [])
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
@@ -76,9 +84,10 @@ def test_accents_that_come_late(tmp_path: Path) -> None:
     assert (encoding, texts[-1], faults) == ("windows-1252", "schöne Größe", [])
 
 
-def test_a_damaged_line_in_utf_8_does_not_change_the_encoding(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mark", [b"", BOM_UTF8], ids=["", "with its mark"])
+def test_a_damaged_line_in_utf_8_does_not_change_the_encoding(tmp_path: Path, mark: bytes) -> None:
     path = tmp_path / "a.csv"
-    path.write_bytes("text,label\nschöne Größe,x\n".encode() + b"caf\xe9,x\n" + "“good”,x\n".encode())
+    path.write_bytes(mark + "text,label\nschöne Größe,x\n".encode() + b"caf\xe9,x\n" + "“good”,x\n".encode())
     encoding, texts, faults, notes = read(path)
     assert (encoding, texts, notes) == ("utf-8", ["schöne Größe", "“good”"], [])
     assert faults == ["undecodable: byte 0xe9 at position 3 is not utf-8"]
