@@ -148,5 +148,6 @@ lock:
 
 # Delete the models and all state; the data files, settings and .venv stay.
 clean:
-	rm -rf model .sentiment
-	[ ! -d triton_repo ] || find triton_repo -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
+	@rm -rf model .sentiment client/build client/*.egg-info
+	@[ ! -d triton_repo ] || find triton_repo -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
+	@echo "The models and all state (model, triton_repo, .sentiment) are deleted."

@@ -17,6 +17,7 @@ from transformers import (
 from common.errors import PipelineError
 from common.progress import under_way
 from common.settings import Settings
+from common.wording import counted
 from export.first_stage import add_first_stage
 from export.graph import GraphError, export_graph
 from export.int8 import CALIBRATION_TEXTS, Inputs, calibration_inputs
@@ -206,7 +207,8 @@ def _build(
         answers = engine.classify(dataset.val.texts).values
     evaluation = evaluate(answers, targets_of(dataset.val.labels, record.labels), record.labels)
     log.info(
-        "The exported model on the validation texts: accuracy %.4f, macro F1 %.4f.",
+        "The exported model on %s: accuracy %.4f, macro F1 %.4f.",
+        counted(evaluation.texts, "validation text"),
         evaluation.accuracy,
         evaluation.macro_f1,
     )

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.settings import Settings
+from common.wording import counted
 
 CALIBRATION_BINS = 15
 """Number of bins of the calibration error, as in Guo et al. (2017)."""
@@ -43,7 +44,8 @@ class Evaluation:
     def summary(self, temperature: float) -> str:
         """Return the results on the validation texts in a sentence; `temperature` calibrates the scores."""
         return (
-            f"Validation: accuracy {self.accuracy:.4f}, macro F1 {self.macro_f1:.4f}, calibration error "
+            f"Validation ({counted(self.texts, 'text')}): accuracy {self.accuracy:.4f}, "
+            f"macro F1 {self.macro_f1:.4f}, calibration error "
             f"{self.calibration_error:.3f} (temperature {temperature:.2f})."
         )
 

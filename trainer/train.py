@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import PipelineError
 from common.settings import Settings
+from common.wording import counted
 from serving.model_repo.bundle import RowCounts
 from serving.model_repo.repository import ModelRepository
 from trainer.advice import TrainingFacts, near_chance, not_better
@@ -108,7 +109,8 @@ def _train(
     tracking = Tracking(settings)
     baseline = evaluate_baseline(dataset)
     log.info(
-        "Baseline (TF-IDF with logistic regression) on the validation texts: accuracy %.4f, macro F1 %.4f.",
+        "Baseline (TF-IDF with logistic regression) on %s: accuracy %.4f, macro F1 %.4f.",
+        counted(baseline.texts, "validation text"),
         baseline.accuracy,
         baseline.macro_f1,
     )

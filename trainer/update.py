@@ -87,7 +87,7 @@ def plan_update(settings: Settings, model_dir: Path, dataset: Dataset, learnt: L
         log.info("This is a full training, because %s.", update)
         return None
     log.info(
-        "Version %d is updated with %s new texts and %s that it knows, in %s steps instead of %s.",
+        "Version %d is updated with %s new texts and %s that it knows, in %s steps; a full training has %s.",
         update.record.version,
         f"{update.new:,}",
         f"{len(update.texts.texts) - update.new:,}",

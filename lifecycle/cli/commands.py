@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 from common.errors import PipelineError
 from common.progress import StatusLine, duration
 from common.settings import Settings
+from common.wording import counted
 from lifecycle.cli.printing import print_json, print_table
 from lifecycle.cli.running import require_running
 from lifecycle.deployment import promotion
@@ -156,6 +157,10 @@ def models(settings: Settings, options: argparse.Namespace) -> None:
     print_table(columns, rows, "No versions yet.")
     if any(model["feedback_metrics"] for model in found):
         print("Accuracy and macro F1 are on the validation texts; `on feedback` is accuracy on held-out feedback.")
+    for model in found:
+        if model["quick"] and "texts" in model["metrics"]:
+            texts = counted(int(model["metrics"]["texts"]), "validation text")
+            print(f"Version {model['version']} is a quick one: its accuracy and macro F1 are on {texts}.")
 
 
 def show_digest(settings: Settings, _: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from common.errors import PipelineError
 from common.progress import under_way
 from common.settings import Settings
+from common.wording import counted
 from lifecycle.gates.batch_predict import Answers, batch_predict
 from lifecycle.gates.behaviour import behaves, sentences, shares_that_hold
 from lifecycle.gates.comparison import FLIPS, PairedAnswers, few_flips, not_worse, not_worse_on_slices
@@ -167,7 +168,8 @@ def _parity(bundle: Bundle) -> GateVerdict:
 def _agreement(proof: Proof) -> str:
     if proof.differing is None:  # a bundle of an older release
         return f" ({proof.label_agreement:.2%} of the labels are the same)"
-    return f" ({proof.differing:,} of {proof.texts:,} texts get another label, besides {proof.near_ties:,} near ties)"
+    besides = f", besides {counted(proof.near_ties, 'near tie')}" if proof.near_ties else ""
+    return f" ({proof.differing or 'none'} of {counted(proof.texts, 'text')} get another label{besides})"
 
 
 def _behaviour(tried: Trial) -> dict[str, float]:

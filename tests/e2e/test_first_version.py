@@ -86,6 +86,7 @@ def test_a_quick_version_serves_first_and_the_full_one_takes_over(tmp_path: Path
     (model,) = served.ask("GET", "/models").json()
     assert model["quick"]
     assert model["metrics"]["accuracy"] > 0.9
+    assert "Version 1 is a quick one: its accuracy and macro F1 are on " in served.app("models").stdout
     bundle = Bundle.load(served.repository.version_directory(1))
     assert [str(proof.variant) for proof in bundle.proofs] == ["onnxruntime float32"]
     assert bundle.base_model.startswith("all-MiniLM-L6-v2")

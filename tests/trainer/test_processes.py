@@ -137,7 +137,7 @@ def test_two_processes_give_the_model_of_one_and_the_first_records_it(settings: 
 
     assert ended.returncode == 0, ended.stdout
     assert_result_of(settings, one)
-    for message in ("in each of 2 processes", "Validation: accuracy", "Trained version 1"):
+    for message in ("in each of 2 processes", "texts): accuracy", "Trained version 1"):
         assert ended.stdout.count(message) == 1, ended.stdout
     assert list((settings.state_dir / "training").iterdir()) == []
 
