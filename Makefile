@@ -33,7 +33,7 @@ run: $(INSTALLED)
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 # Modules go to PROCESSES processes; ORDER=random, or ORDER=NUMBER to repeat such a run, shuffles the tests.
 PROCESSES ?= $(shell nproc)
@@ -45,7 +45,7 @@ PARALLEL = -n $(PROCESSES) --no-loadscope-reorder
 test: check
 	$(PYTEST) $(PARALLEL) -m "not full"
 
-# Run all tests: an hour on 2 cores. Tests that need the machine to themselves run last, one by one.
+# Run all tests: 45 to 60 minutes on 2 cores. Tests that need the machine to themselves run last, one by one.
 test-all: check
 	$(PYTEST) --again $(PARALLEL) -m "not alone"
 	$(PYTEST) --again -m alone

@@ -245,6 +245,9 @@ class Settings(BaseSettings):
     sample_rows: Annotated[int, Field(ge=1)] = 200_000
     """Maximum number of sampled texts; the oldest are deleted."""
 
+    learn_from_live: bool = False
+    """Have an update of the deployed model learn from sampled live texts, too, by what it is sure of about them."""
+
     retrain_on_drift: bool = False
     """Also retrain when texts, predictions or feedback drift, not only when the deployed model is stale."""
 

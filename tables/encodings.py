@@ -18,6 +18,8 @@ _CANDIDATES += ["big5", "euc_jp", "gb18030", "koi8_r", "mac_roman"]
 _SHOWN = {"cp874": "tis-620", "cp932": "shift-jis", "cp949": "euc-kr"}
 _SAMPLED_BYTES = 32_768
 _MANY_NULS, _FEW_NULS = 0.7, 0.1
+_MARK_WEIGHT = 10
+"""UTF-8's mark counts as so many lines in UTF-8."""
 
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 _MARKS_AND_SIGNS = "‘’“”„–—…•€£§°«»¡¿™®©´\xa0"
@@ -64,7 +66,7 @@ UTF_8 = Encoding("utf-8", "utf-8", is_guessed=False)
 def by_start(start: bytes) -> Encoding | None:
     """Return the encoding that a byte order mark, or the NUL bytes of UTF-16 without one, give away.
 
-    UTF-8's mark proves nothing: some programs write it before text in another encoding.
+    UTF-8's mark is no proof: some programs write it before text in another encoding.
     """
     for mark, name in _MARKS:
         if start.startswith(mark):
@@ -79,11 +81,11 @@ def by_start(start: bytes) -> Encoding | None:
     return None
 
 
-def by_sample(sample: bytes) -> Encoding:
-    """Return the encoding of a sample that has no mark and consists of whole lines."""
+def by_sample(sample: bytes, *, is_marked: bool = False) -> Encoding:
+    """Return the encoding of a sample of whole lines, which UTF-8's mark may have preceded."""
     lines = [line for line in sample.replace(b"\r", b"\n").split(b"\n") if not line.isascii()]
-    valid = sum(map(_is_utf8, lines))
-    if valid * 2 >= len(lines):
+    mark = _MARK_WEIGHT * is_marked
+    if (sum(map(_is_utf8, lines)) + mark) * 2 >= len(lines) + mark:
         return UTF_8  # with at most half of the lines damaged
     text = b"\n".join(line for line in lines if not _is_utf8(line))[:_SAMPLED_BYTES]
     codec = next((choice.codec for choice in _PLAUSIBLE if _is_plausible(text, choice)), None) or _detected(text)

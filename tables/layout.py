@@ -96,7 +96,7 @@ def read_head(stream: ByteStream) -> Head:
     """Read the beginning of a file, and find its encoding, for which more may be read."""
     start = _read(stream, HEAD_BYTES)
     unmarked = start.removeprefix(BOM_UTF8)
-    encoding = by_start(start) or by_sample(_sample(stream, unmarked))
+    encoding = by_start(start) or by_sample(_sample(stream, unmarked), is_marked=unmarked != start)
     text = unmarked.decode(encoding.codec, errors="replace")
     return Head(encoding, text, len(start) < HEAD_BYTES)
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from common.settings import Settings
 from serving.backend.cpu import usable_cores
 from trainer.base_model import load_base_model
 from trainer.batches import NO_TARGET, TokenizedTexts, longest_first
+from trainer.consistency import LEAST_TEXTS, UnlabelledTexts
 from trainer.dataset import Dataset, LabelledTexts
 from trainer.evaluation import evaluate
 from trainer.first_version import LEAST_STEPS, MOST_SELECTION_TEXTS, TRAINING_S
@@ -93,13 +95,21 @@ class FineTuned:
     """As in `TrainingRecord`."""
 
 
-def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False, deployed: Path | None = None) -> FineTuned:
+def fine_tune(
+    settings: Settings,
+    dataset: Dataset,
+    *,
+    quick: bool = False,
+    deployed: Path | None = None,
+    unlabelled: Sequence[str] = (),
+) -> FineTuned:
     """Fine-tune the base model. An interrupted training with the same data and settings resumes.
 
     A `quick` training ends after the steps that fit in `first_version.TRAINING_S`, at least `LEAST_STEPS`, if its
     epochs have more. Its last state is taken, and no other is evaluated.
 
-    `deployed` is the directory of the deployed model. It is updated, which is shorter, if `plan_update` allows it.
+    `deployed` is the directory of the deployed model. It is updated, which is shorter, if `plan_update` allows it. An
+    update also learns from `unlabelled` texts (`consistency`), if there are at least `LEAST_TEXTS`.
 
     If `torchrun` has started several processes, each calls this and gets the same result. It equals the result of one
     process, except for rounding and for which units dropout removes.
@@ -123,6 +133,7 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False, depl
     if update:
         chosen = replace(chosen, steps=update.steps)
         old = {name: values.detach().clone() for name, values in base.model.named_parameters()}
+    learns_unlabelled = update and len(unlabelled) >= LEAST_TEXTS and base.tokenizer.mask_token_id is not None
     hyperparameters = {
         "base_model": base.name,
         "epochs": chosen.epochs,
@@ -137,6 +148,7 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False, depl
         "selection_texts": len(selection),
         **({"quick": True} if quick else {}),
         **(update.facts() if update else {}),
+        **({"unlabelled_texts": len(unlabelled)} if learns_unlabelled else {}),
     }
     checkpoints = settings.state_dir / "training" / _key(dataset.fingerprint, hyperparameters)
     collator = DataCollatorWithPadding(base.tokenizer, pad_to_multiple_of=PAD_TO)
@@ -186,6 +198,9 @@ def fine_tune(settings: Settings, dataset: Dataset, *, quick: bool = False, depl
             train,
             selection,
             dataset.labels,
+            UnlabelledTexts(unlabelled, base.tokenizer, base.max_length, collator, settings.seed)
+            if learns_unlabelled
+            else None,
             last=quick or update is not None,
         )
         if processes.as_first_finds(lambda: checkpoints.name) != checkpoints.name:
@@ -267,6 +282,7 @@ def _trainer(
     train: TokenizedTexts,
     selection: TokenizedTexts,
     labels: tuple[str, ...],
+    unlabelled: UnlabelledTexts | None,
     *,
     last: bool,
 ) -> Trainer:
@@ -286,6 +302,7 @@ def _trainer(
     return ResumableTrainer(
         processes,
         _loss,
+        unlabelled,
         model=model,
         args=training_arguments(
             checkpoints,

@@ -23,6 +23,7 @@ from transformers import (
 from common.errors import PipelineError
 from serving.backend.cpu import instruction_sets
 from trainer.batches import EpochSampler, TokenizedTexts, parts_of
+from trainer.consistency import UnlabelledTexts, consistency_loss
 from trainer.hyperparameters import WARMUP_RATIO, WEIGHT_DECAY
 from trainer.processes import Processes
 
@@ -63,14 +64,21 @@ class SaveInTime(TrainerCallback):
 class ResumableTrainer(Trainer):
     """A trainer of `TokenizedTexts` with reliable checkpoints."""
 
-    def __init__(self, processes: Processes, loss: Callable[..., torch.Tensor], **named: Any) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        loss: Callable[..., torch.Tensor],
+        unlabelled: UnlabelledTexts | None = None,
+        **named: Any,
+    ) -> None:
         """Train with `loss`, which gets the outputs and targets of a part, and the number of targets in the batch.
 
-        The losses of the parts add up to the loss of the batch.
+        The losses of the parts add up to the loss of the batch. One process may also learn from `unlabelled` texts.
         """
         super().__init__(compute_loss_func=loss, **named)
         self.remove_callback(PrinterCallback)
         self._processes = processes
+        self._unlabelled = unlabelled
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """This process's share of each batch; accelerate must not divide it again."""
@@ -99,6 +107,12 @@ class ResumableTrainer(Trainer):
             # Several processes add up their gradients once, in the last part.
             with nullcontext() if part is parts[-1] else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, part, num_items_in_batch))
+        if self._unlabelled is not None:
+            batch = self._unlabelled.batch(self.state.global_step)
+            for part in parts_of(batch):
+                with self.compute_loss_context_manager():
+                    loss = consistency_loss(model, self._prepare_inputs(part), len(batch["input_ids"]))
+                self.accelerator.backward(loss)
         return torch.stack(losses).sum()
 
     def _save_checkpoint(self, *arguments: Any, **named: Any) -> None:

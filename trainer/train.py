@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -48,11 +48,13 @@ def train(
     *,
     quick: bool = False,
     deployed: Path | None = None,
+    unlabelled: Sequence[str] = (),
 ) -> TrainingRecord:
     """Check the data, fine-tune, calibrate, record in MLflow, and save to the model directory.
 
     A `quick` training takes bounded time (`first_version`), and lists no suspicious labels. `deployed` is the directory
-    of the deployed model, which is updated if possible (`update`); an update lists no suspicious labels either.
+    of the deployed model, which is updated if possible (`update`); an update lists no suspicious labels either, and
+    also learns from `unlabelled` texts.
 
     `counts` are recorded as the rows of the data files. If they are missing, those of the files read here are. The list
     of suspicious labels contains only `own_rows`, pairs of text and label, because feedback may be erased later, and no
@@ -65,7 +67,7 @@ def train(
         PipelineError: there is a problem with the data, the base model, MLflow or the disk.
     """
     with _alone(settings.model_dir):
-        return _train(settings, counts, own_rows, quick=quick, deployed=deployed)
+        return _train(settings, counts, own_rows, quick=quick, deployed=deployed, unlabelled=unlabelled)
 
 
 @contextmanager
@@ -97,6 +99,7 @@ def _train(
     *,
     quick: bool,
     deployed: Path | None,
+    unlabelled: Sequence[str],
 ) -> TrainingRecord:
     started = time.monotonic()
     found = check_data(settings)
@@ -114,7 +117,7 @@ def _train(
         baseline.accuracy,
         baseline.macro_f1,
     )
-    tuned = fine_tune(settings, dataset, quick=quick, deployed=deployed)
+    tuned = fine_tune(settings, dataset, quick=quick, deployed=deployed, unlabelled=unlabelled)
     if base is None or base.name != tuned.base_model:  # the training has just downloaded the encoder
         tokenizer = Tokenizer.from_str(tuned.tokenizer.backend_tokenizer.to_str())  # a copy, because it is changed
         report = data_report(found, BaseTokenizer(tuned.base_model, tokenizer, tuned.max_length))

@@ -6,6 +6,7 @@ a share of their rows (`SENTIMENT_MAX_SOURCE_SHARE`), so that no single sender c
 
 import csv
 import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,13 @@ from common.settings import Settings
 from serving.model_repo.repository import sync
 from storage.database import Database
 from storage.feedback import SourcedText, is_held_out, last_feedback_id, newest_feedback, newest_of_others, text_hash
+from storage.sampled_predictions import newest_sample
 from trainer.dataset import Dataset, LabelledTexts, fingerprint
 
 TRAIN_FILE = "train.csv"
 VAL_FILE = "val.csv"
+UNLABELLED_FILE = "unlabelled.json"
+_MOST_UNLABELLED = 2_000
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,21 @@ def _place_in_sample(row: SourcedText) -> bytes:
     return hashlib.sha256(str(row.id).encode()).digest()
 
 
-def write(data: MergedData, directory: Path) -> tuple[Path, Path]:
-    """Write both parts as CSV files into a directory, each file atomically; return their paths."""
+def unlabelled_texts(database: Database, data: MergedData) -> list[str]:
+    """Return the newest sampled live texts, without repetitions, evaluation data and texts of `data`."""
+    known = {text_hash(text) for part in (data.train, data.val) for text in part.texts}
+    found: dict[str, str] = {}
+    for row in newest_sample(database, _MOST_UNLABELLED):
+        if row.text is not None and row.text_hash not in known and not is_held_out(row.text_hash):
+            found[row.text_hash] = row.text
+    return list(found.values())
+
+
+def write(data: MergedData, directory: Path, unlabelled: Sequence[str]) -> tuple[Path, Path]:
+    """Write both parts as CSV files and the unlabelled texts into a directory, each file atomically.
+
+    Return the paths of the CSV files.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     paths = directory / TRAIN_FILE, directory / VAL_FILE
     for path, texts in zip(paths, (data.train, data.val), strict=True):
@@ -102,4 +119,9 @@ def write(data: MergedData, directory: Path) -> tuple[Path, Path]:
             writer.writerows(zip(texts.texts, texts.labels, strict=True))
         sync(part)
         part.replace(path)
+    path = directory / UNLABELLED_FILE
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(unlabelled), encoding="utf-8")
+    sync(part)
+    part.replace(path)
     return paths

@@ -24,7 +24,7 @@ from lifecycle.deployment.version_report import LEARNT_FROM
 from lifecycle.gates.batch_predict import batch_predict
 from lifecycle.gates.evaluation_data import evaluation_data, shortfalls
 from lifecycle.gates.run_gates import run_gates
-from lifecycle.gates.training_data import TRAIN_FILE, VAL_FILE, merge, write
+from lifecycle.gates.training_data import TRAIN_FILE, UNLABELLED_FILE, VAL_FILE, merge, unlabelled_texts, write
 from lifecycle.gates.trial import trial
 from lifecycle.jobs.candidate import costs, figures_of, from_sources, promotion_figures, reject, take_over, try_live
 from lifecycle.jobs.check import learnt_before
@@ -190,7 +190,7 @@ def _begin(settings: Settings, database: Database, job: Job, dataset: Dataset, d
         with database.transaction() as session:
             events.record(session, EventKind.RETRAINING_SKIPPED, f"No retraining: {same}.", job_id=job.id)
         return jobs.Outcome(jobs.SKIPPED, {"reason": same})
-    write(merged, directory)
+    write(merged, directory, unlabelled_texts(database, merged) if settings.learn_from_live else [])
     figures: Figures = {
         "texts": len(merged.train.texts),
         "feedback": merged.feedback_texts,
@@ -263,7 +263,11 @@ def _train(
             return record
         own.model_dir.rename(directory / f"rejected-{record.version}")
     check_exportable(own)
-    return train(own, counts, rows, deployed=None if is_full else _deployed_model(settings, database))
+    unlabelled = []
+    with suppress(FileNotFoundError):  # an older release of the pipeline began the job
+        unlabelled = json.loads((directory / UNLABELLED_FILE).read_text(encoding="utf-8"))
+    deployed = None if is_full else _deployed_model(settings, database)
+    return train(own, counts, rows, deployed=deployed, unlabelled=unlabelled)
 
 
 def _deployed_model(settings: Settings, database: Database) -> Path | None:

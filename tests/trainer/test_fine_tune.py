@@ -109,7 +109,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def interrupt(settings: Settings, dataset: Dataset, step: int, deployed: Path | None = None) -> None:
+def interrupt(settings: Settings, dataset: Dataset, step: int, **named: Any) -> None:
     """Fine-tune until Ctrl-C in the middle of `step`."""
 
     def press(_: ProgressLine, __: TrainingArguments, state: TrainerState, *___: object, **____: object) -> None:
@@ -119,7 +119,7 @@ def interrupt(settings: Settings, dataset: Dataset, step: int, deployed: Path | 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ProgressLine, "on_step_end", press)
         with pytest.raises(KeyboardInterrupt):
-            fine_tune(settings, dataset, deployed=deployed)
+            fine_tune(settings, dataset, **named)
 
 
 def test_learns_and_keeps_the_best(settings: Settings, dataset: Dataset) -> None:

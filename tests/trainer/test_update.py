@@ -1,10 +1,12 @@
 """The deployed model learns new texts, half of the way, or a full training says why it takes place."""
 
+import json
 import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 from common.settings import Settings
 from tests.trainer.test_fine_tune import WORDS, interrupt, make_learner, write_texts
 from trainer.base_model import load_trained
+from trainer.consistency import LEAST_TEXTS
 from trainer.dataset import Dataset, LabelledTexts, load_dataset
 from trainer.fine_tune import FineTuned, fine_tune
 from trainer.record import TrainingRecord, training_key
@@ -100,14 +103,45 @@ def fine_tuned_parameters(model_dir: Path) -> list[tuple[str, torch.Tensor]]:
     return list(load_trained(model_dir, TrainingRecord.load(model_dir)).model.named_parameters())
 
 
-def test_an_interrupted_update_resumes(settings: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unlabelled", [0, LEAST_TEXTS])
+def test_an_interrupted_update_resumes(settings: Settings, tmp_path: Path, unlabelled: int) -> None:
     dataset = with_new(load_dataset(settings))
-    whole = fine_tune(
-        settings.model_copy(update={"state_dir": tmp_path / "whole"}), dataset, deployed=settings.model_dir
-    )
-    interrupt(settings, dataset, step=45, deployed=settings.model_dir)
-    resumed = fine_tune(settings, dataset, deployed=settings.model_dir)
+    named: dict[str, Any] = {"deployed": with_mask_token(settings.model_dir), "unlabelled": praise(unlabelled)}
+    whole = fine_tune(settings.model_copy(update={"state_dir": tmp_path / "whole"}), dataset, **named)
+    interrupt(settings, dataset, step=45, **named)
+    resumed = fine_tune(settings, dataset, **named)
+    assert resumed.hyperparameters.get("unlabelled_texts", 0) == unlabelled
     assert resumed.val_logits == pytest.approx(whole.val_logits, abs=1e-5)
+
+
+def test_a_word_of_texts_without_labels_is_learnt_from_those_beside_it(settings: Settings, tmp_path: Path) -> None:
+    """And not if they are few."""
+    deployed = with_mask_token(settings.model_dir)
+    rows = load_dataset(settings)
+    new = [(f"{text} {WORDS[label][0]}", label) for text, label in [*rows.train.pairs()][:40]]
+    dataset = replace(rows, train=LabelledTexts(*map(list, zip(*rows.train.pairs(), *new, strict=True))))
+    positive = []
+    for texts in (0, LEAST_TEXTS - 1, LEAST_TEXTS):
+        own = settings.model_copy(update={"state_dir": tmp_path / str(texts)})
+        tuned = fine_tune(own, dataset, deployed=deployed, unlabelled=praise(texts))
+        with torch.no_grad():
+            logits = tuned.model(**tuned.tokenizer([f"{TOLD} {TOLD} {TOLD}"], return_tensors="pt")).logits[0]
+        positive.append(float(torch.softmax(logits, dim=0)[dataset.labels.index("Positive")]))
+    assert positive[0] == positive[1]
+    assert positive[2] > positive[0] + 0.1
+
+
+def praise(texts: int) -> list[str]:
+    """Texts without labels: a word that no training text has, beside words of the label Positive."""
+    draw = random.Random(2)
+    return [" ".join([TOLD, TOLD, *draw.choices(WORDS["Positive"], k=4)]) for _ in range(texts)]
+
+
+def with_mask_token(model_dir: Path) -> Path:
+    """Have the model's tokenizer hide words behind the token of unknown ones."""
+    path = model_dir / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"mask_token": "[UNK]"}))
+    return model_dir
 
 
 def of_record(**changes: object) -> Callable[[Path, Dataset], Dataset]:

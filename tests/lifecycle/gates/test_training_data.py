@@ -1,5 +1,8 @@
 """What is learnt from and what is judged by: feedback counts more than the file, and nothing is ever in both."""
 
+import json
+import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,10 +13,11 @@ from sqlalchemy import delete, update
 
 from common.settings import Settings
 from lifecycle.gates.evaluation_data import evaluation_data
-from lifecycle.gates.training_data import MergedData, merge, write
+from lifecycle.gates.training_data import UNLABELLED_FILE, MergedData, merge, unlabelled_texts, write
 from serving.model_repo.texts import text_fault
 from storage.database import Database, now
 from storage.feedback import LabelledText, add_feedback, is_held_out, text_hash
+from storage.sampled_predictions import AnsweredText, add_sample
 from storage.tables import Feedback
 from trainer.classes import MIN_TRAIN_ROWS, MIN_VAL_ROWS
 from trainer.dataset import Dataset, LabelledTexts, fingerprint, load_dataset
@@ -151,8 +155,22 @@ def test_what_is_written_is_read_back(tmp_path: Path, texts: list[str]) -> None:
     train = LabelledTexts(train_texts, [LABELS[number % 2] for number in range(len(train_texts))])
     val = LabelledTexts(val_texts, [LABELS[number % 2] for number in range(len(val_texts))])
     data = MergedData(train, val, fingerprint(train, val), 0)
-    train_path, val_path = write(data, tmp_path / "data")
+    train_path, val_path = write(data, tmp_path / "data", texts)
     read = load_dataset(Settings(train_data=train_path, val_data=val_path, state_dir=tmp_path / "state"))
     assert (read.train, read.val, read.notes) == (train, val, [])
     assert read.fingerprint == data.fingerprint
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["train.csv", "val.csv"]
+    assert json.loads((tmp_path / "data" / UNLABELLED_FILE).read_text()) == texts
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["train.csv", UNLABELLED_FILE, "val.csv"]
+
+
+def test_live_texts_are_learnt_from_once_and_never_what_is_judged_by(tmp_path: Path) -> None:
+    database = Database(Settings(state_dir=tmp_path).database)
+    _tell(database, {TOLD: GOOD, HELD_OUT_NEW: BAD})
+    other = LEARNT[10:13]
+    sampled = [FILE, TOLD, VALIDATED, HELD_OUT_NEW, HELD_OUT[5], *other, other[0].upper()]
+    some = [AnsweredText(text, GOOD, b"\0" * 8, 1, False, time.monotonic()) for text in sampled]
+    add_sample(database, some, keeps_texts=True)
+    add_sample(database, [replace(some[5], text=LEARNT[20])], keeps_texts=False)
+    merged = merge(Settings(state_dir=tmp_path), database, _dataset({FILE: GOOD}, {VALIDATED: BAD}))
+    found = unlabelled_texts(database, merged)
+    assert sorted(map(str.lower, found)) == sorted(other)

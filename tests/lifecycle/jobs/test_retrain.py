@@ -4,6 +4,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -22,6 +23,7 @@ from serving.model_repo.repository import ModelRepository
 from storage import deployments, events, jobs, leases, releases
 from storage.database import Database
 from storage.feedback import LabelledText, add_feedback
+from storage.sampled_predictions import AnsweredText, add_sample
 from storage.versions import GateVerdict
 from storage.withdrawal import withdraw_row
 from tests.e2e.conftest import PROJECT
@@ -201,17 +203,24 @@ def test_a_full_training_follows_an_update_that_the_gates_reject(
     assert run_job(served.settings, database, jobs.enqueue(database, jobs.RETRAIN, "again").id).state == "skipped"
 
     begun_from: list[Path | None] = []
+    learnt_from: list[int] = []
+    live = [AnsweredText(f"live {n}", "Positive", b"\0" * 8, 3, False, time.monotonic()) for n in range(20)]
+    add_sample(database, live, keeps_texts=True)
 
-    def training(*_: object, deployed: Path | None) -> None:
+    def training(*_: object, deployed: Path | None, unlabelled: list[str]) -> None:
         begun_from.append(deployed)
+        learnt_from.append(len(unlabelled))
         raise PipelineError("this is enough")
 
     monkeypatch.setattr("lifecycle.jobs.retrain.train", training)
     tell(database, count=80)
-    run_job(served.settings, database, jobs.enqueue(database, jobs.RETRAIN, "new texts").id)
+    learning = served.settings.model_copy(update={"learn_from_live": True})
+    run_job(learning, database, jobs.enqueue(database, jobs.RETRAIN, "new texts").id)
     withdraw_row(database, 1, erase=False, reason="by the test")
     run_job(served.settings, database, jobs.enqueue(database, jobs.RETRAIN, "fewer texts").id)
     assert begun_from == [served.settings.model_dir, None]
+    assert 0 < learnt_from[0] < 20, "without what would be held out"
+    assert learnt_from[1] == 0
     assert "This is a full training, because feedback that it may have learnt was withdrawn." in caplog.text
 
 
