@@ -36,6 +36,17 @@ def parts_of(batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]
     return [{name: values[at : at + size] for name, values in batch.items()} for at in range(0, texts, size)]
 
 
+def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[list[int]]:
+    """Return the token ids of each text, cut to `max_length`."""
+    encoded: list[list[int]] = tokenizer(
+        [readable(text, max_length).text for text in texts],
+        truncation=True,
+        max_length=max_length,
+        split_special_tokens=True,  # `[SEP]` in a text is text, as in the engine
+    )["input_ids"]
+    return encoded
+
+
 class TokenizedTexts(torch.utils.data.Dataset[dict[str, Any]]):
     """Texts as token ids in one flat array, so that a million texts fit in memory."""
 
@@ -47,12 +58,7 @@ class TokenizedTexts(torch.utils.data.Dataset[dict[str, Any]]):
         chunks: list[npt.NDArray[np.int32]] = []
         lengths: list[int] = []
         for start in range(0, len(data.texts), _TOKENIZE_CHUNK):
-            encoded: Sequence[Sequence[int]] = tokenizer(
-                [readable(text, max_length).text for text in data.texts[start : start + _TOKENIZE_CHUNK]],
-                truncation=True,
-                max_length=max_length,
-                split_special_tokens=True,  # `[SEP]` in a text is text, as in the engine
-            )["input_ids"]
+            encoded = token_ids(data.texts[start : start + _TOKENIZE_CHUNK], tokenizer, max_length)
             lengths.extend(len(ids) for ids in encoded)
             chunks.append(np.fromiter((token for ids in encoded for token in ids), dtype=np.int32))
         self._tokens = np.concatenate(chunks)

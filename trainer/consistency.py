@@ -10,11 +10,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from serving.model_repo.texts import readable
+from trainer.batches import token_ids
 
 LEAST_TEXTS = 200
 """Fewer texts are not learnt from."""
-BATCH = 32
+_BATCH = 32
 """Texts of each training step."""
 _SURE = 0.95
 """Least probability of a label that is learnt, the paper's value."""
@@ -23,7 +23,7 @@ _HIDDEN = 0.3
 
 
 class UnlabelledTexts:
-    """Texts without labels, as token ids, for `BATCH` of each training step."""
+    """Texts without labels, as token ids, some of which are learnt from in each training step."""
 
     def __init__(
         self,
@@ -33,13 +33,8 @@ class UnlabelledTexts:
         collator: DataCollatorWithPadding,
         seed: int,
     ) -> None:
-        """Tokenize the texts, each cut to `max_length` tokens. The tokenizer has a mask token."""
-        self._ids: list[list[int]] = tokenizer(
-            [readable(text, max_length).text for text in texts],
-            truncation=True,
-            max_length=max_length,
-            split_special_tokens=True,
-        )["input_ids"]
+        """Tokenize at least `LEAST_TEXTS`, each cut to `max_length` tokens. The tokenizer has a mask token."""
+        self._ids = token_ids(texts, tokenizer, max_length)
         self._collator = collator
         self._mask = tokenizer.mask_token_id
         self._special = torch.tensor(tokenizer.all_special_ids)
@@ -51,7 +46,7 @@ class UnlabelledTexts:
         They depend on the seed and the step alone, so a training that resumes goes on with the same texts.
         """
         random = np.random.default_rng([self._seed, step])
-        places = random.choice(len(self._ids), min(BATCH, len(self._ids)), replace=False)
+        places = random.choice(len(self._ids), _BATCH, replace=False)
         batch: dict[str, torch.Tensor] = dict(self._collator([{"input_ids": self._ids[place]} for place in places]))
         ids = batch["input_ids"]
         is_hidden = torch.from_numpy(random.random(ids.shape) < _HIDDEN) & ~torch.isin(ids, self._special)

@@ -133,7 +133,8 @@ def fine_tune(
     if update:
         chosen = replace(chosen, steps=update.steps)
         old = {name: values.detach().clone() for name, values in base.model.named_parameters()}
-    learns_unlabelled = update and len(unlabelled) >= LEAST_TEXTS and base.tokenizer.mask_token_id is not None
+    if not update or len(unlabelled) < LEAST_TEXTS or base.tokenizer.mask_token_id is None:
+        unlabelled = ()
     hyperparameters = {
         "base_model": base.name,
         "epochs": chosen.epochs,
@@ -148,7 +149,7 @@ def fine_tune(
         "selection_texts": len(selection),
         **({"quick": True} if quick else {}),
         **(update.facts() if update else {}),
-        **({"unlabelled_texts": len(unlabelled)} if learns_unlabelled else {}),
+        **({"unlabelled_texts": len(unlabelled)} if unlabelled else {}),
     }
     checkpoints = settings.state_dir / "training" / _key(dataset.fingerprint, hyperparameters)
     collator = DataCollatorWithPadding(base.tokenizer, pad_to_multiple_of=PAD_TO)
@@ -199,7 +200,7 @@ def fine_tune(
             selection,
             dataset.labels,
             UnlabelledTexts(unlabelled, base.tokenizer, base.max_length, collator, settings.seed)
-            if learns_unlabelled
+            if unlabelled
             else None,
             last=quick or update is not None,
         )

@@ -169,7 +169,8 @@ def _agreement(proof: Proof) -> str:
     if proof.differing is None:  # a bundle of an older release
         return f" ({proof.label_agreement:.2%} of the labels are the same)"
     besides = f", besides {counted(proof.near_ties, 'near tie')}" if proof.near_ties else ""
-    return f" ({proof.differing or 'none'} of {counted(proof.texts, 'text')} get another label{besides})"
+    differing = f"{proof.differing:,}" if proof.differing else "none"
+    return f" ({differing} of {counted(proof.texts, 'text')} get another label{besides})"
 
 
 def _behaviour(tried: Trial) -> dict[str, float]:

@@ -38,17 +38,21 @@ print(answered)
 """
 
 
-def test_threads_that_use_openvino_first_at_once_do_not_wait_for_each_other_for_ever(bert_bundle: Path) -> None:
-    """As when a version is loaded; here threads take turns as often as they can, so that it would happen often."""
-    ended = subprocess.run(
-        [sys.executable, "-c", _FIRST_RUNS, bert_bundle],
+def run(code: str, bundle: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, bundle],
         cwd=PROJECT,
         capture_output=True,
         text=True,
         timeout=120,
-        check=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    assert ended.stdout == f"{[1] * 8}\n"
+
+
+def test_threads_that_use_openvino_first_at_once_do_not_wait_for_each_other_for_ever(bert_bundle: Path) -> None:
+    """As when a version is loaded; here threads take turns as often as they can, so that it would happen often."""
+    ended = run(_FIRST_RUNS, bert_bundle)
+    assert (ended.stdout, ended.returncode) == (f"{[1] * 8}\n", 0), ended.stderr
 
 
 _INTERRUPTED_AFTERWARDS = """
@@ -72,15 +76,8 @@ except KeyboardInterrupt:
 
 def test_ctrl_c_works_after_graphs_were_loaded_and_unloaded(bert_bundle: Path) -> None:
     """In the order in which they were loaded, and by another thread."""
-    ended = subprocess.run(
-        [sys.executable, "-c", _INTERRUPTED_AFTERWARDS, bert_bundle],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    assert (ended.stdout, ended.returncode) == ("interrupted\n", 0)
+    ended = run(_INTERRUPTED_AFTERWARDS, bert_bundle)
+    assert (ended.stdout, ended.returncode) == ("interrupted\n", 0), ended.stderr
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider'")
