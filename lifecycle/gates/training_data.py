@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.settings import Settings
-from serving.model_repo.repository import sync
+from serving.model_repo.repository import replacing
 from storage.database import Database
 from storage.feedback import SourcedText, is_held_out, last_feedback_id, newest_feedback, newest_of_others, text_hash
 from storage.sampled_predictions import newest_sample
@@ -112,16 +112,10 @@ def write(data: MergedData, directory: Path, unlabelled: Sequence[str]) -> tuple
     directory.mkdir(parents=True, exist_ok=True)
     paths = directory / TRAIN_FILE, directory / VAL_FILE
     for path, texts in zip(paths, (data.train, data.val), strict=True):
-        part = path.with_suffix(".part")
-        with part.open("w", newline="", encoding="utf-8") as file:
+        with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(("text", "label"))
             writer.writerows(zip(texts.texts, texts.labels, strict=True))
-        sync(part)
-        part.replace(path)
-    path = directory / UNLABELLED_FILE
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(unlabelled), encoding="utf-8")
-    sync(part)
-    part.replace(path)
+    with replacing(directory / UNLABELLED_FILE) as part:
+        part.write_text(json.dumps(unlabelled), encoding="utf-8")
     return paths

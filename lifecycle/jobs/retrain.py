@@ -30,7 +30,7 @@ from lifecycle.jobs.candidate import costs, figures_of, from_sources, promotion_
 from lifecycle.jobs.check import learnt_before
 from lifecycle.monitoring import quarantine
 from serving.model_repo.bundle import Bundle, RowCounts
-from serving.model_repo.repository import ModelRepository, sync
+from serving.model_repo.repository import ModelRepository, replacing
 from storage import events, jobs
 from storage.database import Database
 from storage.events import EventKind
@@ -225,10 +225,8 @@ def _started(directory: Path) -> dict[str, Any]:
 
 def _note(directory: Path, started: dict[str, Any]) -> None:
     """Replace what is known about a retraining."""
-    part = directory / f".{_STARTED}.part"
-    part.write_text(json.dumps(started), encoding="utf-8")
-    sync(part)
-    part.replace(directory / _STARTED)
+    with replacing(directory / _STARTED) as part:
+        part.write_text(json.dumps(started), encoding="utf-8")
 
 
 def _remaining(settings: Settings, directory: Path) -> str:

@@ -4,7 +4,8 @@ import os
 import re
 import secrets
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.errors import NotDeployedError, PipelineError
@@ -198,6 +199,15 @@ def _replace(path: Path, content: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Have the block write to the path that is yielded; then flush that file, and give it the name `path`."""
+    part = path.with_name(f".{path.name}.part")
+    yield part
+    sync(part)
+    part.replace(path)
 
 
 def sync(path: Path) -> None:
