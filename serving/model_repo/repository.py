@@ -185,29 +185,26 @@ class ModelRepository:
 
 
 def _replace(path: Path, content: str) -> None:
-    """Replace the file at `path` at once, durably. The temporary file's name is this call's own.
+    with replacing(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to, with a name of its own; then replace the file at `path` at once, durably.
 
     Raises:
         OSError: the file cannot be written; the old one stays.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        temporary.write_text(content, encoding="utf-8")
+        yield temporary
         sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Have the block write to the path that is yielded; then flush that file, and give it the name `path`."""
-    part = path.with_name(f".{path.name}.part")
-    yield part
-    sync(part)
-    part.replace(path)
 
 
 def sync(path: Path) -> None:
