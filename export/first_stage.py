@@ -20,11 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from common.errors import PipelineError
 from common.progress import under_way
 from common.settings import Settings
-from export.certificate import Risk, least_texts, safest_share
 from export.graph import GraphError, export_graph
 from export.int8 import CALIBRATION_TEXTS, calibration_inputs
 from export.parity import FloatArray, reference_probabilities
 from export.variants import Validation, prove_variants
+from serving.backend.audit import LEAST_GAIN
+from serving.backend.certificate import Risk, least_texts, safest_share
 from serving.backend.cpu import usable_cores
 from serving.backend.engine import Engine
 from serving.backend.variant_choice import Wanted, arithmetic_of, choose_variant
@@ -36,8 +37,6 @@ from trainer.distillation import Student, checkpoints_of, choose_student, distil
 from trainer.evaluation import calibrated, fit_temperature, logits_of, targets_of
 from trainer.selection import hold_out
 
-LEAST_GAIN = 1.2
-"""Minimum speed of both stages relative to the full model; otherwise the first stage is not worth its memory."""
 SPEED_ROUNDS = 3
 SPEED_TEXTS = 512
 THRESHOLDS = 400

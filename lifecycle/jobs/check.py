@@ -16,6 +16,7 @@ from lifecycle.jobs.circumstances import other_settings
 from lifecycle.jobs.current_data import current_data
 from lifecycle.jobs.full_training import reason_for_full_training
 from lifecycle.monitoring import quarantine
+from lifecycle.monitoring.first_stage import FirstStage, first_stage
 from lifecycle.monitoring.labelling import Standing, standing
 from lifecycle.monitoring.live_drift import LiveDrift, live_drift
 from lifecycle.monitoring.live_quality import LiveQuality, live_quality, live_sample
@@ -49,6 +50,7 @@ class _Findings:
     live: LiveQuality | None
     drift: LiveDrift
     labelled: Standing | None
+    stage: FirstStage | None
 
     @property
     def problems(self) -> list[str]:
@@ -65,7 +67,9 @@ class _Findings:
     def summary(self) -> str:
         """How the version stands, in a sentence."""
         drifted = self.drift.alarms if self.drift.found else None
-        return summary(self.version, self.problems, self.evaluations, self.live, self.foreseen, drifted, self.labelled)
+        return summary(
+            self.version, self.problems, self.evaluations, self.live, self.foreseen, drifted, self.labelled, self.stage
+        )
 
     def reasons(self) -> list[str]:
         """Return the reasons to retrain; empty if there are none."""
@@ -85,6 +89,8 @@ class _Findings:
             result["live"] = {**self.live.figures(), "problems": self.foreseen}
         if self.labelled is not None:
             result["labelled"] = self.labelled.figures()
+        if self.stage is not None:
+            result["first_stage"] = asdict(self.stage)
         return {**result, "drift": self.drift.figures()}
 
 
@@ -120,6 +126,7 @@ def check(settings: Settings, database: Database, job: Job) -> jobs.Outcome:
         live_quality(settings, answers, dataset, data, sample),
         live_drift(dataset, data, answers, sample),
         standing(settings, database, answers.version),
+        first_stage(settings, answers.version),
     )
     result = found.result()
     if (examination := quarantine.collect(settings, database, dataset)) is not None:
@@ -250,6 +257,9 @@ def _news(found: _Findings, last: Figures, decision: str) -> list[tuple[EventKin
         )
         estimates: Figures = {name: str(part.accuracy) for name, part in found.live.parts.items()}
         news.append((EventKind.ESTIMATED_LOW, message, estimates))
+    if found.stage is not None and found.stage.is_on != last.get("first_stage", {}).get("is_on", True):
+        kind = EventKind.FIRST_STAGE_ON if found.stage.is_on else EventKind.FIRST_STAGE_OFF
+        news.append((kind, f"Version {found.version}: {found.stage}.", asdict(found.stage)))
     known = {kind for kind, item in last.get("drift", {}).items() if item["alarm"]}
     if alarms := {kind: alarm for kind, alarm in found.drift.alarms.items() if kind not in known}:
         lines = [f"Drift of {', '.join(alarms)}, while version {found.version} is deployed.", *alarms.values()]

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
+from lifecycle.monitoring.first_stage import FirstStage
 from lifecycle.monitoring.labelling import Standing
 from lifecycle.monitoring.live_quality import LiveQuality
 from trainer.evaluation import Evaluation
@@ -15,11 +16,12 @@ def summary(
     foreseen: Sequence[str],
     drifted: Collection[str] | None,
     labelled: Standing | None,
+    stage: FirstStage | None = None,
 ) -> str:
     """Return how `version` stands: its `problems`, or its accuracy, then what its live texts look like.
 
     `foreseen` are problems that the estimate `live` finds; `drifted` are the kinds of drift, or None if there are too
-    few texts to tell. `labelled` is what labels of random live texts say.
+    few texts to tell. `labelled` is what labels of random live texts say. `stage` is the first of two stages, if any.
     """
     if problems:
         parts = [f"Version {version} is under a threshold: {'; '.join(problems)}"]
@@ -41,4 +43,6 @@ def summary(
             parts[-1] += ", less than required"
     if drifted is not None:
         parts.append(f"drift of {' and '.join(drifted)}" if drifted else "no drift")
+    if stage is not None:
+        parts.append(str(stage))
     return "; ".join(parts) + "."

@@ -5,8 +5,10 @@ all cores are busy therefore joins the next run, no matter how callers split the
 
 A version may have two stages. Then a smaller model runs first, and decides the texts that it is sure of. The others
 join the queue of the full model, where they keep their place by due time, and share runs with texts of other requests.
+A sample of the texts is audited: the other stage classifies them too, when there is time, and no answer waits for it.
 """
 
+import itertools
 import logging
 import math
 import threading
@@ -20,9 +22,11 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding
 
+from serving.backend.audit import Audit
 from serving.backend.packing import CHOICE, ROW_LENGTH, STEP, TOKENS_PER_RUN, choose_rows, lay_out, rows_of_shape
 from serving.backend.requests import Probabilities, Request, TextError, WaitingText
 from serving.backend.runtime import Graph
+from serving.backend.second_opinions import SecondOpinions
 from serving.backend.stage import Run, Stage
 from serving.backend.variant_choice import arithmetic_of
 from serving.model_repo.bundle import FIRST_STAGE
@@ -55,6 +59,10 @@ class Totals:
     texts: int = 0
     first_stage_texts: int = 0
     """Number of texts that the first stage decided."""
+    audited_texts: int = 0
+    """Number of texts that were audited while the first stage answered."""
+    audit_differing: int = 0
+    """Number of these that got another label than by the full model."""
     tokens: int = 0
     """Tokens that were run; those of a text that both stages read count twice."""
     slots: int = 0
@@ -67,6 +75,10 @@ class Totals:
     graph_s: float = 0.0
     waiting_texts: int = 0
     busy_cores: int = 0
+    two_stages: int = 0
+    """1 if the version has a first stage."""
+    first_stage_on: int = 0
+    """1 while the first stage answers the texts that it is sure of."""
 
 
 class Engine:
@@ -100,7 +112,14 @@ class Engine:
         self._stages = [stage for stage in (self.first, self.full) if stage is not None]
         self.cores = cores
         self._changed = threading.Condition()
-        self._texts_so_far = 0
+        self._numbers = itertools.count()
+        """Numbers of the texts; to be drawn under the lock."""
+        self.second_opinions: SecondOpinions | None = None
+        """The audit of the first stage, if there is one."""
+        if self.first is not None and certificate is not None:
+            self.second_opinions = SecondOpinions(
+                Audit(certificate), self.first, self.full, self._changed, self._numbers
+            )
         self._busy: set[int] = set()
         """Threads that run the graph now."""
         self._totals = Totals()
@@ -161,20 +180,21 @@ class Engine:
 
     def _tokenize(self, request: Request) -> None:
         """Tokenize the texts of a request and queue them."""
+        stage = self.full if self.first is None or self._is_off() else self.first
         encodings: list[Encoding] = []
         for start in range(0, len(request.texts), TOKENIZED_TOGETHER):
             if start and (error := request.useless(LOOK_S)):
                 request.answer.set_exception(error)
                 return
-            for one in self._stages[0].encode(request.texts[start : start + TOKENIZED_TOGETHER]):
+            for one in stage.encode(request.texts[start : start + TOKENIZED_TOGETHER]):
                 if isinstance(one, BaseException):
                     request.answer.set_exception(_at_fault(len(encodings), one))
                     return
                 encodings.append(one)
         request.queue(encodings)
-        self._enqueue(request)
+        self._enqueue(request, stage)
 
-    def _enqueue(self, request: Request) -> None:
+    def _enqueue(self, request: Request, stage: Stage) -> None:
         if not request.texts:
             request.answer.set_result(Probabilities(request.values, request.truncated, request.phases()))
             return
@@ -191,12 +211,10 @@ class Engine:
                     self._interactive_until = now + INTERACTIVE_S
                 self._short_at = now
             self._totals.tokenize_s += request.queued - request.arrived
-            numbers = range(self._texts_so_far, self._texts_so_far + len(lengths))
-            self._texts_so_far += len(lengths)
-            self._stages[0].insert(
+            stage.insert(
                 [
-                    WaitingText(due, number, tokens, request, position)
-                    for position, (number, tokens) in enumerate(zip(numbers, lengths, strict=True))
+                    WaitingText(due, next(self._numbers), tokens, request, position)
+                    for position, tokens in enumerate(lengths)
                 ]
             )
             self._changed.notify_all()
@@ -222,8 +240,13 @@ class Engine:
     def totals(self) -> Totals:
         """Return a copy of the counters, with the current load."""
         with self._changed:
+            audit = self.second_opinions.audit if self.second_opinions else None
             return replace(
                 self._totals,
+                audited_texts=audit.texts if audit else 0,
+                audit_differing=audit.differing if audit else 0,
+                two_stages=int(self.first is not None),
+                first_stage_on=int(audit is not None and audit.is_on),
                 waiting_texts=sum(len(stage.waiting) for stage in self._stages),
                 busy_cores=len(self._busy),
             )
@@ -308,13 +331,13 @@ class Engine:
         """
         is_interactive = self.cores > 1 and time.monotonic() < self._interactive_until and not self._closing
         stages = self._stages
-        if self.first is not None and (self.full.is_ripe() or not self.first.waiting):
+        if self.first is not None and (self._is_off() or self.full.is_ripe() or not self.first.waiting):
             stages = [self.full, self.first]
         run = next((run for stage in stages if (run := stage.take(len(self._busy), is_interactive))), None)
         if run is not None:
             now = time.perf_counter()
             for request in {text.request for text in run.chosen}:
-                if request.begun is None:
+                if request.begun is None and not request.is_audit:
                     request.begun = now
                     self._totals.queue_s += now - request.queued
         return run
@@ -332,7 +355,7 @@ class Engine:
         """Store the probabilities of the texts that `stage` decides, and queue the others for the full model."""
         decided, undecided = [], []
         for text, probabilities in zip(texts, values, strict=False):  # the graph's output repeats the first text
-            if stage is self.full or probabilities.max() >= stage.threshold:
+            if stage is self.full or text.request.is_audit or probabilities.max() >= stage.threshold:
                 decided.append((text, probabilities))
             else:
                 undecided.append(text)
@@ -340,9 +363,10 @@ class Engine:
         complete = []
         with self._changed:
             self._busy.discard(threading.get_ident())
-            self._totals.texts += len(decided)
+            answers = sum(not text.request.is_audit for text, _ in decided)
+            self._totals.texts += answers
             if stage is not self.full:
-                self._totals.first_stage_texts += len(decided)
+                self._totals.first_stage_texts += answers
             for text, probabilities in decided:
                 request = text.request
                 request.values[text.position] = probabilities
@@ -359,6 +383,11 @@ class Engine:
             request.answer.set_result(Probabilities(request.values, request.truncated, request.phases()))
         if errors:
             self._end(errors)
+        if self.second_opinions is not None:
+            self.second_opinions.ask(stage, decided, len(undecided))
+
+    def _is_off(self) -> bool:
+        return self.second_opinions is not None and self.second_opinions.is_off
 
     def _for_full_model(self, texts: Sequence[WaitingText]) -> tuple[list[WaitingText], dict[Request, BaseException]]:
         """Tokenize texts for the full model; also return the errors of the requests on which its tokenizer fails."""

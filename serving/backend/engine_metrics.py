@@ -13,6 +13,14 @@ INTERVAL_S = 1.0
 _COUNTERS = {
     "texts": ("sentiment_engine_texts_total", "Texts that were classified."),
     "first_stage_texts": ("sentiment_engine_first_stage_texts_total", "Texts that the first stage decided."),
+    "audited_texts": (
+        "sentiment_engine_audited_texts_total",
+        "Texts that were audited while the first stage answered.",
+    ),
+    "audit_differing": (
+        "sentiment_engine_audit_differing_total",
+        "Audited texts that got another label than by the full model.",
+    ),
     "tokens": ("sentiment_engine_tokens_total", "Tokens of the texts that were run."),
     "slots": ("sentiment_engine_slots_total", "Places for tokens in the rows that were run, padding among them."),
     "runs": ("sentiment_engine_runs_total", "Runs of the graph."),
@@ -23,6 +31,11 @@ _COUNTERS = {
 }
 _GAUGES = {
     "waiting_texts": ("sentiment_engine_waiting_texts", "Texts that wait for a core."),
+    "two_stages": ("sentiment_engine_two_stages", "1 if the version has a first stage, 0 if not."),
+    "first_stage_on": (
+        "sentiment_engine_first_stage_on",
+        "1 while a first stage answers the texts that it is sure of, 0 if the full model answers all.",
+    ),
     "busy_cores": ("sentiment_engine_busy_cores", "Cores that compute now."),
 }
 

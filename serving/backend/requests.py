@@ -49,6 +49,8 @@ class Request:
         """True if the request is part of a large job, so that short requests go first."""
         self.is_short = False
         """True if the request fits into one row and is not bulk; set after tokenization."""
+        self.is_audit = False
+        """True if no client waits: the result is compared with what the other stage predicted."""
         self.ended = False
         """True once the request is complete, failed or dropped; changed under the engine's lock."""
         self.texts = texts

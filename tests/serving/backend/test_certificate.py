@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import beta, binom
 
-from export.certificate import CHANCE, least_texts, safest_share
+from serving.backend.certificate import CHANCE, at_most, least_texts, safest_share, upper_bound
 
 THRESHOLDS = np.linspace(0, 1, 101)
 REPETITIONS = 400
@@ -46,3 +46,11 @@ def test_the_sequence_ends_at_the_first_threshold_that_fails() -> None:
     assert chosen is not None
     assert (chosen.threshold, chosen.differing, chosen.share) == (0.95, 0, 0.0)
     assert safest_share(confidence, differs, np.array([0.5]), 0.02) is None
+
+
+@pytest.mark.parametrize(("differing", "texts"), [(0, 1), (1, 1), (0, 299), (7, 1_305), (130, 100_000), (1_305, 1_305)])
+def test_the_probabilities_are_those_of_scipy(differing: int, texts: int) -> None:
+    for share in (0.0, 0.001, 0.01, 0.5, 0.999, 1.0):
+        assert at_most(differing, texts, share) == pytest.approx(binom.cdf(differing, texts, share), rel=1e-6)
+    bound = beta.ppf(1 - CHANCE, differing + 1, texts - differing) if differing < texts else 1.0
+    assert upper_bound(differing, texts) == pytest.approx(bound, abs=1e-9)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta, binom
 
 CHANCE = 0.05
 """Probability that the true share of differing texts is over the limit."""
@@ -54,8 +53,35 @@ def safest_share(
     for threshold in sorted(set(map(float, thresholds)), reverse=True):
         decided = confidence >= threshold
         differing = int((decided & differs).sum())
-        if binom.cdf(differing, texts, limit) > CHANCE:
+        if at_most(differing, texts, limit) > CHANCE:
             break
-        bound = float(beta.ppf(1 - CHANCE, differing + 1, texts - differing)) if differing < texts else 1.0
-        accepted = Risk(threshold, bound, differing, float(decided.mean()))
+        accepted = Risk(threshold, upper_bound(differing, texts), differing, float(decided.mean()))
     return accepted
+
+
+def at_most(differing: int, texts: int, share: float) -> float:
+    """Return the probability that at most `differing` of the texts differ, if each does with the probability `share`.
+
+    It is the binomial distribution function. Servers have no SciPy.
+    """
+    if not 0 < share < 1:
+        return float(share <= 0 or differing >= texts)
+    odds = math.log(share) - math.log1p(-share)
+    ways = 0.0  # logarithm of the number of ways to choose the texts that differ
+    total = 0.0
+    for count in range(differing + 1):
+        total += math.exp(ways + count * odds + texts * math.log1p(-share))
+        if count < texts:
+            ways += math.log(texts - count) - math.log(count + 1)
+        else:
+            break
+    return min(1.0, total)
+
+
+def upper_bound(differing: int, texts: int) -> float:
+    """Return the upper end of Clopper and Pearson's one-sided interval of the share, at a confidence of 1 - CHANCE."""
+    low, high = differing / texts, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at_most(differing, texts, middle) > CHANCE else (low, middle)
+    return high
