@@ -41,10 +41,12 @@ class FirstStage:
 
 def first_stage(settings: Settings, version: int) -> FirstStage | None:
     """Return the counters; None if the version has one stage, or its Triton is another's or does not respond."""
-    socket = triton.metrics_socket(settings)
-    if settings.triton_url is not None or not sockets.is_listening(socket_address(socket)):
+    if settings.triton_url is not None:
         return None
+    socket = triton.metrics_socket(settings)
     try:
+        if not sockets.is_listening(socket_address(socket)):
+            return None
         transport = httpx.HTTPTransport(uds=sockets.private_path(socket))
         with httpx.Client(transport=transport, trust_env=False, timeout=TIMEOUT_S) as client:
             text = client.get("http://triton/metrics").raise_for_status().text

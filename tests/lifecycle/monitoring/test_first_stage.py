@@ -17,6 +17,8 @@ from tests.lifecycle.conftest import Served, make_served, serving
 from tests.serving.backend.test_two_stages import TEXTS
 from tests.serving.backend.test_two_stages import directory as directory  # a fixture
 
+pytestmark = pytest.mark.full
+
 
 @pytest.mark.parametrize(
     ("stage", "told"),
@@ -42,9 +44,11 @@ def test_without_a_triton_of_its_own_nothing_is_known(tmp_path: Path, bert_bundl
     assert first_stage(served.settings, 1) is None, "it does not run"
     other = served.settings.model_copy(update={"triton_url": "triton:8001"})
     assert first_stage(other, 1) is None
+    (tmp_path / "file").touch()
+    unusable = served.settings.model_copy(update={"state_dir": tmp_path / "file"})
+    assert first_stage(unusable, 1) is None
 
 
-@pytest.mark.full
 def test_a_check_records_that_the_first_stage_was_turned_off(
     tmp_path: Path, bert_bundle: Path, directory: Path
 ) -> None:
