@@ -21,8 +21,9 @@ from serving.model_repo.bundle import Certificate
 SHARE = 0.02
 """Share of the texts that are audited while there is no suspicion."""
 SUSPICIOUS_SHARE = 0.2
-"""The same until SUSPICIOUS_FOR texts in a row did not differ, and while the full model answers all texts."""
+"""Share of the texts that are audited at first, after a difference, and while the full model answers all texts."""
 SUSPICIOUS_FOR = 50
+"""Number of audited texts in a row without a difference after which SHARE of the texts are audited."""
 ALARM = 1_000
 """Evidence at which the first stage is turned off: a likelihood ratio, averaged over HIGHER."""
 MOST_PENDING = 64
@@ -101,7 +102,6 @@ class Audit:
                 f"{self.texts:,}",
             )
             self.threshold = math.inf
-            self._compared.clear()
 
     def _begin(self, threshold: float) -> None:
         limit = self.certificate.limit

@@ -180,7 +180,7 @@ class Engine:
 
     def _tokenize(self, request: Request) -> None:
         """Tokenize the texts of a request and queue them."""
-        stage = self.full if self.first is None or self._is_off() else self.first
+        stage = self.full if self.first is None or self.first.is_off else self.first
         encodings: list[Encoding] = []
         for start in range(0, len(request.texts), TOKENIZED_TOGETHER):
             if start and (error := request.useless(LOOK_S)):
@@ -331,7 +331,7 @@ class Engine:
         """
         is_interactive = self.cores > 1 and time.monotonic() < self._interactive_until and not self._closing
         stages = self._stages
-        if self.first is not None and (self._is_off() or self.full.is_ripe() or not self.first.waiting):
+        if self.first is not None and (self.first.is_off or self.full.is_ripe() or not self.first.waiting):
             stages = [self.full, self.first]
         run = next((run for stage in stages if (run := stage.take(len(self._busy), is_interactive))), None)
         if run is not None:
@@ -385,9 +385,6 @@ class Engine:
             self._end(errors)
         if self.second_opinions is not None:
             self.second_opinions.ask(stage, decided, len(undecided))
-
-    def _is_off(self) -> bool:
-        return self.second_opinions is not None and self.second_opinions.is_off
 
     def _for_full_model(self, texts: Sequence[WaitingText]) -> tuple[list[WaitingText], dict[Request, BaseException]]:
         """Tokenize texts for the full model; also return the errors of the requests on which its tokenizer fails."""

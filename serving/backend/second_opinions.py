@@ -38,11 +38,6 @@ class SecondOpinions:
         self._from = 0
         """Number of the first text since the first stage was turned off or on; older ones are not compared."""
 
-    @property
-    def is_off(self) -> bool:
-        """True while the full model decides all texts."""
-        return not self.audit.is_on
-
     def ask(self, stage: Stage, decided: Sequence[tuple[WaitingText, FloatArray]], undecided: int) -> None:
         """Queue a sample of the texts that `stage` has decided, with their probabilities, for the other stage.
 

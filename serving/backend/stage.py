@@ -1,5 +1,6 @@
 """A stage of the engine: one loaded model with its tokenizer and its queue of texts."""
 
+import math
 import time
 from bisect import bisect_left, insort
 from collections.abc import Sequence
@@ -68,6 +69,11 @@ class Stage:
         """The queue, most urgent text first."""
         self._cores = cores
         self._held_since = 0.0
+
+    @property
+    def is_off(self) -> bool:
+        """True if the stage decides no text, because its threshold is infinite."""
+        return self.threshold == math.inf
 
     def encode(self, texts: Sequence[Readable]) -> list[Encoding | BaseException]:
         """Tokenize texts. A text on which the tokenizer fails gets its error instead, which may be a panic of Rust."""

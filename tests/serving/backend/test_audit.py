@@ -6,27 +6,13 @@ import random
 import pytest
 
 from serving.backend.audit import ALARM, LEAST_RECERTIFIED, SHARE, SUSPICIOUS_FOR, SUSPICIOUS_SHARE, Audit
-from serving.model_repo.bundle import Certificate
-from tests.conftest import REFERENCE
+from tests.serving.backend.test_two_stages import certificate
 
 LIMIT = 0.01
 
 
 def audit(seed: int = 0, limit: float = LIMIT) -> Audit:
-    certificate = Certificate(
-        threshold=0.9,
-        disagreement=limit,
-        limit=limit,
-        texts=1_000,
-        differing=3,
-        share=0.6,
-        gain=1.7,
-        origin="another model",
-        first=REFERENCE,
-        full=REFERENCE,
-        arithmetic="any",
-    )
-    return Audit(certificate, draw=random.Random(seed))
+    return Audit(certificate(0.9, limit), draw=random.Random(seed))
 
 
 def read(audit: Audit, texts: int, risk: float) -> int:

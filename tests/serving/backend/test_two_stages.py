@@ -39,10 +39,15 @@ def directory(bert_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def certify(directory: Path, threshold: float, full: Variant = REFERENCE, of: str = "") -> None:
-    certificate = Certificate(
+    found = certificate(threshold, full=full, of=of)
+    replace(Bundle.load(directory), first_stage=found).save(directory)
+
+
+def certificate(threshold: float, limit: float = 0.01, full: Variant = REFERENCE, of: str = "") -> Certificate:
+    return Certificate(
         threshold=threshold,
-        disagreement=0.01,
-        limit=0.01,
+        disagreement=limit,
+        limit=limit,
         texts=1_000,
         differing=3,
         share=0.5,
@@ -52,7 +57,6 @@ def certify(directory: Path, threshold: float, full: Variant = REFERENCE, of: st
         full=full,
         arithmetic=of or arithmetic(),
     )
-    replace(Bundle.load(directory), first_stage=certificate).save(directory)
 
 
 @pytest.fixture
