@@ -12,6 +12,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.models import MODEL_KINDS, make_model
 from benchmarks.results import Results
 from benchmarks.run import Run
+from benchmarks.sections import stages
 from benchmarks.tables import SECTIONS, markdown
 from benchmarks.worker import worker
 from common.errors import PipelineError
@@ -71,10 +72,11 @@ def measure(run: Run, sections: Sequence[str], out: Path) -> None:
 
 
 def write(results: Results, out: Path) -> None:
-    """Write `results.json` and `results.md` into a directory."""
+    """Write `results.json` and `results.md` into a directory, and a plot of the section *stages* if it was measured."""
     out.mkdir(parents=True, exist_ok=True)
     results.save(out / "results.json")
     (out / "results.md").write_text(markdown(results), encoding="utf-8")
+    stages.plot(results, out / "stages.png")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.rated_texts import LABELS, Row, pipeline_settings, rated_texts, write_sample_part
+from benchmarks.rated_texts import LABELS, Row, pipeline_settings, rated_texts, train_once, unknown_rows
 from common.errors import PipelineError
 from common.settings import Settings
-from export.export import export
 from lifecycle.monitoring.accuracy_range import Estimator
 from lifecycle.monitoring.drift import feedback_shift, label_shift, length_shift, text_drift
 from lifecycle.monitoring.live_drift import known_texts
@@ -31,7 +30,7 @@ from serving.model_repo.repository import ModelRepository
 from storage.feedback import is_held_out, text_hash
 from trainer.baseline import second_opinion
 from trainer.dataset import load_dataset
-from trainer.train import train
+from trainer.sample_data import REVIEW_DOMAINS
 
 SEED = 2026
 LEARNT_REVIEWS = 9_741
@@ -73,7 +72,7 @@ def main() -> int:
     """Train if needed, simulate, write the results, print the table, and return the exit status."""
     _RESULTS.mkdir(parents=True, exist_ok=True)
     try:
-        settings = _learn(_RESULTS / "pipeline")
+        train_once(settings := pipeline_settings(_RESULTS / "pipeline"), LEARNT_REVIEWS, SEED)
         validation, kinds = _traffic(settings)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -92,32 +91,20 @@ def main() -> int:
     return 0
 
 
-def _learn(directory: Path) -> Settings:
-    """Train and export the version in a directory, unless this was done before."""
-    settings = pipeline_settings(directory)
-    if not settings.train_data.exists():
-        directory.mkdir(exist_ok=True)
-        write_sample_part(settings, LEARNT_REVIEWS, SEED)
-    if ModelRepository(settings.model_repository).deployed() is None:
-        train(settings)
-        export(settings)
-    return settings
-
-
 def _traffic(settings: Settings) -> tuple[Traffic, dict[str, Traffic]]:
     """Return predictions for the validation texts, and for each kind of live texts."""
     dataset = load_dataset(settings)
     known = {text_hash(text) for text in (*dataset.train.texts, *dataset.val.texts)}
-    reviews = [row for domain in ("film", "product") for row in rated_texts(domain, known).values()]
+    reviews = unknown_rows(settings, REVIEW_DOMAINS)
     negative = [row for row in reviews if row[1] == LABELS[0]]
     positive = [row for row in reviews if row[1] == LABELS[1]]
     kinds: dict[str, list[Row]] = {
         "reviews": reviews,
         "editorials": list(rated_texts("editorial").values()),
         "tweets": list(rated_texts("tweet").values()),
-        "mild reviews": [row for d in ("film", "product") for row in rated_texts(d, known, below=_MILD).values()],
+        "mild reviews": [row for d in REVIEW_DOMAINS for row in rated_texts(d, known, below=_MILD).values()],
         "reviews, 80 % negative": [*negative, *positive[: len(negative) // 4]],
-        "faint reviews": [row for d in ("film", "product") for row in rated_texts(d, known, 0.1, _FAINT).values()],
+        "faint reviews": [row for d in REVIEW_DOMAINS for row in rated_texts(d, known, 0.1, _FAINT).values()],
     }
     validation = list(zip(dataset.val.texts, dataset.val.labels, strict=True))
     repository = ModelRepository(settings.model_repository)

@@ -50,10 +50,14 @@ class MeteredGraph:
     """A graph that counts the tokens it computes."""
 
     def __init__(self, graph: Graph) -> None:
-        """Wrap `graph` with counters at zero."""
+        """Wrap `graph`."""
         self._graph = graph
         self._lock = threading.Lock()
         self.prepares_each_shape = graph.prepares_each_shape
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin with counters at zero."""
         self.tokens = 0
         self.slots = 0
         """Token positions, including padding."""
@@ -82,14 +86,19 @@ class MeteredEngine:
     def __init__(self, directory: Path, variant: Variant, cores: int) -> None:
         """Load the version in `directory` and run each usual shape once."""
         self.engine = Engine(directory, variant, cores)
+        self._graphs: list[MeteredGraph] = []
+        for stage in self.engine.stages:
+            metered = MeteredGraph(stage.graph), MeteredGraph(stage.graph_of_all_cores)
+            stage.graph, stage.graph_of_all_cores = metered
+            self._graphs += metered
         self._cores = cores
         self._tokenizer = load_tokenizer(directory / TOKENIZER, self.engine.bundle.max_length)
 
     def measure(self, way: str, texts: Sequence[str], seconds: float) -> Figures:
         """Classify the texts repeatedly for about `seconds`, in one of the ways of `batching`.
 
-        Returns texts and tokens (without padding) per second on all cores, the share of padding in the computed tokens,
-        and, for one text at a time, the median latency.
+        Returns texts and tokens per second on all cores, the share of padding in the computed tokens, and, for one text
+        at a time, the median latency. Padding is no token; those of a text that two stages read count twice.
         """
         how = WAYS[way]
         batches = [list(texts[start : start + how.texts]) for start in range(0, len(texts) - how.texts + 1, how.texts)]
@@ -108,23 +117,21 @@ class MeteredEngine:
                 latencies.append(ended - before)
             return _Call(started, ended, len(latencies) * how.texts, latencies)
 
-        graphs = self.engine.full.graph, self.engine.full.graph_of_all_cores
-        one, all_cores = MeteredGraph(graphs[0]), MeteredGraph(graphs[1])
-        self.engine.full.graph, self.engine.full.graph_of_all_cores = one, all_cores
+        for graph in self._graphs:
+            graph.reset()
         with ThreadPoolExecutor(callers) as pool:
             calls = [future.result() for future in [pool.submit(call) for _ in range(callers)]]
-        self.engine.full.graph, self.engine.full.graph_of_all_cores = graphs
         all_texts = sum(call.texts for call in calls)
         if how.has_core:
             # Sum the callers' own rates: in a long run, no core would wait for another's last batch.
             texts_per_s = sum(call.texts / (call.ended - call.started) for call in calls)
         else:
             texts_per_s = all_texts / (max(call.ended for call in calls) - min(call.started for call in calls))
-        tokens = one.tokens + all_cores.tokens
+        tokens = sum(graph.tokens for graph in self._graphs)
         figures = {
             "texts_per_s": texts_per_s,
             "tokens_per_s": texts_per_s * tokens / all_texts,
-            "padding_share": 1 - tokens / (one.slots + all_cores.slots),
+            "padding_share": 1 - tokens / sum(graph.slots for graph in self._graphs),
         }
         latencies = [latency for call in calls for latency in call.latencies_s]
         return figures | {"p50_ms": 1000 * median(latencies)} if way == LONE else figures

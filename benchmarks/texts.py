@@ -7,7 +7,7 @@ from itertools import count
 
 from tokenizers import Tokenizer
 
-from trainer.sample_data import read_ratings
+from trainer.sample_data import REVIEW_DOMAINS, read_ratings
 
 REVIEWS = "reviews"
 MIXED = "mixed"
@@ -22,8 +22,10 @@ _COUNTING_LETTERS = 12
 _SEED = 0
 
 
-def text_set(name: str, tokenizer: Tokenizer) -> tuple[str, ...]:
+def text_set(name: str, tokenizer: Tokenizer, unknown: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the texts of a set, in random order; all differ by more than letter case.
+
+    `unknown` are the reviews that a trained model does not know; without any, all reviews are used.
 
     `reviews` are film and product sentences. `mixed` is 50 % reviews, 30 % tweets, and 20 % passages of 64 to 508
     tokens. `flat-long` are passages of about `FLAT_LONG_TOKENS` tokens. A passage is a sequence of review sentences.
@@ -32,7 +34,7 @@ def text_set(name: str, tokenizer: Tokenizer) -> tuple[str, ...]:
         PipelineError: the ratings cannot be downloaded.
     """
     shuffled = random.Random(_SEED)
-    reviews = _distinct(text for domain in ("film", "product") for text, _ in read_ratings(domain))
+    reviews = _distinct(unknown or [text for domain in REVIEW_DOMAINS for text, _ in read_ratings(domain)])
     shuffled.shuffle(reviews)
     if name == REVIEWS:
         return tuple(reviews)

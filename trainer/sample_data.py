@@ -29,7 +29,7 @@ _TABLES: dict[Domain, str] = {
     "tweet": "tweets",
     "editorial": "nytEditorialSnippets",
 }
-_REVIEWS: tuple[Domain, ...] = ("film", "product")
+REVIEW_DOMAINS: tuple[Domain, ...] = ("film", "product")
 _DISTRIBUTION = VADER.filename.removesuffix(".tar.gz")
 _RATINGS_ARCHIVE = f"{_DISTRIBUTION}/additional_resources/hutto_ICWSM_2014.tar.gz"
 _LICENSE = f"{_DISTRIBUTION}/LICENSE.txt"
@@ -86,7 +86,7 @@ def write_sample_data(train_path: Path, val_path: Path, seed: int) -> SampleCoun
 def _split(seed: int) -> tuple[list[_Row], list[_Row]]:
     labels: dict[str, set[str]] = {}
     strata: dict[tuple[Domain, str], dict[str, str]] = {}
-    for domain in _REVIEWS:
+    for domain in REVIEW_DOMAINS:
         for text, rating in read_ratings(domain):
             if abs(rating) >= CLEAR_RATING:
                 label = "Positive" if rating > 0 else "Negative"

@@ -24,6 +24,7 @@ SECTION = "server"
 TITLE = "Servers, reviews, every text new"
 ENGINE = "engine in process, as served"
 GATEWAY = "gateway, live"
+GATEWAY_ONE_STAGE = "gateway, live, one stage"
 GATEWAY_BATCHES = "gateway, batches of 32"
 CACHED = "gateway, live, 64 texts again and again"
 CONSTANT = "gateway, a route that answers a constant"
@@ -57,10 +58,16 @@ def measure(run: Run) -> None:
         repository = run.model.repository.root
         pipeline = stack.enter_context(running_pipeline(repository, run.directory / "pipeline"))
         others = dict(_start_baselines(run, stack))
+        if run.model.one_stage:
+            alone = stack.enter_context(
+                running_pipeline(run.model.one_stage.root, run.directory / "one_stage_pipeline")
+            )
+            others[GATEWAY_ONE_STAGE] = alone
         run.progress(f"{SECTION}: waiting until every server answers")
+        for name, server in others.items():
+            path = "/health/ready" if name == GATEWAY_ONE_STAGE else "/health"
+            server.wait_until_answering(path, START_TIMEOUT_S)
         pipeline.wait_until_answering("/health/ready", START_TIMEOUT_S)
-        for server in others.values():
-            server.wait_until_answering("/health", START_TIMEOUT_S)
         for server in others.values():
             server.suspend()
         engine = stack.enter_context(engine_process(run.model.directory, run.model.choice().variant))

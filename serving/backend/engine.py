@@ -109,7 +109,8 @@ class Engine:
         certificate = self.bundle.first_stage
         if certificate and (certificate.full, certificate.arithmetic) == (variant, arithmetic_of(variant)):
             self.first = Stage(directory / FIRST_STAGE, certificate.first, cores, certificate.threshold)
-        self._stages = [stage for stage in (self.first, self.full) if stage is not None]
+        self.stages = [stage for stage in (self.first, self.full) if stage is not None]
+        """The stages, in the order in which a text passes them."""
         self.cores = cores
         self._changed = threading.Condition()
         self._numbers = itertools.count()
@@ -138,7 +139,7 @@ class Engine:
         try:
             for future in warm:
                 future.result()
-            for stage in self._stages:
+            for stage in self.stages:
                 if stage.graph_of_all_cores is not stage.graph:
                     stage.warm_up(stage.graph_of_all_cores, most_rows=1)
                 stage.measure()
@@ -247,7 +248,7 @@ class Engine:
                 audit_differing=audit.differing if audit else 0,
                 two_stages=int(self.first is not None),
                 first_stage_on=int(audit is not None and audit.is_on),
-                waiting_texts=sum(len(stage.waiting) for stage in self._stages),
+                waiting_texts=sum(len(stage.waiting) for stage in self.stages),
                 busy_cores=len(self._busy),
             )
 
@@ -271,7 +272,7 @@ class Engine:
     def _work(self, warm: "Future[None]") -> None:
         # Warm up in this thread, because a runtime may prepare shapes per thread.
         try:
-            for stage in self._stages:
+            for stage in self.stages:
                 stage.warm_up(stage.graph, TOKENS_PER_RUN)
         except BaseException as error:
             warm.set_exception(error)
@@ -284,7 +285,7 @@ class Engine:
                     pass  # The requests that move to the front may be useless too.
                 with self._changed:
                     while (taken := self._take()) is None:
-                        is_waiting = any(stage.waiting for stage in self._stages)
+                        is_waiting = any(stage.waiting for stage in self.stages)
                         if self._closing and not is_waiting:
                             return
                         self._changed.wait(INTERACTIVE_S if is_waiting else None)
@@ -320,7 +321,7 @@ class Engine:
         """
         with self._changed:
             self._busy.discard(threading.get_ident())
-            texts = taken.chosen if taken else [text for stage in self._stages for text in stage.waiting]
+            texts = taken.chosen if taken else [text for stage in self.stages for text in stage.waiting]
         self._end({text.request: error for text in texts})
         log.error("The engine failed; its requests get this error.", exc_info=error)
 
@@ -330,7 +331,7 @@ class Engine:
         The full model waits until its texts fill a run, while the first stage has texts: it gets more from them.
         """
         is_interactive = self.cores > 1 and time.monotonic() < self._interactive_until and not self._closing
-        stages = self._stages
+        stages = self.stages
         if self.first is not None and (self.first.is_off or self.full.is_ripe() or not self.first.waiting):
             stages = [self.full, self.first]
         run = next((run for stage in stages if (run := stage.take(len(self._busy), is_interactive))), None)
@@ -405,7 +406,7 @@ class Engine:
     def _drop_useless(self) -> bool:
         """Drop requests near the front of the queue that expired or were cancelled; return whether there were any."""
         with self._changed:
-            requests = {text.request for stage in self._stages for text in stage.waiting[:CHOICE]}
+            requests = {text.request for stage in self.stages for text in stage.waiting[:CHOICE]}
         useless = {request: error for request in requests if (error := request.useless(LOOK_S))}
         if useless:
             self._end(useless)
@@ -417,7 +418,7 @@ class Engine:
             ended = [request for request in errors if not request.ended]
             for request in ended:
                 request.ended = True
-            for stage in self._stages:
+            for stage in self.stages:
                 stage.waiting = [text for text in stage.waiting if text.request not in errors]
         for request in ended:
             request.answer.set_exception(errors[request])

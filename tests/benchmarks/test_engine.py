@@ -103,7 +103,7 @@ def test_packed_keeps_every_core_at_work(sleeping_worker: MeteredEngine, sleepin
 def test_small_run_writes_json_and_markdown(
     bert_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark_run, "text_set", lambda _name, _tokenizer: tuple(TEXTS))
+    monkeypatch.setattr(benchmark_run, "text_set", lambda *_: tuple(TEXTS))
     told: list[str] = []
     model = AutoModelForSequenceClassification.from_pretrained(bert_encoder)
     published = publish_untrained(model, bert_encoder, tmp_path, "two small layers", TEXTS, told.append)

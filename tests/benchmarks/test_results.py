@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.batching import PACKED
+from benchmarks.batching import PACKED, PADDED
 from benchmarks.results import Case, Figures, Results, measure_in_turns, ratios, rounded, with_spread
 from benchmarks.sections import engine, server
 from benchmarks.tables import compared
@@ -72,6 +72,18 @@ def test_ratios_are_taken_repeat_by_repeat_of_what_was_measured(baseline: str) -
     [(what, above, below, figure)] = compared(measured)
     assert what == f"gateway ÷ {baseline}, 64 connections"
     assert ratios(above, below, figure) == [10, 20, 16]
+
+
+def test_two_stages_are_compared_with_one_and_one_with_other_ways() -> None:
+    measured = results("base-trained")
+    measured.served = "openvino int8"
+    for group, packed in (("openvino int8", 300), (engine.ONE_STAGE, 150), ("openvino float32", 75)):
+        measured.measurement(engine.SECTION, group, PACKED).add({"texts_per_s": packed})
+    measured.measurement(engine.SECTION, "openvino int8", PADDED).add({"texts_per_s": 50})
+    found = {what: ratios(above, below, figure) for what, above, below, figure in compared(measured)}
+    assert found["two stages ÷ one, reviews"] == [2]
+    assert found["packed ÷ padded, reviews (openvino int8)"] == [3]
+    assert found["deployed precision ÷ fastest float (openvino int8 ÷ openvino float32)"] == [2]
 
 
 @pytest.mark.parametrize(
