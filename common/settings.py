@@ -246,7 +246,7 @@ class Settings(BaseSettings):
     """Maximum number of sampled texts; the oldest are deleted."""
 
     learn_from_live: bool = False
-    """Have an update of the deployed model learn from sampled live texts, too, by what it is sure of about them."""
+    """Have updates and first stages learn from sampled live texts, too, by what the deployed or full model predicts."""
 
     retrain_on_drift: bool = False
     """Also retrain when texts, predictions or feedback drift, not only when the deployed model is stale."""

@@ -3,6 +3,7 @@
 import logging
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -52,10 +53,11 @@ RANDOM_TEXTS, MOST_RANDOM_TOKENS = 300, 100
 log = logging.getLogger(__name__)
 
 
-def export(settings: Settings, data: Dataset | None = None) -> int:
+def export(settings: Settings, data: Dataset | None = None, unlabelled: Sequence[str] = ()) -> int:
     """Publish the trained model as a version of the repository; deploy it if none is deployed yet.
 
-    `data` are those that an import has read already. Returns the version.
+    `data` are those that an import has read already. A first stage also learns from `unlabelled` texts. Returns the
+    version.
 
     Raises:
         PipelineError: there is no trained model, it is already published, or the data have changed since the training.
@@ -67,7 +69,7 @@ def export(settings: Settings, data: Dataset | None = None) -> int:
     tracking = Tracking(settings)
     # An export that was killed between publishing and deploying continues with deploying.
     if record.version not in repository.published():
-        _publish(settings, record, data, repository, tracking)
+        _publish(settings, record, data, unlabelled, repository, tracking)
     elif repository.deployed() is not None:
         raise PipelineError(
             f"Version {record.version}, the model in {settings.model_dir}, is already published, and a published "
@@ -104,6 +106,7 @@ def _publish(
     settings: Settings,
     record: TrainingRecord,
     data: Dataset | None,
+    unlabelled: Sequence[str],
     repository: ModelRepository,
     tracking: Tracking,
 ) -> None:
@@ -122,7 +125,7 @@ def _publish(
     try:
         staging = repository.staging_directory(record.version)
         try:
-            bundle = _build(settings, record, dataset, model, tokenizer, staging)
+            bundle = _build(settings, record, dataset, unlabelled, model, tokenizer, staging)
             with mlflow_model(staging) as pyfunc:
                 tracking.record_export(record.run_id, record.version, asdict(bundle), pyfunc)
             repository.publish(staging, record.version)
@@ -144,6 +147,7 @@ def _build(
     settings: Settings,
     record: TrainingRecord,
     dataset: Dataset,
+    unlabelled: Sequence[str],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
@@ -199,7 +203,7 @@ def _build(
     if not dataset.val.texts:
         return bundle
     if not record.quick and not record.imported:
-        bundle = add_first_stage(settings, bundle, directory, choice.variant, model, tokenizer, dataset)
+        bundle = add_first_stage(settings, bundle, directory, choice.variant, model, tokenizer, dataset, unlabelled)
     with (
         under_way("evaluating the exported model on the validation texts"),
         Engine(directory, choice.variant, usable_cores()) as engine,

@@ -32,6 +32,7 @@ from serving.backend.variant_choice import Wanted, arithmetic_of, choose_variant
 from serving.model_repo.bundle import FIRST_STAGE, TOKENIZER, Bundle, Certificate
 from serving.model_repo.variants import FLOAT_GRAPH, Variant
 from trainer.architectures import why_unpacked
+from trainer.changed_texts import changed_texts
 from trainer.dataset import Dataset, LabelledTexts
 from trainer.distillation import Student, checkpoints_of, choose_student, distil
 from trainer.evaluation import calibrated, fit_temperature, logits_of, targets_of
@@ -57,10 +58,12 @@ def add_first_stage(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
+    unlabelled: Sequence[str],
 ) -> Bundle:
     """Return the bundle with a certificate, if a first stage makes it faster within the limit; else the bundle itself.
 
-    A first stage that fails, such as one whose graph disagrees with torch, is left out.
+    The first stage learns from the training texts, from changed ones, and from `unlabelled` texts. One that fails, such
+    as one whose graph disagrees with torch, is left out.
 
     `variant` will run the full model, whose bundle is complete in `directory`. The first stage is written there too.
 
@@ -87,7 +90,7 @@ def add_first_stage(
             return bundle
         checkpoints = checkpoints_of(settings, student, f"{bundle.mlflow_run} {variant}")
         certified = _certified(
-            settings, bundle, directory, variant, student, learnt, selection, dataset.val.texts, checkpoints
+            settings, bundle, directory, variant, student, learnt, unlabelled, selection, dataset.val.texts, checkpoints
         )
     except Exception as error:  # of many kinds: those of the training, of the graph and of the runtimes
         if isinstance(error, OSError) or (isinstance(error, PipelineError) and not isinstance(error, GraphError)):
@@ -110,19 +113,28 @@ def _certified(
     variant: Variant,
     student: Student,
     learnt: LabelledTexts,
+    unlabelled: Sequence[str],
     selection: LabelledTexts,
     val: Sequence[str],
     checkpoints: Path,
 ) -> Bundle:
     """Train and export the first stage; return the bundle with its certificate, or the bundle itself without one.
 
-    It is trained on the texts `learnt`; those of `selection` calibrate it and give the thresholds, and those of `val`
-    certify it.
+    It is trained on the texts `learnt` and `unlabelled`; those of `selection` calibrate it and give the thresholds, and
+    those of `val` certify it.
     """
     with Engine(directory, variant, usable_cores()) as full:
-        with under_way(f"classifying {len(learnt.texts):,} training texts, which a smaller model learns to imitate"):
-            targets = _classify(full, learnt.texts)
-        distil(settings, student, learnt, bundle.labels, targets, bundle.max_length, checkpoints)
+        wanted = (
+            student.steps * settings.batch_size - len(learnt.texts) - len(unlabelled)
+        )  # so that no text comes twice
+        judging = {*selection.texts, *val}
+        changed = [text for text in changed_texts(learnt.texts, wanted, settings.seed) if text not in judging]
+        texts = [*learnt.texts, *unlabelled, *changed]
+        with under_way(f"classifying {len(texts):,} texts, which a smaller model learns to imitate"):
+            targets = _classify(full, texts)
+        labels = (bundle.labels[label] for label in targets[len(learnt.texts) :].argmax(axis=1))
+        imitated = LabelledTexts(texts, [*learnt.labels, *labels])
+        distil(settings, student, imitated, bundle.labels, targets, bundle.max_length, checkpoints)
         own = directory / FIRST_STAGE
         chosen = _export(settings, student, bundle, own, learnt, selection)
         with (

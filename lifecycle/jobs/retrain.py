@@ -6,7 +6,7 @@ It updates the deployed model if possible. If the gates reject the update, a ful
 import json
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -109,7 +109,7 @@ def retrain(settings: Settings, database: Database, job: Job, step: Step) -> job
         if champion == record.version:
             return _finish(settings, database, job, record.version, learnt)
         step(f"exporting version {record.version}")
-        verdicts = _publish(own, database, repository, record.version)
+        verdicts = _publish(own, database, repository, record.version, _unlabelled(directory))
         if not verdicts:
             step(f"testing version {record.version}")
             data = evaluation_data(settings, database, dataset)
@@ -261,11 +261,16 @@ def _train(
             return record
         own.model_dir.rename(directory / f"rejected-{record.version}")
     check_exportable(own)
-    unlabelled = []
-    with suppress(FileNotFoundError):  # an older release of the pipeline began the job
-        unlabelled = json.loads((directory / UNLABELLED_FILE).read_text(encoding="utf-8"))
     deployed = None if is_full else _deployed_model(settings, database)
-    return train(own, counts, rows, deployed=deployed, unlabelled=unlabelled)
+    return train(own, counts, rows, deployed=deployed, unlabelled=_unlabelled(directory))
+
+
+def _unlabelled(directory: Path) -> list[str]:
+    """Return the sampled live texts that the retraining learns from."""
+    texts: list[str] = []
+    with suppress(FileNotFoundError):  # an older release of the pipeline began the job
+        texts = json.loads((directory / UNLABELLED_FILE).read_text(encoding="utf-8"))
+    return texts
 
 
 def _deployed_model(settings: Settings, database: Database) -> Path | None:
@@ -295,11 +300,13 @@ def _has_withdrawn(database: Database, version: int) -> bool:
     return bool(events.of_kinds_since(database, made_by[0].started_at, kinds))
 
 
-def _publish(own: Settings, database: Database, repository: ModelRepository, version: int) -> list[GateVerdict]:
+def _publish(
+    own: Settings, database: Database, repository: ModelRepository, version: int, unlabelled: Sequence[str]
+) -> list[GateVerdict]:
     """Publish the trained version unless an earlier attempt has; return a failed verdict if its graph lacks parity."""
     if version not in repository.published():
         try:
-            export(own)
+            export(own, unlabelled=unlabelled)
         except ParityError as error:
             return [GateVerdict("parity", False, str(error), {})]
     with database.transaction() as session:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import PipelineError
 from common.settings import Settings
 from export import first_stage
 from export.export import export
@@ -15,8 +16,10 @@ from serving.model_repo.repository import ModelRepository
 from tests.conftest import REFERENCE
 from tests.trainer.test_fine_tune import make_learner, write_texts
 from trainer import resumable_trainer
-from trainer.dataset import load_dataset
+from trainer.dataset import LabelledTexts, load_dataset
+from trainer.distillation import Student
 from trainer.resumable_trainer import ResumableTrainer
+from trainer.selection import hold_out
 from trainer.train import train
 
 
@@ -68,6 +71,33 @@ def test_a_certified_first_stage_decides_texts_as_the_full_model_does(settings: 
         by_full_model = engine.classify(texts).values.argmax(axis=1)
     assert np.sum(found != by_full_model) == certificate.differing
     assert not list((settings.state_dir / "training").iterdir())
+
+
+def test_it_learns_from_other_texts_what_the_full_model_says_of_them(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[LabelledTexts] = []
+
+    def distilling(_: Settings, __: Student, texts: LabelledTexts, *___: object) -> None:
+        given.append(texts)
+        raise PipelineError("this is enough")
+
+    monkeypatch.setattr(first_stage, "distil", distilling)
+    live = [f"{text} indeed" for text in load_dataset(settings).val.texts[:30]]
+    with pytest.raises(PipelineError, match="enough"):
+        export(settings, unlabelled=live)
+    [imitated] = given
+    train, val = load_dataset(settings).train, load_dataset(settings).val
+    learnt, _ = hold_out(train)
+    own = len(learnt.texts)
+    assert imitated.at(range(own)) == learnt
+    assert imitated.texts[own : own + 30] == live
+    assert len(imitated.texts) > own + 30, "with changed texts"
+    assert not set(imitated.texts) & set(val.texts)
+    directory = published(settings.model_copy(update={"max_disagreement": 0.0}))
+    with Engine(directory, REFERENCE, 2) as engine:
+        said = engine.classify(imitated.texts[own:]).values.argmax(axis=1)
+    assert [engine.bundle.labels[label] for label in said] == imitated.labels[own:]
 
 
 @pytest.mark.full

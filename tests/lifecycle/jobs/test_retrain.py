@@ -207,12 +207,18 @@ def test_a_full_training_follows_an_update_that_the_gates_reject(
     live = [AnsweredText(f"live {n}", "Positive", b"\0" * 8, 3, False, time.monotonic()) for n in range(20)]
     add_sample(database, live, keeps_texts=True)
 
-    def training(*_: object, deployed: Path | None, unlabelled: list[str]) -> None:
+    def training(own: Settings, *_: object, deployed: Path | None, unlabelled: list[str]) -> TrainingRecord:
         begun_from.append(deployed)
+        learnt_from.append(len(unlabelled))
+        shutil.copytree(served.settings.model_dir, own.model_dir)
+        return replace(TrainingRecord.load(own.model_dir), version=99)
+
+    def exporting(_: Settings, unlabelled: list[str]) -> None:
         learnt_from.append(len(unlabelled))
         raise PipelineError("this is enough")
 
     monkeypatch.setattr("lifecycle.jobs.retrain.train", training)
+    monkeypatch.setattr("lifecycle.jobs.retrain.export", exporting)
     tell(database, count=80)
     learning = served.settings.model_copy(update={"learn_from_live": True})
     run_job(learning, database, jobs.enqueue(database, jobs.RETRAIN, "new texts").id)
@@ -220,7 +226,7 @@ def test_a_full_training_follows_an_update_that_the_gates_reject(
     run_job(served.settings, database, jobs.enqueue(database, jobs.RETRAIN, "fewer texts").id)
     assert begun_from == [served.settings.model_dir, None]
     assert 0 < learnt_from[0] < 20, "without what would be held out"
-    assert learnt_from[1] == 0
+    assert learnt_from[1:] == [learnt_from[0], 0, 0], "by the training and its first stage"
     assert "This is a full training, because feedback that it may have learnt was withdrawn." in caplog.text
 
 
