@@ -94,17 +94,16 @@ def main() -> int:
 def _traffic(settings: Settings) -> tuple[Traffic, dict[str, Traffic]]:
     """Return predictions for the validation texts, and for each kind of live texts."""
     dataset = load_dataset(settings)
-    known = {text_hash(text) for text in (*dataset.train.texts, *dataset.val.texts)}
-    reviews = unknown_rows(settings, REVIEW_DOMAINS)
+    reviews = unknown_rows(dataset, REVIEW_DOMAINS)
     negative = [row for row in reviews if row[1] == LABELS[0]]
     positive = [row for row in reviews if row[1] == LABELS[1]]
     kinds: dict[str, list[Row]] = {
         "reviews": reviews,
         "editorials": list(rated_texts("editorial").values()),
         "tweets": list(rated_texts("tweet").values()),
-        "mild reviews": [row for d in REVIEW_DOMAINS for row in rated_texts(d, known, below=_MILD).values()],
+        "mild reviews": unknown_rows(dataset, REVIEW_DOMAINS, below=_MILD),
         "reviews, 80 % negative": [*negative, *positive[: len(negative) // 4]],
-        "faint reviews": [row for d in REVIEW_DOMAINS for row in rated_texts(d, known, 0.1, _FAINT).values()],
+        "faint reviews": unknown_rows(dataset, REVIEW_DOMAINS, 0.1, _FAINT),
     }
     validation = list(zip(dataset.val.texts, dataset.val.labels, strict=True))
     repository = ModelRepository(settings.model_repository)

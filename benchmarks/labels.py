@@ -91,7 +91,7 @@ def predictions() -> dict[str, IsRight]:
     with Engine(directory, choose_variant(bundle, Wanted()).variant, usable_cores()) as engine:
         for name, domains in KINDS.items():
             rows = held_out if name == "reviews" else []
-            rows += unknown_rows(settings, domains)
+            rows += unknown_rows(dataset, domains)
             texts = [text for text, _ in rows]
             starts = range(0, len(texts), _BATCH)
             values = np.concatenate([engine.classify(texts[start : start + _BATCH]).values for start in starts])

@@ -10,7 +10,7 @@ from common.settings import PACKAGED, Settings
 from export.export import export
 from serving.model_repo.repository import ModelRepository
 from storage.feedback import text_hash
-from trainer.dataset import load_dataset
+from trainer.dataset import Dataset
 from trainer.sample_data import CLEAR_RATING, Domain, read_ratings, write_sample_data
 from trainer.train import train
 
@@ -83,12 +83,13 @@ def rated_texts(
     return rows
 
 
-def unknown_rows(settings: Settings, domains: Sequence[Domain]) -> list[Row]:
-    """Return the texts of domains that are in no data file, with their labels.
+def unknown_rows(
+    dataset: Dataset, domains: Sequence[Domain], least: float = CLEAR_RATING, below: float = math.inf
+) -> list[Row]:
+    """Return the texts of domains that are not in `dataset`, with their labels; ratings are as in `rated_texts`.
 
     Raises:
-        PipelineError: the ratings cannot be downloaded, or there is a problem with the data files.
+        PipelineError: the ratings cannot be downloaded.
     """
-    dataset = load_dataset(settings)
     known = {text_hash(text) for text in (*dataset.train.texts, *dataset.val.texts)}
-    return [row for domain in domains for row in rated_texts(domain, known).values()]
+    return [row for domain in domains for row in rated_texts(domain, known, least, below).values()]

@@ -54,7 +54,7 @@ class Run:
         """Return a set of texts, and add its lengths to the results."""
         if name not in self._sets:
             tokenizer = self.model.tokenizer()
-            self._sets[name] = text_set(name, tokenizer, self.model.unknown)
+            self._sets[name] = text_set(name, tokenizer, [text for text, _ in self.model.unknown])
             self.results.texts[name] = describe_lengths(self._sets[name], tokenizer)
         return self._sets[name]
 

@@ -124,9 +124,8 @@ def _certified(
     those of `val` certify it.
     """
     with Engine(directory, variant, usable_cores()) as full:
-        wanted = (
-            student.steps * settings.batch_size - len(learnt.texts) - len(unlabelled)
-        )  # so that no text comes twice
+        # As many as the training reads, so that it reads hardly any text twice.
+        wanted = student.steps * settings.batch_size - len(learnt.texts) - len(unlabelled)
         judging = {*selection.texts, *val}
         changed = [text for text in changed_texts(learnt.texts, wanted, settings.seed) if text not in judging]
         texts = [*learnt.texts, *unlabelled, *changed]

@@ -57,16 +57,14 @@ def measure(run: Run) -> None:
     with ExitStack() as stack:
         repository = run.model.repository.root
         pipeline = stack.enter_context(running_pipeline(repository, run.directory / "pipeline"))
+        run.progress(f"{SECTION}: waiting until every server answers")
         others = dict(_start_baselines(run, stack))
         if run.model.one_stage:
             alone = stack.enter_context(
                 running_pipeline(run.model.one_stage.root, run.directory / "one_stage_pipeline")
             )
+            alone.wait_until_answering("/health/ready", START_TIMEOUT_S)
             others[GATEWAY_ONE_STAGE] = alone
-        run.progress(f"{SECTION}: waiting until every server answers")
-        for name, server in others.items():
-            path = "/health/ready" if name == GATEWAY_ONE_STAGE else "/health"
-            server.wait_until_answering(path, START_TIMEOUT_S)
         pipeline.wait_until_answering("/health/ready", START_TIMEOUT_S)
         for server in others.values():
             server.suspend()

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
-from sklearn.metrics import accuracy_score, f1_score
 
-from benchmarks.rated_texts import Row, rated_texts, unknown_rows
+from benchmarks.models import LIMIT
+from benchmarks.rated_texts import Row, rated_texts
 from benchmarks.results import Figures, Results, in_a_line
 from benchmarks.run import Run
 from benchmarks.texts import distinct_texts
@@ -22,7 +22,7 @@ from serving.backend.cpu import usable_cores
 from serving.backend.engine import Engine
 from serving.model_repo.bundle import FIRST_STAGE, Bundle, Certificate
 from serving.model_repo.variants import Variant
-from trainer.sample_data import REVIEW_DOMAINS
+from trainer.evaluation import macro_f1
 
 SECTION = "stages"
 TITLE = "Two stages, texts with labels by people"
@@ -52,16 +52,16 @@ class _Predictions(NamedTuple):
 def measure(run: Run) -> None:
     """Measure the deployed version with both stages; a version with one stage is left out."""
     certificate = Bundle.load(run.model.directory).first_stage
-    if run.model.settings is None or certificate is None:
+    if certificate is None:
         run.results.notes.append(f"{SECTION}: the model has one stage.")
         return
-    kinds = {"reviews": unknown_rows(run.model.settings, REVIEW_DOMAINS), "tweets": list(rated_texts("tweet").values())}
+    kinds = {"reviews": run.model.unknown, "tweets": list(rated_texts("tweet").values())}
     predicted = {}
     for name, rows in kinds.items():
         run.progress(f"{SECTION}: {len(rows):,} {name}, by each stage")
         predicted[name] = _predict(run, certificate, rows)
         _add(run, name, "as certified", _quality(predicted[name], certificate.threshold))
-    for limit in (0.01, 0.02):
+    for limit in (LIMIT, 2 * LIMIT):
         _add(run, f"reviews, {SPLITS} random splits", f"limit {limit:.0%}", _on_splits(predicted["reviews"], limit))
     _stream(run, certificate.full, kinds, predicted)
 
@@ -87,10 +87,10 @@ def _quality(of: _Predictions, threshold: float) -> Figures:
     return {
         "decided_share": float(decided.mean()),
         "differing_share": float((pair != of.full).mean()),
-        "accuracy": accuracy_score(of.right, pair),
-        "accuracy_of_full": accuracy_score(of.right, of.full),
-        "macro_f1": f1_score(of.right, pair, average="macro"),
-        "macro_f1_of_full": f1_score(of.right, of.full, average="macro"),
+        "accuracy": float((pair == of.right).mean()),
+        "accuracy_of_full": float((of.full == of.right).mean()),
+        "macro_f1": macro_f1(pair, of.right),
+        "macro_f1_of_full": macro_f1(of.full, of.right),
     }
 
 
@@ -116,7 +116,7 @@ def _on_splits(of: _Predictions, limit: float) -> Figures:
     }
 
 
-def _stream(run: Run, variant: Variant, kinds: dict[str, list[Row]], predicted: dict[str, _Predictions]) -> None:
+def _stream(run: Run, variant: Variant, kinds: dict[str, Sequence[Row]], predicted: dict[str, _Predictions]) -> None:
     """Classify the reviews, then the tweets, with the audit, and record each step's figures."""
     with Engine(run.model.directory, variant, usable_cores()) as engine:
         for name, turns in (("reviews", 1), ("tweets", TURNS)):
@@ -159,7 +159,7 @@ def plot(results: Results, file: Path) -> None:
         axis.axvline(tweets, color="grey", linestyle=":")
         axis.set_ylabel(title)
         axis.set_ylim(bottom=0)
-    axes[0].axhline(1, color="tab:red", linewidth=1, label="limit")
+    axes[0].axhline(100 * LIMIT, color="tab:red", linewidth=1, label="limit")
     axes[0].legend(loc="upper right")
     axes[0].set_title("reviews, then tweets (from the dotted line)")
     axes[-1].set_xlabel("texts")

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import models
 from benchmarks.models import make_model, refuse_slow_int8
+from benchmarks.rated_texts import write_sample_part
 from export.variants import unmeasured_proof
 from serving.backend.variant_choice import Wanted, choose_variant
 from serving.model_repo.bundle import FIRST_STAGE, Bundle
@@ -40,7 +41,7 @@ def test_a_trained_model_with_two_stages_is_served_beside_itself_with_one(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "TRAINED", trained := tmp_path / "trained")
-    monkeypatch.setattr(models, "train_once", lambda *_, **__: None)
+    monkeypatch.setattr(models, "train_once", lambda settings, *_, **__: write_sample_part(settings, 300, seed=1))
     repository = ModelRepository(trained / "triton_repo")
     staging = repository.staging_directory(1)
     shutil.copytree(directory, staging, dirs_exist_ok=True)
@@ -54,4 +55,5 @@ def test_a_trained_model_with_two_stages_is_served_beside_itself_with_one(
     assert made.one_stage.deployed() == 1
     assert Bundle.load(made.alone).first_stage is None
     assert not (made.alone / FIRST_STAGE).exists()
+    assert len(made.unknown) > 11_000
     assert made.choice().variant == choose_variant(Bundle.load(made.directory), Wanted()).variant

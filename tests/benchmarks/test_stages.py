@@ -11,7 +11,6 @@ from benchmarks.rated_texts import LABELS
 from benchmarks.results import Results
 from benchmarks.run import Run
 from benchmarks.sections import stages
-from common.settings import Settings
 from serving.backend.engine import Engine
 from serving.model_repo.bundle import FIRST_STAGE, Bundle
 from serving.model_repo.repository import ModelRepository
@@ -35,7 +34,6 @@ class OneVersion(ModelRepository):
 
 @pytest.fixture
 def run(directory: Path, bert_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(stages, "unknown_rows", lambda *_: ROWS)
     monkeypatch.setattr(stages, "rated_texts", lambda *_: dict(enumerate(ROWS)))
     monkeypatch.setattr(stages, "distinct_texts", iter)  # other letters are other tokens of this model
     monkeypatch.setattr(stages, "TURNS", 1)
@@ -43,7 +41,7 @@ def run(directory: Path, bert_bundle: Path, tmp_path: Path, monkeypatch: pytest.
     for name in ("_THRESHOLD_TEXTS", "_CERTIFYING_TEXTS"):
         monkeypatch.setattr(stages, name, len(ROWS) // 3)
     model = BenchmarkModel(
-        "a pair", OneVersion(directory), 1, tmp_path, one_stage=OneVersion(bert_bundle), settings=Settings()
+        "a pair", OneVersion(directory), 1, tmp_path, one_stage=OneVersion(bert_bundle), unknown=ROWS
     )
     results = Results("base-trained", "a pair", {}, {})
     return Run(model, results, Mock(), tmp_path, seconds=0.1, repeats=1, progress=print)
